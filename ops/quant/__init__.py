@@ -1,0 +1,1 @@
+"""Quantization arithmetic: one method a file, what they share in `base`."""

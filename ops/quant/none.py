@@ -1,0 +1,15 @@
+"""No quantization: the float model goes through the same bundle and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Quantizer
+
+
+@dataclass(frozen=True)
+class NoQuantization(Quantizer):
+    """Every linear stays float."""
+
+    quant_type: ClassVar[str] = "FLOAT"

@@ -1,0 +1,66 @@
+"""Fixtures: a random LLaMA that runs in milliseconds, and the real SmolLM2 behind the marker `real`."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a busy 2-core machine
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ops.framework import embedded
+from ops.framework.base import Device, Model
+from ops.framework.pytorch import PyTorch, TorchModel
+
+CPU = Device(name="cpu", type="cpu")
+ARCHITECTURE = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 259,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs.", "今天天气很好。"]
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("SLIMRUN_CACHE", "~/.cache/slimrun")).expanduser()
+
+
+def tiny(dtype: str = "float32", **changes: object) -> TorchModel:
+    model = Model("tiny", "random", dtype=dtype, architecture=ARCHITECTURE | changes)
+    return PyTorch().load(model, CPU, Path("unused"), seed=0)
+
+
+@pytest.fixture
+def tiny_model() -> TorchModel:
+    return tiny()
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """A tiny random model as a user's folder: config.json, safetensors, tokenizer."""
+    folder = tmp_path / "tiny"
+    model = tiny()
+    model.module.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> TorchModel:
+    """The real model, fetched once into the cache; the session shares it, so tests must not change it."""
+    torch.set_num_threads(2)
+    path = embedded.folder(cache_folder())
+    return PyTorch().load(Model("smollm2", "pretrained", str(path)), CPU, cache_folder(), seed=0)

@@ -1,0 +1,98 @@
+"""The deployed integer arithmetic: exact products, input grids, bias and scale folding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ops.quant.base import (
+    ActivationGrid,
+    QuantizedWeight,
+    activation_grid,
+    dequantization,
+    exact_matmul,
+    has_exact_int8_product,
+    int8_linear,
+    int8_matmul,
+    quantize_activation,
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 30), st.integers(0, 2**31))
+def test_integer_products_are_exact(rows: int, depth: int, out: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-128, 128, (rows, depth), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-127, 128, (out, depth), dtype=torch.int8, generator=generator)
+    expected = (x.to(torch.int64) @ weight.to(torch.int64).t()).to(torch.int32)
+    assert torch.equal(int8_matmul(x, weight), expected)
+    assert torch.equal(exact_matmul(x, weight), expected)
+
+
+def test_a_product_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saturating(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return exact_matmul(x, weight.t()).clamp(-32768, 32767)
+
+    has_exact_int8_product.cache_clear()
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    x = torch.full((2, 64), 127, dtype=torch.int8)
+    try:
+        assert int8_matmul(x, x).unique().tolist() == [127 * 127 * 64]
+    finally:
+        has_exact_int8_product.cache_clear()
+
+
+def test_products_stay_exact_at_the_extremes_of_a_deep_matrix() -> None:
+    x = torch.full((2, 14000), -128, dtype=torch.int8)
+    weight = torch.full((3, 14000), 127, dtype=torch.int8)
+    for product in (int8_matmul(x, weight), exact_matmul(x, weight)):
+        assert product.unique().tolist() == [-128 * 127 * 14000]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale", "offset"),
+    [(-1.0, 1.55, 0.01, -28), (0.0, 2.55, 0.01, -128), (-2.55, -1.0, 0.01, 127), (0.0, 0.0, 1.1920929e-07, -128)],
+)
+def test_activation_grid_golden(low: float, high: float, scale: float, offset: int) -> None:
+    grid = activation_grid(low, high, torch.float32)
+    assert grid.scale == pytest.approx(scale, rel=1e-6)
+    assert grid.offset == offset
+
+
+def test_scale_is_the_number_that_the_models_dtype_can_store() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        grid = activation_grid(-1.0, 2.0, dtype)
+        assert grid.scale == float(torch.tensor(grid.scale, dtype=dtype)) != 3 / 255
+
+
+def test_float16_models_keep_deq_scale_in_float32() -> None:
+    weight = QuantizedWeight(torch.ones(1, 4, dtype=torch.int8), torch.tensor([[1.2345e-4]]))
+    deq_scale, _ = dequantization(weight, None, ActivationGrid(float(torch.tensor(3.1e-4, dtype=torch.float16)), 0))
+    assert deq_scale.dtype == torch.float32
+    # the product in float16 would be the subnormal 5.96e-08, 56 % off
+    assert float(deq_scale) == pytest.approx(1.2345e-4 * 3.1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_integer_and_fake_quantized_forward_agree_to_rounding(dtype: torch.dtype, with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = (torch.randn(3, 7, 96, generator=generator) * 2 + 0.5).to(dtype)
+    values = torch.randint(-127, 128, (40, 96), dtype=torch.int8, generator=generator)
+    weight = QuantizedWeight(values, torch.rand(40, 1, generator=generator) * 0.01 + 1e-3)
+    bias = torch.randn(40, generator=generator) if with_bias else None
+    grid = activation_grid(float(x.min()), float(x.max()) * 0.8, dtype)  # a part of x clips
+    deq_scale, quant_bias = dequantization(weight, bias, grid)
+
+    deployed = int8_linear(x, values, grid, quant_bias, deq_scale)
+    fake_input = (quantize_activation(x, grid).double() - grid.offset) * grid.scale
+    fake = torch.nn.functional.linear(fake_input, values.double() * weight.scale.double())
+    fake = fake if bias is None else fake + bias.double()
+
+    assert deployed.dtype == dtype
+    assert deployed.shape == (3, 7, 40)
+    # the bias is rounded to a multiple of deq_scale: half a step; the rest is the output dtype's rounding
+    allowed = 0.5 * deq_scale.double() + fake.abs() * torch.finfo(dtype).eps + 1e-6
+    assert ((deployed.double() - fake).abs() <= allowed).all()

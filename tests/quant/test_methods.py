@@ -1,0 +1,145 @@
+"""The weight formulas against an independent numpy statement of them, golden numbers, and their corner cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ops.quant.base import Quantizer
+from ops.quant.w8a8 import W8A8
+from ops.quant.w8a8s import W8A8S, outlier_threshold
+
+METHODS = [W8A8(), W8A8(per_channel=False), W8A8S(), W8A8S(fraction=0.1), W8A8S(per_channel=False)]
+
+
+def co_sparse(weight: np.ndarray, fraction: float, per_channel: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The formula of the sparse quantizer, stated with a full sort in numpy."""
+    magnitudes = np.sort(np.abs(weight).reshape(-1))[::-1]
+    threshold = magnitudes[int(np.floor(fraction * weight.size)) - 1]
+    if per_channel:
+        normal = np.where(np.abs(weight) <= threshold, np.abs(weight), 0).max(axis=1, keepdims=True)
+    else:
+        normal = np.full((1, 1), threshold)
+    step = (normal / 7).astype(np.float32)
+    return np.clip(np.rint(weight / step), -127, 127).astype(np.int8), step
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.011, 0.03, 0.1])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("planted", [0.0, 40.0])
+def test_w8a8s_equals_the_formula(fraction: float, per_channel: bool, planted: float) -> None:
+    weight = np.random.default_rng(1).standard_normal((64, 160)).astype(np.float32)
+    weight[3, 5] += planted
+    found = W8A8S(fraction=fraction, per_channel=per_channel).quantize_weight(torch.from_numpy(weight))
+    integers, step = co_sparse(weight, fraction, per_channel)
+    np.testing.assert_array_equal(found.values.numpy(), integers)
+    np.testing.assert_allclose(found.scale.numpy(), step, rtol=1e-7)
+
+
+def test_w8a8s_golden() -> None:
+    weight = torch.tensor([[0.1, -0.2, 0.3, 0.7], [1.4, -1.4, 0.2, 10.0], [0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.5, 0.5]])
+    found = W8A8S(fraction=0.1).quantize_weight(weight)  # floor(0.1 * 16) = 1: T = 10, nothing is an outlier
+    torch.testing.assert_close(found.scale.reshape(-1), torch.tensor([0.1, 10 / 7, 10 / 7, 0.5 / 7]))
+    assert found.values.tolist() == [[1, -2, 3, 7], [1, -1, 0, 7], [0, 0, 0, 0], [7, -7, 7, 7]]
+
+
+def test_w8a8_golden() -> None:
+    found = W8A8().quantize_weight(torch.tensor([[1.27, -0.635, 0.01], [0.0, 0.0, 0.0]]))
+    assert found.values.tolist() == [[127, -64, 1], [0, 0, 0]]  # -63.5 rounds half to even
+    torch.testing.assert_close(found.scale, torch.tensor([[0.01], [0.01]]))
+
+
+def test_outliers_use_the_same_step_and_saturate() -> None:
+    weight = torch.full((10, 20), 0.07)
+    weight[0, 0], weight[1, 0] = 0.7, 500.0
+    found = W8A8S(fraction=0.015).quantize_weight(weight)  # three outliers asked, T = 0.07
+    assert found.values[0, 0] == 70
+    assert found.values[1, 0] == 127
+    assert found.values[2:].unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+class TestEveryMethod:
+    def test_zero_tensor_and_zero_row(self, method: Quantizer) -> None:
+        weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+        weight[2] = 0
+        for case in (weight, torch.zeros(4, 8)):
+            found = method.quantize_weight(case)
+            assert torch.isfinite(found.scale).all()
+            assert (found.scale > 0).all()
+            assert not found.values[(case == 0).all(dim=1)].any()
+
+    def test_row_of_outliers_only(self, method: Quantizer) -> None:
+        weight = torch.full((100, 100), 0.01)
+        weight[0] = 5.0  # one percent of the tensor, all of it in one row
+        found = method.quantize_weight(weight)
+        restored = found.values[0] * found.scale.expand(100, 1)[0]
+        assert torch.isfinite(found.scale).all()
+        assert (restored > 0).all()
+
+    def test_tensor_smaller_than_one_outlier(self, method: Quantizer) -> None:
+        found = method.quantize_weight(torch.tensor([[0.5, -0.25]]))
+        torch.testing.assert_close(found.values * found.scale, torch.tensor([[0.5, -0.25]]), atol=0.04, rtol=0)
+
+    def test_refuses_what_is_no_finite_matrix(self, method: Quantizer) -> None:
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            method.quantize_weight(torch.tensor([[1.0, float("nan")]]))
+        with pytest.raises(ValueError, match="2 dimensions"):
+            method.quantize_weight(torch.ones(3))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_weights_quantize_as_their_float32_values(
+        self, method: Quantizer, dtype: torch.dtype
+    ) -> None:
+        weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
+        half, full = method.quantize_weight(weight), method.quantize_weight(weight.float())
+        assert torch.equal(half.values, full.values)
+        assert torch.equal(half.scale, full.scale)
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        hnp.arrays(
+            np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.floats(-1e4, 1e4, width=32)
+        )
+    )
+    def test_properties(self, method: Quantizer, weight: np.ndarray) -> None:
+        found = method.quantize_weight(torch.from_numpy(weight))
+        assert found.values.dtype == torch.int8
+        assert int(found.values.min()) >= -127
+        assert torch.isfinite(found.scale).all()
+        assert (found.scale > 0).all()
+        unclipped = found.values.abs() < 127
+        error = (torch.from_numpy(weight) - found.values * found.scale).abs()
+        assert (error[unclipped] <= (found.scale * 0.5001).expand_as(error)[unclipped] + 1e-6).all()
+
+
+@given(st.floats(0.01, 0.1))
+def test_share_of_outliers_is_at_most_the_fraction(fraction: float) -> None:
+    weight = torch.randn(40, 50, generator=torch.Generator().manual_seed(3))
+    above = int((weight.abs() > outlier_threshold(weight, fraction)).sum())
+    assert above == int(fraction * 2000) - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fraction": 0.5}, "fraction=0.5 is out of range; allowed: 0.01 to 0.1"),
+        ({"observer": "median"}, "observer=median is not known; allowed: auto, minmax, histogram"),
+        ({"fallback_level": -1}, "fallback_level=-1 is out of range"),
+    ],
+)
+def test_knobs_are_validated(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        W8A8S(**arguments)  # type: ignore[arg-type]
+
+
+def test_ignored_names_globs_and_the_last_linear() -> None:
+    names = ["layers.0.q", "layers.0.down", "layers.1.q", "layers.1.down", "lm_head"]
+    assert W8A8S(ignore=["*.down", "layers.0.q"]).ignored(names) == {*names} - {"layers.1.q"}
+    assert W8A8S(ignore_last_linear=False).ignored(names) == set()
+    with pytest.raises(ValueError, match=r"ignore=\[layers.0.dwn\] matches no linear.*near it: layers.0.down"):
+        W8A8S(ignore=["layers.0.dwn"]).ignored(names)
