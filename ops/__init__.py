@@ -1,0 +1,37 @@
+"""Quantization, lossless coding and the frameworks that hold the model.
+
+from ops import Calibrator, Compressor, load_bundle
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ops.compress.compressor import Compressor
+    from ops.framework.base import LoadedModel
+    from ops.framework.pytorch import Calibrator
+
+__all__ = ["Calibrator", "Compressor", "load_bundle"]
+
+
+def load_bundle(folder: str | Path, device: str = "cpu") -> LoadedModel:
+    """The running model of a bundle, from nothing but its folder; ValueError when a file of it is damaged."""
+    from ops.framework.base import Device
+    from ops.framework.pytorch import PyTorch
+
+    return PyTorch().restore(Path(folder), Device(name=device, type=device))
+
+
+def __getattr__(name: str) -> Any:
+    """Imported on first use: `import ops.compress` alone must not pull torch and transformers."""
+    if name == "Compressor":
+        from ops.compress.compressor import Compressor
+
+        return Compressor
+    if name == "Calibrator":
+        from ops.framework.pytorch import Calibrator
+
+        return Calibrator
+    raise AttributeError(f"module 'ops' has no attribute {name!r}")

@@ -1,0 +1,180 @@
+"""The deployable bundle: what is written, how it is read back, and the proof that both are the same.
+
+A folder (0750) with one safetensors file (0400), a description in JSON (0600) that names the type of every tensor,
+config.json and the tokenizer's files (0600). The layout follows msModelSlim's W8A8S files; types that end in C hold
+coded weights as `.weight`, `.index` and `.info`. The description's `container` says which coder wrote them, so that
+nobody takes our stream for the one of the Ascend hardware.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ops.compress.base import Codec, Parts
+from ops.compress.native import Native
+from ops.compress.none import NoCompression
+
+CODECS: dict[str, type[Codec]] = {Native.container: Native}
+FOLDER_MODE, WEIGHT_MODE, DESCRIPTION_MODE = 0o750, 0o400, 0o600
+FLOAT = "FLOAT"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory: decoded tensors by name, and which linears are quantized."""
+
+    tensors: dict[str, Tensor]
+    quantized: list[str]
+    quant_type: str
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    coded: Mapping[str, Parts],
+    quant_type: str,
+    codec: Codec,
+    save_description: Callable[[Path], None],
+) -> Path:
+    """Write the bundle atomically and return the weight file's path.
+
+    `tensors` is everything the model stores, `coded` the coded parts of its int8 weights (by linear),
+    `save_description` writes config and tokenizer into a folder. An existing bundle is replaced only once the new
+    one is complete on disk; on any failure nothing of the new one is left.
+    """
+    quant_type += "C" if codec.container and coded else ""
+    stored = {key: value for key, value in tensors.items() if key.removesuffix(".weight") not in coded}
+    stored |= {
+        f"{name}.{suffix}": torch.from_numpy(part) for name, parts in coded.items() for suffix, part in parts.items()
+    }
+    owners = set(coded)
+    types = {key: quant_type if _owner(key) in owners and not key.endswith(".bias") else FLOAT for key in stored}
+    description: dict[str, Any] = {"model_quant_type": quant_type, **dict(sorted(types.items()))}
+    if codec.container and coded:
+        description["container"] = {"name": codec.container, "version": codec.version}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        save_description(scratch)
+        weights = scratch / f"quant_model_weight_{quant_type.lower()}.safetensors"
+        save_file(stored, weights, metadata={"format": "pt"})
+        text = json.dumps(description, indent=2)
+        (scratch / f"quant_model_description_{quant_type.lower()}.json").write_text(text + "\n", encoding="utf-8")
+        for file in scratch.iterdir():
+            file.chmod(WEIGHT_MODE if file == weights else DESCRIPTION_MODE)
+            _sync(file)
+        scratch.chmod(FOLDER_MODE)
+        _replace(scratch, folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return folder / weights.name
+
+
+def read(folder: Path) -> Bundle:
+    """Read a bundle and decode its weights; ValueError names the file or tensor that is wrong."""
+    description = _description(folder)
+    quant_type = str(description.get("model_quant_type"))
+    weights = folder / f"quant_model_weight_{quant_type.lower()}.safetensors"
+    stored: dict[str, Tensor] = {}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                if key not in description:
+                    raise ValueError(f"{weights} holds {key}, which its description does not name")
+                stored[key] = file.get_tensor(key)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights}: {error}") from error
+    codec = _codec(folder, description)
+    quantized = [key.removesuffix(".quant_bias") for key in stored if key.endswith(".quant_bias")]
+    for name in quantized:
+        keys = [f"{name}.{suffix}" for suffix in ("info", "index", "weight")]
+        parts = {key.rpartition(".")[2]: stored.pop(key).numpy() for key in keys if key in stored}
+        try:
+            stored[f"{name}.weight"] = torch.from_numpy(codec.decode(parts))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{weights}: {name}: {error}") from error
+    return Bundle(stored, quantized, quant_type)
+
+
+def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Read the written bundle and compare every tensor bit for bit; ValueError names the first that differs."""
+    found = read(folder).tensors
+    if found.keys() != tensors.keys():
+        different = sorted(found.keys() ^ tensors.keys())
+        raise ValueError(f"{folder} does not hold the model's tensors: {', '.join(different[:3])}")
+    for key, tensor in tensors.items():
+        same = found[key].dtype == tensor.dtype and found[key].shape == tensor.shape
+        if not same or not np.array_equal(_bytes(found[key]), _bytes(tensor)):
+            raise ValueError(f"{folder}: {key} read back differs from what was written")
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files of the bundle."""
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    files = sorted(folder.glob("quant_model_description*.json")) if folder.is_dir() else []
+    if len(files) != 1:
+        raise ValueError(f"{folder} is no bundle: it holds {len(files)} quant_model_description*.json, expected one")
+    try:
+        description = json.loads(files[0].read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{files[0]}: {error}") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"{files[0]} holds no JSON object")
+    return description
+
+
+def _codec(folder: Path, description: Mapping[str, Any]) -> Codec:
+    container = description.get("container")
+    if container is None:
+        return NoCompression()
+    name, version = container.get("name"), container.get("version")
+    if name not in CODECS or CODECS[name].version != version:
+        known = ", ".join(f"{codec.container} {codec.version}" for codec in CODECS.values())
+        raise ValueError(f"{folder}: container {name} {version} is not known here; known: {known}")
+    return CODECS[name]()
+
+
+def _owner(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(scratch: Path, folder: Path) -> None:
+    """Put the finished scratch folder in the place of `folder`."""
+    _sync(scratch)
+    if folder.exists():
+        previous = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-previous-"))
+        os.rename(folder, previous)
+        os.rename(scratch, folder)
+        shutil.rmtree(previous)
+    else:
+        os.rename(scratch, folder)
+    _sync(folder.parent)

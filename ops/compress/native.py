@@ -1,0 +1,46 @@
+"""The project's own entropy coder (`ops/csrc`): tile-indexed, checksummed, decodable tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ops import compress
+
+from .base import Int8Array, Parts
+
+SECTIONS = ("info", "index", "weight")
+
+
+@dataclass(frozen=True)
+class Native:
+    """Codes a matrix as `.info` (header), `.index` (models and tile entries) and `.weight` (coded tiles)."""
+
+    container: ClassVar[str] = compress.CONTAINER_NAME
+    version: ClassVar[int] = compress.CONTAINER_VERSION
+
+    tile_size: int = 65536
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and the range."""
+        if not 4096 <= self.tile_size <= 1 << 20 or self.tile_size & (self.tile_size - 1):
+            raise ValueError(f"tile_size={self.tile_size} is out of range; allowed: powers of two, 4096 to 1048576")
+        if self.threads < 0:
+            raise ValueError(f"threads={self.threads} is out of range; allowed: 0 (all cores) or more")
+
+    def encode(self, weight: Int8Array) -> Parts:
+        """Code an int8 array of any shape."""
+        sections = compress.encode_sections(weight, tile_size=self.tile_size, threads=self.threads)
+        return {"info": sections.info, "index": sections.index, "weight": sections.payload}
+
+    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]]) -> Int8Array:
+        """The array again; every checksum is verified."""
+        missing = [name for name in SECTIONS if name not in parts]
+        if missing:
+            raise ValueError(f"lacks .{', .'.join(missing)}")
+        return compress.decode_sections(parts["info"], parts["index"], parts["weight"], threads=self.threads)

@@ -1,0 +1,1 @@
+"""The frameworks that hold the model; everything above them speaks the protocol of `base`."""

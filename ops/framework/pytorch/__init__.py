@@ -1,0 +1,87 @@
+"""PyTorch: the only place that imports transformers, accelerate and torch_npu."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ops import bundle
+from ops.framework import embedded
+from ops.framework.base import Device, LoadedModel, Model, Unavailable
+from ops.quant.base import Quantizer
+
+from . import loading
+from .calibrator import Calibrator, linear_names
+from .language_model import TorchModel, check_output_head
+
+__all__ = ["Calibrator", "PyTorch", "TorchModel"]
+
+
+@dataclass(frozen=True)
+class PyTorch:
+    """Runs models of transformers on a torch device."""
+
+    def check(self, model: Model, device: Device, cache: Path) -> dict[str, tuple[int, int]]:
+        """Names and shapes of all linears; Unavailable with one line on whatever would stop the run later."""
+        loading.check_device(device)
+        if model.source == "embedded" and embedded.location(cache).is_dir():
+            try:
+                loading.check_folder(embedded.location(cache))
+            except Unavailable as error:
+                raise Unavailable(f"{error} (delete the folder and it is fetched anew)") from error
+        elif model.source == "embedded":
+            embedded.check_cache(cache)
+        elif model.source == "pretrained" and _is_path(model):
+            path = Path(str(model.path)).expanduser()
+            if not path.is_dir():
+                raise Unavailable(f"model.path={model.path}: no such folder; give a folder or a hub id (owner/name)")
+            loading.check_folder(path)
+        config = loading.read_config(model)
+        shapes = linear_names(loading.skeleton(config, trust_remote_code=model.trust_remote_code))
+        if not shapes:
+            raise Unavailable(f"model={model.name} has no torch.nn.Linear to quantize")
+        return shapes
+
+    def load(self, model: Model, device: Device, cache: Path, seed: int) -> TorchModel:
+        """The float model on the device."""
+        if model.source == "random":
+            module, tokenizer = loading.random_model(model, seed)
+            described = json.dumps([model.architecture, seed, torch.__version__], sort_keys=True)
+            fingerprint = hashlib.sha256(described.encode()).hexdigest()
+        else:
+            folder = embedded.folder(cache) if model.source == "embedded" else Path(str(model.path)).expanduser()
+            path = folder if folder.is_dir() else str(model.path)
+            module, tokenizer = loading.load_pretrained(path, model), loading.load_tokenizer(path, model)
+            commit = getattr(module.config, "_commit_hash", None)
+            fingerprint = loading.folder_hash(folder) if folder.is_dir() else f"{model.path}@{commit}"
+        loaded = TorchModel(module.to(device.type), tokenizer, model.name, f"{fingerprint}:{module.dtype}")
+        check_output_head(loaded)
+        return loaded
+
+    def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
+        """A Calibrator of the model on these texts, each cut to `length` tokens."""
+        assert isinstance(model, TorchModel)
+        samples = []
+        for text in texts:
+            ids = model.tokenizer(text, return_tensors="pt", truncation=True, max_length=length)
+            samples.append({"input_ids": ids["input_ids"].to(model.device), "use_cache": False})
+        # the output head need not run when nothing of it is to be calibrated
+        forward = model.module.base_model if quantizer.ignore_last_linear else model.module
+        return Calibrator(model.module, quantizer, samples, forward)
+
+    def restore(self, folder: Path, device: Device) -> TorchModel:
+        """The running model of a bundle folder, from nothing but its files."""
+        stored = bundle.read(folder)
+        module, tokenizer = loading.rebuild(folder, stored.tensors, stored.quantized)
+        return TorchModel(module.to(device.type), tokenizer, folder.name, "bundle")
+
+
+def _is_path(model: Model) -> bool:
+    """Whether model.path means a folder here rather than a hub id (`owner/name` that does not exist here)."""
+    path = Path(str(model.path)).expanduser()
+    return path.exists() or path.is_absolute() or len(path.parts) != 2 or str(model.path).startswith((".", "~"))

@@ -1,0 +1,180 @@
+"""From a float torch model to its quantized form: which linears, their integers, their input grids.
+
+Calibration is sequential: one sample after the other runs through the model whose linears are already quantized, so
+a layer is observed on what its quantized predecessors produce. Each linear's observer takes the sample's input and
+the grid follows it at once. Nothing here can be shared between runs that quantize different layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ops.framework.base import Layer, Progress
+from ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, activation_grid
+from ops.quant.observer import Observer, make_observer, range_parameter
+
+from .int8_linear import Int8Linear
+
+Sample = Sequence[Any] | Mapping[str, Any]  # model(*sample) or model(**sample)
+FLOAT_SAMPLES = 5  # how many samples the float statistics look at, as msModelSlim does
+
+
+def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name and shape [n, k] of every `nn.Linear`, in module order."""
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+class Calibrator:
+    """Quantizes `model` in place with `quantizer`, calibrated on `samples`.
+
+    `forward` runs one sample; by default the model itself is called.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        quantizer: Quantizer,
+        samples: Sequence[Sample],
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.quantizer = quantizer
+        self.samples = samples
+        self.forward = forward or model
+        self.layers: dict[str, Layer] = {}
+        self._weights: dict[str, QuantizedWeight] = {}
+
+    def run(self) -> list[Layer]:
+        """Quantize the weights, then calibrate the inputs; returns the per-layer table."""
+        self.quantize()
+        return self.calibrate()
+
+    @torch.no_grad()
+    def quantize(self) -> None:
+        """Replace every selected `nn.Linear` by an `Int8Linear` with its integers."""
+        shapes = linear_names(self.model)
+        self.layers = {name: Layer(name, shape, quantized=False) for name, shape in shapes.items()}
+        if self.quantizer.quant_type == "FLOAT":
+            return
+        if not self.samples:
+            raise ValueError("static activations need calibration samples, and there are none")
+        ignored = self.quantizer.ignored(list(shapes))
+        selected = [name for name in shapes if name not in ignored]
+        self._measure_tails(selected)
+        for name in self._fallback(selected):
+            self.layers[name].fallback = True
+        for name in selected:
+            if not self.layers[name].fallback:
+                self._quantize_layer(name)
+
+    @torch.no_grad()
+    def calibrate(self, progress: Progress = lambda done, total: None) -> list[Layer]:
+        """Run the samples through the quantized model and fix every input grid."""
+        observers = {
+            name: make_observer(self.quantizer.observer, self.layers[name].range_parameter) for name in self._weights
+        }
+        hooks = [
+            self._module(name).register_forward_pre_hook(self._observe(name, observer))
+            for name, observer in observers.items()
+        ]
+        try:
+            for done, sample in enumerate(self.samples if observers else [], start=1):
+                self._run(sample)
+                progress(done, len(self.samples))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, observer in observers.items():
+            layer = self.layers[name]
+            layer.observer = type(observer).__name__.removesuffix("Observer").lower()
+            layer.input_low, layer.input_high = observer.range()
+        self._weights.clear()
+        return list(self.layers.values())
+
+    def _observe(self, name: str, observer: Observer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """A pre-hook that moves the linear's grid to what its observer has seen, this input included."""
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(module, Int8Linear)
+            observer.update(inputs[0])
+            module.set_grid(self._weights[name], self._grid(observer, module.dtype))
+
+        return hook
+
+    @staticmethod
+    def _grid(observer: Observer, dtype: torch.dtype) -> ActivationGrid:
+        return activation_grid(*observer.range(), dtype)
+
+    def _measure_tails(self, names: Sequence[str]) -> None:
+        """Heaviness of the tails of each linear's input in the float model, over the first samples."""
+        if self.quantizer.observer != "auto" and self.quantizer.fallback_level == 0:
+            return
+        lows, highs, stds = ({name: 0.0 for name in names} for _ in range(3))
+
+        def measure(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                x = inputs[0].detach().to(torch.float32).reshape(-1, inputs[0].shape[-1])
+                low, high = torch.aminmax(x, dim=0)
+                lows[name] = min(lows[name], float(low.min()))
+                highs[name] = max(highs[name], float(high.max()))
+                # the original's shift is the sum of the extremes, not half of it: kept, the ranking depends on it
+                stds[name] = max(stds[name], float((x - (low + high)).std()))
+
+            return hook
+
+        hooks = [self._module(name).register_forward_pre_hook(measure(name)) for name in names]
+        try:
+            for sample in self.samples[:FLOAT_SAMPLES]:
+                self._run(sample)
+        finally:
+            for handle in hooks:
+                handle.remove()
+        for name in names:
+            self.layers[name].range_parameter = range_parameter(stds[name], lows[name], highs[name])
+
+    def _fallback(self, names: Sequence[str]) -> list[str]:
+        """The `fallback_level` linears with the heaviest input tails, first in module order on ties."""
+        ranked = sorted(names, key=lambda name: -self.layers[name].range_parameter)
+        return ranked[: self.quantizer.fallback_level]
+
+    def _quantize_layer(self, name: str) -> None:
+        linear = self._module(name)
+        assert isinstance(linear, nn.Linear)
+        try:
+            quantized = self.quantizer.quantize_weight(linear.weight)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        layer = self.layers[name]
+        layer.quantized = True
+        layer.sqnr_db, layer.clipped = _weight_error(linear.weight, quantized)
+        self._weights[name] = quantized
+        bias = None if linear.bias is None else linear.bias.detach()
+        parent, _, child = name.rpartition(".")
+        setattr(self._module(parent), child, Int8Linear(quantized.values, bias, linear.weight.dtype))
+
+    def _run(self, sample: Sample) -> None:
+        if isinstance(sample, Mapping):
+            self.forward(**sample)
+        else:
+            self.forward(*sample)
+
+    def _module(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name)
+
+
+def _weight_error(weight: Tensor, quantized: QuantizedWeight) -> tuple[float, float]:
+    """(signal to noise in dB, share of clipped weights) of the quantized weight."""
+    weight = weight.detach().to(torch.float32)
+    error = weight - quantized.values * quantized.scale
+    noise = float(error.square().mean())
+    signal = float(weight.square().mean())
+    sqnr = 10 * torch.log10(torch.tensor(signal / noise)).item() if noise > 0 and signal > 0 else float("inf")
+    return sqnr, float((error.abs() > 0.5001 * quantized.scale).float().mean())

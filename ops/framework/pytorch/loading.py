@@ -1,0 +1,174 @@
+"""Finding, checking and loading torch models: folders, hub ids, random ones, and bundles read back."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from ops.framework.base import Device, Model, Unavailable
+
+from .int8_linear import Int8Linear
+
+BYTE_SPECIALS = ("<pad>", "<s>", "</s>")
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def check_device(device: Device) -> None:
+    """Unavailable unless torch can compute on the device."""
+    if device.module is not None:
+        if importlib.util.find_spec(device.module) is None:
+            raise Unavailable(f"device={device.name} needs the package {device.module}: {device.install}")
+        try:
+            importlib.import_module(device.module)
+        except Exception as error:  # a broken vendor package raises anything, and its reason is what the user needs
+            raise Unavailable(
+                f"device={device.name}: {device.module} does not load ({error}): {device.install}"
+            ) from error
+    if device.type == "cpu":
+        return
+    backend = getattr(torch, device.type, None)
+    if backend is None or not backend.is_available():
+        raise Unavailable(f"device={device.name}: torch finds no such device here: {device.install}")
+
+
+def read_config(model: Model) -> Any:
+    """The transformers config of a model, without its weights."""
+    if model.source != "pretrained":
+        return AutoConfig.for_model(**model.architecture)
+    try:
+        return AutoConfig.from_pretrained(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:  # the hub client, the json reader and custom code each raise their own
+        raise Unavailable(f"model.path={model.path}: {_first_line(error)}{_config_hint(model, error)}") from error
+
+
+def check_folder(path: Path) -> None:
+    """Unavailable unless the folder holds config.json and whole weight files."""
+    if not (path / "config.json").is_file():
+        raise Unavailable(f"{path} has no config.json; give the folder that save_pretrained wrote")
+    files = [file for pattern in WEIGHT_PATTERNS for file in sorted(path.glob(pattern))]
+    if not files:
+        raise Unavailable(f"{path} has no weights ({', '.join(WEIGHT_PATTERNS)})")
+    for index in path.glob("*.index.json"):
+        for shard in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
+            if not (path / shard).is_file():
+                raise Unavailable(f"{path} lacks {shard}, which {index.name} lists; get it again")
+    for file in path.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise Unavailable(f"{file} is truncated or damaged ({_first_line(error)}); get it again") from error
+
+
+def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The model's modules with parameters on the meta device (no memory) and real buffers."""
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def load_pretrained(path: Path | str, model: Model) -> Any:
+    """The float model of a folder or hub id, on the CPU."""
+    dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
+    with _quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(
+            path, revision=model.revision, dtype=dtype, trust_remote_code=model.trust_remote_code
+        )
+
+
+def load_tokenizer(path: Path | str, model: Model) -> Any:
+    """The tokenizer of a folder or hub id."""
+    return AutoTokenizer.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+
+
+def random_model(model: Model, seed: int) -> tuple[Any, Any]:
+    """(model with random weights, byte-level tokenizer) of the given architecture, equal for equal seeds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = AutoModelForCausalLM.from_config(read_config(model))
+    dtype = torch.float32 if model.dtype == "auto" else getattr(torch, model.dtype)
+    return module.to(dtype), byte_tokenizer()
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer of the 256 bytes and three special tokens: any text, no vocabulary file."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*BYTE_SPECIALS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    pad, bos, eos = BYTE_SPECIALS
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
+
+
+def rebuild(folder: Path, tensors: Mapping[str, Tensor], quantized: list[str]) -> tuple[Any, Any]:
+    """(model, tokenizer) of a bundle folder from its decoded tensors; ValueError when they do not fit the config."""
+    config = AutoConfig.from_pretrained(folder)
+    module = skeleton(config)
+    for name in quantized:
+        prefix = f"{name}."
+        stored = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        try:
+            linear = Int8Linear.from_stored(stored)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {name} {error}") from error
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, linear)
+    owners = {f"{name}." for name in quantized}
+    rest = {key: value for key, value in tensors.items() if f"{key.rpartition('.')[0]}." not in owners}
+    unexpected = module.load_state_dict(rest, strict=False, assign=True).unexpected_keys
+    module.tie_weights()
+    missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
+    if missing or unexpected:
+        raise ValueError(f"{folder} does not fit its config.json: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    if (folder / "generation_config.json").is_file():
+        module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return module, AutoTokenizer.from_pretrained(folder)
+
+
+def folder_hash(path: Path) -> str:
+    """sha256 over names and contents of a model folder's weights, config and tokenizer."""
+    digest = hashlib.sha256()
+    files = sorted(
+        file for file in path.iterdir() if file.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model"}
+    )
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers' own loading bars would fight with the run's progress display."""
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _config_hint(model: Model, error: BaseException) -> str:
+    if "trust_remote_code" in str(error):
+        return "; it brings its own code: add model.trust_remote_code=true if you trust it"
+    return "; give an existing folder, or a hub id while the hub can be reached: model=hf model.path=DIR_OR_HUB_ID"

