@@ -1,0 +1,152 @@
+"""Lossless coding of int8 arrays: a tile-indexed, checksummed order-0 entropy coder.
+
+The container has three sections, which a safetensors file stores as three tensors; one after the other they are the
+contiguous form that `encode` returns. The format is described in `ops/csrc/container.hpp`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ops import _native
+
+CONTAINER_NAME: Final = "slimrun"
+CONTAINER_VERSION: Final = _native.VERSION
+TILE_SIZE: Final = 65536  # elements; half of it costs 0.4 % more, 2^20 costs 0.4 % less
+
+Buffer = bytes | bytearray | memoryview | NDArray[Any]
+
+
+class Sections(NamedTuple):
+    """The sections of a container, as the flat tensors that a file stores; little-endian on any host."""
+
+    info: NDArray[np.int64]  # [5 + ndim]: magic, version, shape, sizes, checksum of info and index
+    # [64 + 12 tiles]: the model, and offset, kind and checksum of each tile; hides tuple.index
+    index: NDArray[np.int8]  # type: ignore[assignment]
+    payload: NDArray[np.int8]  # [packed bytes]: the tiles
+
+
+@dataclass(frozen=True)
+class ContainerInfo:
+    """What a container holds, known without decoding it."""
+
+    shape: tuple[int, ...]
+    tile_size: int  # elements
+    n_tiles: int
+    low_bits: int  # bits of each element that are stored as they are
+    packed_bytes: int  # all three sections
+    raw_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """raw / packed: 2.3 for a sparse-quantized matrix, 0 for an empty array."""
+        return self.raw_bytes / self.packed_bytes
+
+
+def encode(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: int = 0) -> bytes:
+    """Encode an int8 array of any shape with up to 8 dimensions; one that is not contiguous is copied.
+
+    tile_size is in elements, a power of two from 4096 to 2^20; threads 0 uses every core. The bytes depend on neither
+    the number of threads nor the host. At most 168 bytes and 12 a tile are added to the array's own size.
+    Raises TypeError if the dtype is not int8, ValueError for a shape or parameter that the format does not have.
+    """
+    return _encode(array, tile_size, threads).tobytes()
+
+
+def encode_sections(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: int = 0) -> Sections:
+    """Like `encode`, but the three sections as views of one buffer."""
+    return split(_encode(array, tile_size, threads))
+
+
+def decode(buffer: Buffer, out: NDArray[np.int8] | None = None, *, threads: int = 0) -> NDArray[np.int8]:
+    """Decode a container and verify every checksum.
+
+    `out`, if given, is a C-contiguous int8 array of the container's shape, which is filled and returned; after an
+    error its content is undefined. Raises ValueError that says what is wrong with the bytes or with `out`.
+    """
+    return decode_sections(*split(buffer), out=out, threads=threads)
+
+
+def decode_sections(
+    info: NDArray[Any],
+    index: NDArray[Any],
+    payload: NDArray[Any],
+    out: NDArray[np.int8] | None = None,
+    threads: int = 0,
+) -> NDArray[np.int8]:
+    """Like `decode`, from the three sections; only their bytes matter, not their dtypes."""
+    sections = _flat(info), _flat(index), _flat(payload)
+    shape = _native.inspect(*sections)[0]
+    if out is None:
+        out = np.empty(shape, np.int8)
+    elif out.dtype != np.int8:
+        raise TypeError(f"out has dtype {out.dtype}, expected int8")
+    elif out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"out: must be a writable C-contiguous array of shape {shape}, not of {out.shape}")
+    _native.decode_into(*sections, out, threads)
+    return out
+
+
+def decode_tile(buffer: Buffer, i: int) -> NDArray[np.int8]:
+    """Decode the elements i * tile_size .. (i + 1) * tile_size of the array in row-major order, 1-D, alone.
+
+    Raises ValueError if there is no such tile or the container is not valid; other tiles are not looked at.
+    """
+    return _native.decode_tile(*split(buffer), i)
+
+
+def split(buffer: Buffer) -> Sections:
+    """Cut a container into its sections, as views of `buffer`. Raises ValueError if the sizes do not add up."""
+    packed = _flat(np.frombuffer(buffer, np.uint8))
+    info, index, _ = _native.section_sizes(packed)
+    return Sections(
+        packed[:info].view(np.dtype("<i8")),
+        packed[info : info + index].view(np.int8),
+        packed[info + index :].view(np.int8),
+    )
+
+
+def inspect(container: Buffer | Sections) -> ContainerInfo:
+    """Validate all but the tiles and tell what the container holds. Raises ValueError."""
+    sections = container if isinstance(container, Sections) else split(container)
+    shape, tile_size, n_tiles, low_bits = _native.inspect(
+        _flat(sections.info), _flat(sections.index), _flat(sections.payload)
+    )
+    return ContainerInfo(
+        shape=shape,
+        tile_size=tile_size,
+        n_tiles=n_tiles,
+        low_bits=low_bits,
+        packed_bytes=sum(section.nbytes for section in sections),
+        raw_bytes=int(np.prod(shape, dtype=np.int64)),
+    )
+
+
+def entropy_bits(array: ArrayLike) -> float:
+    """Order-0 entropy of an int8 array in bits per element, 0 if empty; TypeError for another dtype."""
+    return _native.entropy_bits(_int8(array))
+
+
+def _encode(array: ArrayLike, tile_size: int, threads: int) -> NDArray[np.uint8]:
+    values = _int8(array)
+    if not 0 <= tile_size <= 1 << 20:
+        raise ValueError(f"tile_size = {tile_size}: must be a power of two from 4096 to 1048576")
+    packed = np.empty(_native.encode_bound(values, tile_size), np.uint8)
+    size = _native.encode_into(values, packed, tile_size, threads)
+    packed.resize(size, refcheck=False)  # gives back what packing saved; nobody else has seen the array
+    return packed
+
+
+def _int8(array: ArrayLike) -> NDArray[np.int8]:
+    values = np.asarray(array, order="C")
+    if values.dtype != np.int8:
+        raise TypeError(f"array has dtype {values.dtype}, expected int8")
+    return values
+
+
+def _flat(section: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(section).reshape(-1).view(np.uint8)

@@ -1,0 +1,126 @@
+// Bindings: the codec as functions on numpy arrays. Python checks dtypes and shapes and allocates; see
+// ops/compress/__init__.py. std::invalid_argument becomes ValueError.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "codec.hpp"
+#include "crc32c.hpp"
+
+namespace py = pybind11;
+
+namespace slimrun {
+namespace {
+
+/// The memory of a C-contiguous array, whatever its item type.
+Bytes bytes_of(const py::array& array) {
+    if (!(array.flags() & py::array::c_style)) throw std::invalid_argument("array: must be C-contiguous");
+    return {static_cast<const uint8_t*>(array.data()), static_cast<size_t>(array.nbytes())};
+}
+
+/// The same, to write `size` bytes into.
+uint8_t* writable(py::array& array, uint64_t size) {
+    if (bytes_of(array).size != size)
+        throw std::invalid_argument("out: " + std::to_string(array.nbytes()) + " bytes, expected " +
+                                    std::to_string(size));
+    return static_cast<uint8_t*>(array.mutable_data());
+}
+
+size_t thread_count(int threads) {
+    if (threads < 0)
+        throw std::invalid_argument("threads = " + std::to_string(threads) +
+                                    ": must be 0 (every core) or more");
+    return static_cast<size_t>(threads);
+}
+
+Header header_of(const py::array& values, uint64_t tile_size) {
+    const std::vector<uint64_t> shape(values.shape(), values.shape() + values.ndim());
+    return make_header(shape.data(), shape.size(), tile_size);
+}
+
+Container open(const py::array& info, const py::array& index, const py::array& payload) {
+    return Container(Sections{bytes_of(info), bytes_of(index), bytes_of(payload)});
+}
+
+uint64_t encode_into(const py::array& values, py::array out, uint64_t tile_size, int threads) {
+    const Header header = header_of(values, tile_size);
+    const Bytes from = bytes_of(values);
+    if (from.size != header.numel) throw std::invalid_argument("values: elements must be one byte each");
+    uint8_t* const to = writable(out, encode_bound(header));
+    const size_t workers = thread_count(threads);
+    py::gil_scoped_release release;
+    return encode(header, from.data, workers, to);
+}
+
+void decode_into(const py::array& info, const py::array& index, const py::array& payload, py::array out,
+                 int threads) {
+    const Container container = open(info, index, payload);
+    uint8_t* const to = writable(out, container.header().numel);
+    const size_t workers = thread_count(threads);
+    py::gil_scoped_release release;
+    decode(container, workers, to);
+}
+
+py::array_t<int8_t> unpack_one(const py::array& info, const py::array& index, const py::array& payload,
+                               int64_t t) {
+    const Container container = open(info, index, payload);
+    const uint64_t tiles = container.header().tiles();
+    if (t < 0 || static_cast<uint64_t>(t) >= tiles)
+        throw std::invalid_argument("tile " + std::to_string(t) + ": the container has " +
+                                    std::to_string(tiles) + " tiles");
+    py::array_t<int8_t> out(static_cast<py::ssize_t>(container.header().elements(t)));
+    decode_tile(container, t, reinterpret_cast<uint8_t*>(out.mutable_data()));
+    return out;
+}
+
+py::tuple section_sizes(const py::array& container) {
+    const Sections sections = split(bytes_of(container));
+    return py::make_tuple(sections.info.size, sections.index.size, sections.payload.size);
+}
+
+py::tuple inspect(const py::array& info, const py::array& index, const py::array& payload) {
+    const Header header = open(info, index, payload).header();
+    py::tuple shape(header.ndim);
+    for (size_t d = 0; d < header.ndim; ++d) shape[d] = header.shape[d];
+    return py::make_tuple(shape, header.tile_size, header.tiles(), header.low_bits);
+}
+
+uint32_t checksum(const py::array& data, bool portable) {
+    return portable ? crc32c_portable(bytes_of(data)) : crc32c(bytes_of(data));
+}
+
+double entropy(const py::array& values) {
+    const Bytes from = bytes_of(values);
+    py::gil_scoped_release release;
+    Histogram counts{};
+    count(from, counts);
+    return entropy_bits(counts);
+}
+
+}  // namespace
+}  // namespace slimrun
+
+PYBIND11_MODULE(_native, m) {
+    using namespace slimrun;
+    using py::arg;
+    m.doc() =
+        "Tile-indexed entropy codec for int8 arrays; the format is described in the headers of ops/csrc.";
+    m.attr("VERSION") = static_cast<int>(kVersion);
+    m.def(
+        "encode_bound", [](const py::array& v, uint64_t size) { return encode_bound(header_of(v, size)); },
+        arg("values"), arg("tile_size"), "Bytes that encode_into needs as out.");
+    m.def("encode_into", &encode_into, arg("values"), arg("out"), arg("tile_size"), arg("threads"),
+          "Writes a container to the front of out; returns its size.");
+    m.def("section_sizes", &section_sizes, arg("container"), "Bytes of info, index and payload.");
+    m.def("inspect", &inspect, arg("info"), arg("index"), arg("payload"),
+          "Validates all but the tiles' bytes; returns shape, tile_size, tiles, low_bits.");
+    m.def("decode_into", &decode_into, arg("info"), arg("index"), arg("payload"), arg("out"), arg("threads"),
+          "Verifies and decodes all elements into out.");
+    m.def("decode_tile", &unpack_one, arg("info"), arg("index"), arg("payload"), arg("tile"),
+          "Verifies and decodes the elements of one tile.");
+    m.def("entropy_bits", &entropy, arg("values"), "Order-0 entropy of the bytes in bits per element.");
+    m.def("crc32c", &checksum, arg("data"), arg("portable") = false,
+          "CRC-32C of the bytes, by the CPU's own instruction unless portable.");
+}
