@@ -8,12 +8,14 @@ nobody takes our stream for the one of the Ascend hardware.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ops import compress
 from ops.compress.base import Codec, Parts
-from ops.compress.native import Native
 from ops.compress.none import NoCompression
 
-CODECS: dict[str, type[Codec]] = {Native.container: Native}
 FOLDER_MODE, WEIGHT_MODE, DESCRIPTION_MODE = 0o750, 0o400, 0o600
 FLOAT = "FLOAT"
 
@@ -145,10 +146,21 @@ def _codec(folder: Path, description: Mapping[str, Any]) -> Codec:
     if container is None:
         return NoCompression()
     name, version = container.get("name"), container.get("version")
-    if name not in CODECS or CODECS[name].version != version:
-        known = ", ".join(f"{codec.container} {codec.version}" for codec in CODECS.values())
-        raise ValueError(f"{folder}: container {name} {version} is not known here; known: {known}")
-    return CODECS[name]()
+    known = _containers()
+    if (name, version) not in known:
+        listed = ", ".join(f"{name} {version}" for name, version in known)
+        raise ValueError(f"{folder}: container {name} {version} is not known here; known: {listed}")
+    return known[name, version]()
+
+
+def _containers() -> dict[tuple[str, int], type[Codec]]:
+    """The codecs of `ops.compress` by what they call their container, so that a new one is one file."""
+    found = {}
+    for module in pkgutil.iter_modules(compress.__path__, "ops.compress."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if is_dataclass(value) and isinstance(value, type) and getattr(value, "container", ""):
+                found[value.container, value.version] = value
+    return found
 
 
 def _owner(key: str) -> str:
@@ -168,12 +180,20 @@ def _sync(path: Path) -> None:
 
 
 def _replace(scratch: Path, folder: Path) -> None:
-    """Put the finished scratch folder in the place of `folder`."""
+    """Put the finished scratch folder in the place of `folder`; on failure the old one is back in its place."""
     _sync(scratch)
     if folder.exists():
         previous = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-previous-"))
-        os.rename(folder, previous)
-        os.rename(scratch, folder)
+        try:
+            os.rename(folder, previous)
+        except OSError:
+            previous.rmdir()
+            raise
+        try:
+            os.rename(scratch, folder)
+        except OSError:
+            os.rename(previous, folder)
+            raise
         shutil.rmtree(previous)
     else:
         os.rename(scratch, folder)

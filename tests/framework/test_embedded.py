@@ -123,7 +123,10 @@ class TestUsersModels:
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        (Device("npu", "npu", "a_package_nobody_has", "install CANN"), "needs the package a_package_nobody_has: install CANN"),
+        (
+            Device("npu", "npu", "a_package_nobody_has", "install CANN"),
+            "needs the package a_package_nobody_has: install CANN",
+        ),
         (Device("new", "xyz", None, "install the driver"), "torch finds no such device here: install the driver"),
     ],
 )

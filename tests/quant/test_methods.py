@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,7 +17,21 @@ from ops.quant.base import Quantizer
 from ops.quant.w8a8 import W8A8
 from ops.quant.w8a8s import W8A8S, outlier_threshold
 
-METHODS = [W8A8(), W8A8(per_channel=False), W8A8S(), W8A8S(fraction=0.1), W8A8S(per_channel=False)]
+CONF = Path(__file__).parents[2] / "conf" / "quant"
+
+
+def methods() -> list[Quantizer]:
+    """Every method of conf/quant with its yaml's values, and with one step a tensor where it has the choice."""
+    found = []
+    for file in sorted(CONF.glob("*.yaml")):
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        module, _, name = values.pop("_target_").rpartition(".")
+        method = getattr(importlib.import_module(module), name)
+        if method.quant_type != "FLOAT":
+            found.append(method(**values))
+        if "per_channel" in values:
+            found.append(method(**values | {"per_channel": False}))
+    return found
 
 
 def co_sparse(weight: np.ndarray, fraction: float, per_channel: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +80,7 @@ def test_outliers_use_the_same_step_and_saturate() -> None:
     assert found.values[2:].unique().tolist() == [7]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("method", methods(), ids=repr)
 class TestEveryMethod:
     def test_zero_tensor_and_zero_row(self, method: Quantizer) -> None:
         weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))

@@ -98,11 +98,10 @@ def load_tokenizer(path: Path | str, model: Model) -> Any:
 
 def random_model(model: Model, seed: int) -> tuple[Any, Any]:
     """(model with random weights, byte-level tokenizer) of the given architecture, equal for equal seeds."""
+    dtype = torch.float32 if model.dtype == "auto" else getattr(torch, model.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = AutoModelForCausalLM.from_config(read_config(model))
-    dtype = torch.float32 if model.dtype == "auto" else getattr(torch, model.dtype)
-    return module.to(dtype), byte_tokenizer()
+        return AutoModelForCausalLM.from_config(read_config(model), dtype=dtype), byte_tokenizer()
 
 
 def byte_tokenizer() -> Any:
