@@ -1,0 +1,1 @@
+"""Measuring a model through the small protocol of `evaluation.base`."""

@@ -1,0 +1,163 @@
+"""What an evaluation asks of a model, and what a task gives back.
+
+The seam has two sides. `LanguageModel` is everything a task may know of a model: token ids in, numbers and text
+out. `Task` is everything the run knows of a task: measure one model (`evaluate`), put two measurements side by
+side (`compare`). The float model is measured once and its outputs are kept, so comparing never needs both models
+in memory.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice, repeat
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+Outputs = dict[str, npt.NDArray[Any]]  # no object dtype: saved with allow_pickle=False, text as unicode arrays
+Progress = Callable[[int, int], None]  # (done, total)
+
+T = TypeVar("T")
+PROTOCOL_VERSION = 1  # raise it when the same settings begin to give other outputs
+SAMPLES = 5  # examples of a report that a person reads
+
+
+class LanguageModel(Protocol):
+    """A causal language model with its tokenizer, on whatever framework and device."""
+
+    context: int  # longest window in tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+        ...
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a user turn, through the chat template when the tokenizer has one."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens skipped."""
+        ...
+
+    def hidden(self, ids: IntArray) -> FloatArray:
+        """States before the output head: [B, T] -> [B, T, H]."""
+        ...
+
+    def log_probs(self, hidden: FloatArray) -> FloatArray:
+        """Log-softmax of the output head: [N, H] -> [N, V]."""
+        ...
+
+    def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """Token log-probabilities of every option after the prefix, which is run once."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Greedy decoding of one batch; the stop token is not part of the answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The float model as the run of the quantized one still knows it."""
+
+    outputs: Outputs
+    log_probs: Callable[[FloatArray], FloatArray]  # its output head
+
+
+@dataclass(frozen=True)
+class Score:
+    """Float against quantized, with 95 % intervals where they exist: one pair of the picture."""
+
+    name: str
+    float_value: float
+    float_ci: tuple[float, float] | None
+    quant_value: float
+    quant_ci: tuple[float, float] | None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """The comparison of two measurements of one task."""
+
+    metrics: dict[str, float | str]  # "<task>/<key>"
+    scores: list[Score]
+    samples: list[dict[str, str]] = field(default_factory=list)  # input, reference, float, quantized
+
+
+class Task(Protocol):
+    """One benchmark: a frozen dataclass whose fields are the keys of its yaml."""
+
+    def check(self) -> None:
+        """Raise ValueError when the data cannot be used; called before any weight is loaded."""
+        ...
+
+    def texts(self) -> list[str]:
+        """What the model reads, to be compared with the calibration text."""
+        ...
+
+    def protocol(self) -> str:
+        """Everything that can change the outputs (settings, prompt, sha256 of the data), for the cache key."""
+        ...
+
+    def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
+        """Measure one model; with a reference (the float model's outputs) also what needs both."""
+        ...
+
+    def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
+        """Put both measurements side by side, metric keys prefixed with `name`."""
+        ...
+
+
+def at_least(key: str, value: float, low: float) -> None:
+    """Refuse a setting below its range, in the words every setting of the project is refused with."""
+    if not value >= low:
+        raise ValueError(f"{key}={value} is out of range; allowed: {low} or more")
+
+
+def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a setting that is none of the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"{key}={value} is unknown; allowed: {', '.join(allowed)}")
+
+
+def fills(key: str, template: str, fields: Sequence[str]) -> None:
+    """Refuse a prompt template that leaves a field out or names an unknown one."""
+    allowed = " ".join(f"{{{name}}}" for name in fields)
+    marks = {name: f"<{name}>" for name in fields}
+    try:
+        filled = template.format(**marks)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ValueError(f"{key}={template!r} cannot be filled in ({error}); allowed fields: {allowed}") from None
+    if not all(mark in filled for mark in marks.values()):
+        raise ValueError(f"{key}={template!r} leaves a field out; it needs {allowed}")
+
+
+def protocol_of(task: Any, data_sha256: str, *, without: Sequence[str]) -> str:
+    """The protocol of a task as JSON: its settings, and the hash of the data in place of the data's path.
+
+    `without` names the settings that only change how outputs are compared, a margin for one: the kept outputs of
+    the float model stay good.
+    """
+    kept = {key: value for key, value in asdict(task).items() if key not in ("path", *without)}
+    facts = {
+        "task": type(task).__name__,
+        "version": PROTOCOL_VERSION,
+        "own_data": bool(task.path),
+        "sha256": data_sha256,
+    }
+    return json.dumps({**kept, **facts}, sort_keys=True)
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]:
+    """Yield (batch, how many of it count): the last one is filled up by repeating.
+
+    Every batch has one shape, because scores move with the shape (other kernels, another order of summation) and
+    then a difference between two runs would not be the model's.
+    """
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield list(islice(chain(batch, repeat(batch[-1])), size)), len(batch)

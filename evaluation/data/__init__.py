@@ -1,0 +1,1 @@
+"""Pinned text; README.md says where each file is from."""

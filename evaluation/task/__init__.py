@@ -1,0 +1,1 @@
+"""One task a file; conf/task/<name>.yaml calls its class."""

@@ -1,0 +1,159 @@
+"""Multiple choice by likelihood: the answer is the option the model finds most likely after the question."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluation import statistics, text
+from evaluation.base import (
+    SAMPLES,
+    LanguageModel,
+    Outputs,
+    Progress,
+    Reference,
+    Report,
+    Score,
+    at_least,
+    fills,
+    one_of,
+    protocol_of,
+)
+from evaluation.statistics import Values
+
+PINNED = ("mmlu", "socialiqa")
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """Questions with options; keys and defaults are explained in conf/task/multiple_choice.yaml.
+
+    The option's text is scored, not its letter: models of a few hundred million parameters cannot work with
+    letters, and a shift between letters says nothing about knowledge.
+    """
+
+    data: str = "mmlu"
+    path: str | None = None
+    limit: int = 100
+    prompt: str = "Question: {question}\nAnswer:"
+    normalize: bool = False
+    margin_points: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        one_of("data", self.data, PINNED)
+        at_least("limit", self.limit, 1)
+        at_least("margin_points", self.margin_points, 0)
+        fills("prompt", self.prompt, ["question"])
+
+    def check(self) -> None:
+        """Read the items once."""
+        self._items()
+
+    def texts(self) -> list[str]:
+        """The questions."""
+        return [item["question"] for item in self._items()]
+
+    def protocol(self) -> str:
+        """Settings, prompt and the hash of the items."""
+        return protocol_of(self, text.sha256(self._file()), without=["data", "normalize", "margin_points"])
+
+    def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
+        """log_probs: the summed log-probability of every option, item after item in one row."""
+        items = self._items()
+        sums: list[float] = []
+        for done, item in enumerate(items, start=1):
+            prefix = model.encode(self.prompt.format(question=item["question"]))
+            # the space belongs to the option: tokenizers join it with the word that follows
+            options = [model.encode(f" {option}") for option in item["options"]]
+            sums += [float(scores.sum(dtype=np.float64)) for scores in model.continuations(prefix, options)]
+            progress(done, len(items))
+        return {"log_probs": np.array(sums, dtype=np.float64)}
+
+    def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
+        """Accuracy of both, plain and per character, flips in both directions, exact McNemar."""
+        items = self._items()
+        answers = np.array([item["answer"] for item in items])
+        sides = (float_outputs["log_probs"], quant_outputs["log_probs"])
+        chosen = {rule: [self._choices(items, side, rule) for side in sides] for rule in (False, True)}
+        right = {rule: [choice == answers for choice in pair] for rule, pair in chosen.items()}
+        was, now = right[self.normalize]
+        lost, gained = int((was & ~now).sum()), int((~was & now).sum())
+        change = statistics.proportion_difference(lost, gained, len(items))
+        report: dict[str, float | str] = {
+            f"{name}/accuracy_float": float(was.mean()),
+            f"{name}/accuracy_quant": float(now.mean()),
+        }
+        for rule, label in ((False, "plain"), (True, "normalized")):
+            for side, hits in zip(("float", "quant"), right[rule]):
+                report[f"{name}/accuracy_{label}_{side}"] = float(hits.mean())
+        for side, log_probs in zip(("float", "quant"), sides):
+            report[f"{name}/answer_log_prob_{side}"] = self._answer_log_prob(items, log_probs)
+        report |= {
+            f"{name}/flips": (lost + gained) / len(items),
+            f"{name}/flips_lost": lost / len(items),
+            f"{name}/flips_gained": gained / len(items),
+            f"{name}/ci_low": change.low,
+            f"{name}/ci_high": change.high,
+            f"{name}/p_value": change.p_value,
+            f"{name}/detectable": change.detectable,
+            f"{name}/verdict": statistics.verdict(
+                -100 * change.high, -100 * change.low, self.margin_points, "points of accuracy"
+            ),
+            f"{name}/signature": self._signature(items),
+        }
+        intervals = [statistics.mean_interval(hits.astype(np.float64)) for hits in (was, now)]
+        score = Score(f"{name} accuracy", float(was.mean()), intervals[0], float(now.mean()), intervals[1])
+        return Report(report, [score], self._samples(items, *chosen[self.normalize]))
+
+    @staticmethod
+    def _choices(items: list[dict[str, Any]], log_probs: Values, per_character: bool) -> np.ndarray:
+        """Index of the most likely option of every item; of equal ones the first."""
+        choices, at = [], 0
+        for item in items:
+            lengths = [len(option) if per_character else 1 for option in item["options"]]
+            choices.append(int(np.argmax(log_probs[at : at + len(lengths)] / lengths)))
+            at += len(lengths)
+        return np.array(choices)
+
+    @staticmethod
+    def _answer_log_prob(items: list[dict[str, Any]], log_probs: Values) -> float:
+        """Mean log-probability of the right options: moves before an answer flips, and shows a model that broke."""
+        starts = np.cumsum([0, *(len(item["options"]) for item in items[:-1])])
+        return float(log_probs[starts + [item["answer"] for item in items]].mean())
+
+    @staticmethod
+    def _samples(items: list[dict[str, Any]], was: np.ndarray, now: np.ndarray) -> list[dict[str, str]]:
+        """A few items, those with a changed answer first."""
+        order = sorted(range(len(items)), key=lambda i: bool(was[i] == now[i]))
+        return [
+            {
+                "input": items[i]["question"],
+                "reference": items[i]["options"][items[i]["answer"]],
+                "float": items[i]["options"][was[i]],
+                "quantized": items[i]["options"][now[i]],
+            }
+            for i in order[:SAMPLES]
+        ]
+
+    def _signature(self, items: list[dict[str, Any]]) -> str:
+        rule = "per-character" if self.normalize else "sum"
+        source = text.sha256(self._file())[:12]
+        return f"acc|items:{len(items)}|shots:0|score:option-text|norm:{rule}|prompt:{self.prompt!r}|data:{source}"
+
+    def _file(self) -> str:
+        return self.path or str(text.pinned(self.data))
+
+    def _items(self) -> list[dict[str, Any]]:
+        path = self._file()
+        items = text.read_jsonl(path, {"question": str, "options": list, "answer": int})
+        for line, item in enumerate(items, start=1):
+            options = item["options"]
+            if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
+                raise ValueError(f"path={path}, line {line}: options are no texts; allowed: two texts or more")
+            last = len(options) - 1
+            if not 0 <= item["answer"] <= last:
+                raise ValueError(
+                    f"path={path}, line {line}: answer={item['answer']} is out of range; allowed: 0 to {last}"
+                )
+        return text.select(items, self.limit, path)

@@ -1,0 +1,96 @@
+"""Summarization: ROUGE of a one-sentence summary of what several papers found."""
+
+from dataclasses import dataclass
+
+from evaluation import generation, metrics, statistics, text
+from evaluation.base import (
+    LanguageModel,
+    Outputs,
+    Progress,
+    Reference,
+    Report,
+    Score,
+    at_least,
+    fills,
+    protocol_of,
+)
+
+PINNED = "consensus_summary"
+
+
+@dataclass(frozen=True)
+class Summarization:
+    """A question, what several papers found, and a short summary; keys in conf/task/summarization.yaml."""
+
+    path: str | None = None
+    limit: int = 20
+    prompt: str = "{text}\n\nSummarize the text above in one short sentence."
+    max_new_tokens: int = 64
+    batch: int = 20
+    margin_points: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        for key in ("limit", "max_new_tokens", "batch"):
+            at_least(key, getattr(self, key), 1)
+        at_least("margin_points", self.margin_points, 0)
+        fills("prompt", self.prompt, ["text"])
+
+    def check(self) -> None:
+        """Read the items once."""
+        self._items()
+
+    def texts(self) -> list[str]:
+        """The prompts."""
+        return [prompt for prompt, _ in self._items()]
+
+    def protocol(self) -> str:
+        """Settings, prompt and the hash of the items."""
+        return protocol_of(self, text.sha256(self._file()), without=["margin_points"])
+
+    def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
+        """texts: the summaries."""
+        prompts = [prompt for prompt, _ in self._items()]
+        return generation.as_outputs(generation.answers(model, prompts, self.batch, self.max_new_tokens, progress))
+
+    def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
+        """Four ROUGE scores for both, ROUGE-L with a paired bootstrap over the items."""
+        prompts, references = map(list, zip(*self._items()))
+        was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
+        before, after = metrics.rouge(was, references), metrics.rouge(now, references)
+        report: dict[str, float | str] = {}
+        for key in metrics.ROUGES:
+            report[f"{name}/{key}_float"] = float(before[key].mean())
+            report[f"{name}/{key}_quant"] = float(after[key].mean())
+        change = statistics.paired_difference(before["rougeL"], after["rougeL"])
+        report |= {
+            f"{name}/ci_low": change.low,
+            f"{name}/ci_high": change.high,
+            f"{name}/p_value": change.p_value,
+            f"{name}/detectable": change.detectable,
+            f"{name}/verdict": statistics.verdict(-change.high, -change.low, self.margin_points, "ROUGE-L"),
+            f"{name}/signature": self._signature(len(references)),
+        }
+        intervals = [statistics.mean_interval(side["rougeL"]) for side in (before, after)]
+        values = [float(side["rougeL"].mean()) for side in (before, after)]
+        score = Score(f"{name} ROUGE-L", values[0], intervals[0], values[1], intervals[1])
+        return Report(report, [score], generation.examples(prompts, references, was, now))
+
+    def _signature(self, items: int) -> str:
+        source = text.sha256(self._file())[:12]
+        return (
+            f"{metrics.rouge_signature()}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
+            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|prompt:{self.prompt!r}|data:{source}"
+        )
+
+    def _file(self) -> str:
+        return self.path or str(text.pinned(PINNED))
+
+    def _items(self) -> list[tuple[str, str]]:
+        """Pairs of prompt and summary; a pinned text is the question and one finding a line."""
+        path = self._file()
+        own: dict[str, type] = {"text": str, "summary": str}
+        fields = own if self.path else {"question": str, "claims": list, "summary": str}
+        rows = text.select(text.read_jsonl(path, fields), self.limit, path)
+        texts = [row["text"] if self.path else "\n- ".join([row["question"], *row["claims"]]) for row in rows]
+        return [(self.prompt.format(text=body), row["summary"]) for body, row in zip(texts, rows)]

@@ -1,0 +1,174 @@
+"""Translation: BLEU, chrF and TER against references, and how much of the float model's own output is left."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation import generation, metrics, statistics, text
+from evaluation.base import (
+    LanguageModel,
+    Outputs,
+    Progress,
+    Reference,
+    Report,
+    Score,
+    at_least,
+    fills,
+    one_of,
+    protocol_of,
+)
+
+PINNED = "udhr"
+LANGUAGES = {
+    "en": "English",
+    "fr": "French",
+    "de": "German",
+    "es": "Spanish",
+    "it": "Italian",
+    "pt": "Portuguese",
+    "zh": "Chinese",
+    "ja": "Japanese",
+    "ru": "Russian",
+}
+BLEU_FLOOR = 5.0  # below it the output is no translation: such a score has nothing left to lose
+
+
+@dataclass(frozen=True)
+class Translation:
+    """Sentences or paragraphs into another language; keys and defaults in conf/task/translation.yaml."""
+
+    source: str = "en"
+    target: str = "fr"
+    path: str | None = None
+    limit: int = 20
+    prompt: str = "Translate the following text from {source} to {target}. Answer with the translation only.\n\n{text}"
+    max_new_tokens: int = 128
+    batch: int = 20
+    tokenizer: str | None = None
+    margin_points: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if not self.path:
+            one_of("source", self.source, list(LANGUAGES))
+            one_of("target", self.target, list(LANGUAGES))
+        if self.source == self.target:
+            raise ValueError(f"target={self.target} is the source language; allowed: another one")
+        if self.tokenizer is not None:
+            one_of("tokenizer", self.tokenizer, metrics.BLEU_TOKENIZERS)
+        for key in ("limit", "max_new_tokens", "batch"):
+            at_least(key, getattr(self, key), 1)
+        at_least("margin_points", self.margin_points, 0)
+        fills("prompt", self.prompt, ["source", "target", "text"])
+
+    def check(self) -> None:
+        """Read the pairs once, and refuse a tokenizer that cannot score the references."""
+        references = [reference for _, reference in self._pairs()]
+        metrics.require_cjk_tokenizer(self._tokenizer(), references)
+        try:
+            metrics.translation_metrics(self.target, self._tokenizer())
+        except (ImportError, RuntimeError) as error:
+            raise ValueError(f"tokenizer={self.tokenizer} is not installed: {' '.join(str(error).split())}") from None
+
+    def texts(self) -> list[str]:
+        """The sources."""
+        return [source for source, _ in self._pairs()]
+
+    def protocol(self) -> str:
+        """Settings, prompt and the hash of the pairs."""
+        return protocol_of(self, text.sha256(self._file()), without=["tokenizer", "margin_points"])
+
+    def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
+        """texts: the translations; reference_log_probs: mean log-probability a token of each reference.
+
+        The second still moves where a model cannot translate and BLEU lies at the floor.
+        """
+        pairs = self._pairs()
+        prompts = [self._prompt(source) for source, _ in pairs]
+        texts = generation.answers(model, prompts, self.batch, self.max_new_tokens, progress)
+        likelihoods = [
+            float(model.continuations(model.encode_prompt(prompt), [model.encode(target)])[0].mean(dtype=np.float64))
+            for prompt, (_, target) in zip(prompts, pairs)
+        ]
+        return {**generation.as_outputs(texts), "reference_log_probs": np.array(likelihoods)}
+
+    def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
+        """All four metrics for both, BLEU with a paired bootstrap, and BLEU of quantized against float output."""
+        sources, references = map(list, zip(*self._pairs()))
+        was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
+        scorers = metrics.translation_metrics(self.target, self._tokenizer())
+        report: dict[str, float | str] = {}
+        signatures = []
+        for key, scorer in scorers.items():
+            report[f"{name}/{key}_float"], _ = metrics.corpus_score(scorer, was, references)
+            report[f"{name}/{key}_quant"], signature = metrics.corpus_score(scorer, now, references)
+            signatures.append(f"{key}={signature}")
+        likelihood = self._likelihood(name, float_outputs["reference_log_probs"], quant_outputs["reference_log_probs"])
+        report[f"{name}/reference_ppl_float"] = likelihood.float_value
+        report[f"{name}/reference_ppl_quant"] = likelihood.quant_value
+        change, score = self._bleu(name, was, now, references)
+        report |= {
+            f"{name}/bleu_self": float(scorers["bleu"].corpus_score(now, [was]).score),
+            f"{name}/ci_low": change.low,
+            f"{name}/ci_high": change.high,
+            f"{name}/p_value": change.p_value,
+            f"{name}/detectable": change.detectable,
+            f"{name}/verdict": self._verdict(score.float_value, change),
+            f"{name}/signature": "; ".join([*signatures, self._signature(len(references))]),
+        }
+        return Report(report, [score, likelihood], generation.examples(sources, references, was, now))
+
+    def _bleu(
+        self, name: str, was: list[str], now: list[str], references: list[str]
+    ) -> tuple[statistics.Difference, Score]:
+        """Both BLEU scores and their difference over the same resamples of the items."""
+        metric = metrics.translation_metrics(self.target, self._tokenizer())["bleu"]
+        sides = [metrics.bleu_statistics(metric, texts, references) for texts in (was, now)]
+        width = sides[0].shape[1]
+        drawn = statistics.bootstrap_means(np.hstack(sides)) * len(references)
+        values = np.array([[metrics.bleu_of(row[:width]), metrics.bleu_of(row[width:])] for row in drawn])
+        before, after = (metrics.bleu_of(side.sum(axis=0)) for side in sides)
+        change = statistics.difference(after - before, values[:, 1] - values[:, 0])
+        intervals = [statistics.interval(column) for column in values.T]
+        return change, Score(f"{name} BLEU", before, intervals[0], after, intervals[1])
+
+    @staticmethod
+    def _likelihood(name: str, was: statistics.Values, now: statistics.Values) -> Score:
+        """Perplexity of the references, given the source."""
+        low_high = [np.exp(statistics.mean_interval(-side)) for side in (was, now)]
+        (float_low, float_high), (quant_low, quant_high) = low_high
+        return Score(
+            f"{name} reference perplexity",
+            metrics.perplexity(was),
+            (float(float_low), float(float_high)),
+            metrics.perplexity(now),
+            (float(quant_low), float(quant_high)),
+            higher_is_better=False,
+        )
+
+    def _verdict(self, bleu: float, change: statistics.Difference) -> str:
+        if bleu < BLEU_FLOOR:
+            return f"inconclusive (float BLEU {bleu:.1f} is at the floor, below {BLEU_FLOOR:g})"
+        return statistics.verdict(-change.high, -change.low, self.margin_points, "BLEU")
+
+    def _signature(self, items: int) -> str:
+        source = text.sha256(self._file())[:12]
+        return (
+            f"direction:{self.source}-{self.target}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
+            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|prompt:{self.prompt!r}|data:{source}"
+        )
+
+    def _tokenizer(self) -> str:
+        return self.tokenizer or metrics.bleu_tokenizer(self.target)
+
+    def _prompt(self, source: str) -> str:
+        languages = [LANGUAGES.get(code, code) for code in (self.source, self.target)]
+        return self.prompt.format(source=languages[0], target=languages[1], text=source)
+
+    def _file(self) -> str:
+        return self.path or str(text.pinned(PINNED))
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        keys = ("source", "target") if self.path else (self.source, self.target)
+        rows = text.read_jsonl(self._file(), dict.fromkeys(keys, str))
+        return [(row[keys[0]], row[keys[1]]) for row in text.select(rows, self.limit, self._file())]

@@ -1,0 +1,232 @@
+"""What every task must do, for every yaml in conf/task, and what is particular to each."""
+
+import dataclasses
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from evaluation.base import Outputs, Reference, Task
+from evaluation.task.multiple_choice import MultipleChoice
+from evaluation.task.perplexity import Perplexity
+from evaluation.task.summarization import Summarization
+from evaluation.task.translation import Translation
+from tests.evaluation.fake import FakeModel, silent
+
+CONF = Path(__file__).parents[2] / "conf" / "task"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+SMALLER = {"windows": 3, "window": 64, "limit": 5, "max_new_tokens": 6, "batch": 2}
+
+
+def keys_of(name: str) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[return-value]
+
+
+def kind_of(name: str) -> type:
+    module, _, attribute = keys_of(name)["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+
+
+def small(name: str, **changes: Any) -> Task:
+    keys = {key: value for key, value in keys_of(name).items() if key != "_target_"}
+    smaller = {key: value for key, value in SMALLER.items() if key in keys}
+    return kind_of(name)(**keys | smaller | changes)  # type: ignore[no-any-return]
+
+
+def saved(outputs: Outputs, folder: Path) -> Outputs:
+    np.savez(folder / "outputs.npz", **outputs)  # type: ignore[arg-type]
+    with np.load(folder / "outputs.npz", allow_pickle=False) as archive:
+        return dict(archive)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_is_the_constructor(name: str) -> None:
+    keys, kind = keys_of(name), kind_of(name)
+    text = (CONF / f"{name}.yaml").read_text("utf-8")
+    assert text.startswith(f"# @package task.{name}\n")
+    assert next(iter(keys)) == "_target_"
+    assert set(keys) - {"_target_"} == {field.name for field in dataclasses.fields(kind)}
+    assert all(" # " in line for line in text.splitlines()[3:]), "every key has a comment"
+    OmegaConf.merge(OmegaConf.structured(kind), {key: value for key, value in keys.items() if key != "_target_"})
+    if kind.__module__.rpartition(".")[2] == name:
+        assert kind(**{key: value for key, value in keys.items() if key != "_target_"}) == kind()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_models_differ_in_nothing(name: str, tmp_path: Path) -> None:
+    task, model = small(name), FakeModel()
+    task.check()
+    assert all(isinstance(part, str) and part for part in task.texts())
+    before = saved(task.evaluate(model, None, silent), tmp_path)
+    after = saved(task.evaluate(model, Reference(before, model.log_probs), silent), tmp_path)
+    report = task.compare(name, before, after)
+    assert all(key.startswith((f"{name}/", "fidelity/")) for key in report.metrics)
+    assert all(math.isfinite(value) for value in report.metrics.values() if not isinstance(value, str))
+    for key, value in report.metrics.items():
+        if key.endswith("_float"):
+            assert value == report.metrics[key.replace("_float", "_quant")], key
+    assert report.metrics[f"{name}/p_value"] == 1
+    assert "margin" in str(report.metrics[f"{name}/verdict"]) or "floor" in str(report.metrics[f"{name}/verdict"])
+    assert report.metrics[f"{name}/signature"]
+    for score in report.scores:
+        assert score.float_value == score.quant_value
+        assert score.float_ci is not None
+        assert score.float_ci[0] <= score.float_value + 1e-9
+        assert score.float_value <= score.float_ci[1] + 1e-9
+    for sample in report.samples:
+        assert set(sample) == {"input", "reference", "float", "quantized"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_changed_model_is_seen_and_results_repeat(name: str) -> None:
+    task, model, other = small(name), FakeModel(), FakeModel(noise=0.5)
+    before = task.evaluate(model, None, silent)
+    runs = [task.evaluate(other, Reference(before, model.log_probs), silent) for _ in range(2)]
+    reports = [task.compare(name, before, run) for run in runs]
+    assert reports[0] == reports[1]
+    assert any(not np.array_equal(before[key], runs[0][key]) for key in before if key in runs[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_protocol_names_what_changes_outputs(name: str) -> None:
+    base = small(name)
+    assert json.loads(base.protocol())["sha256"]
+    assert base.protocol() == small(name).protocol()
+    for key, value in {"window": 65, "windows": 4, "limit": 6, "max_new_tokens": 7, "batch": 3}.items():
+        if hasattr(base, key):
+            assert small(name, **{key: value}).protocol() != base.protocol(), key
+    if hasattr(base, "prompt"):
+        assert small(name, prompt=base.prompt + " ").protocol() != base.protocol()
+    for key in ("margin_pct", "margin_points"):
+        if hasattr(base, key):
+            assert small(name, **{key: 9.0}).protocol() == base.protocol(), key
+
+
+def test_protocol_changes_with_the_bytes_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    protocols = set()
+    for data in ("a b c", "a b d"):
+        path.write_text(data)
+        protocols.add(Perplexity(path=str(path)).protocol())
+    assert len(protocols) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (Perplexity, {"windows": 0}, r"windows=0 is out of range; allowed: 1 or more"),
+        (Perplexity, {"window": 1}, r"window=1 is out of range; allowed: 2 or more"),
+        (Perplexity, {"margin_pct": -1.0}, r"margin_pct=-1.0 is out of range"),
+        (Perplexity, {"margin_pct": math.nan}, r"margin_pct=nan is out of range"),
+        (MultipleChoice, {"data": "mmul"}, r"data=mmul is unknown; allowed: mmlu, socialiqa"),
+        (MultipleChoice, {"prompt": "Answer:"}, r"prompt='Answer:' leaves a field out; it needs \{question\}"),
+        (MultipleChoice, {"prompt": "{quest}"}, r"prompt=.* cannot be filled in .*allowed fields: \{question\}"),
+        (Summarization, {"max_new_tokens": 0}, r"max_new_tokens=0 is out of range"),
+        (Translation, {"target": "en"}, r"target=en is the source language"),
+        (Translation, {"target": "xx"}, r"target=xx is unknown; allowed: en, fr"),
+        (Translation, {"tokenizer": "moses"}, r"tokenizer=moses is unknown; allowed: 13a"),
+    ],
+)
+def test_refused_settings(kind: type, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        kind(**changes)
+
+
+def test_check_names_what_is_wrong_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"question": "q", "options": ["a", "b"], "answer": 2}\n')
+    with pytest.raises(ValueError, match=r"^path=.*, line 1: answer=2 is out of range; allowed: 0 to 1"):
+        MultipleChoice(path=str(path), limit=1).check()
+    with pytest.raises(ValueError, match=r"^path=.* cannot be read"):
+        Summarization(path=str(tmp_path / "absent.jsonl")).check()
+    with pytest.raises(ValueError, match=r"^tokenizer=13a cannot score text with 9\d% Chinese"):
+        Translation(target="zh", tokenizer="13a").check()
+
+
+def test_own_text_is_cut_into_consecutive_windows(tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text("abcdefghij" * 10)
+    model = FakeModel()
+    outputs = Perplexity(path=str(path), windows=9, window=30, batch=2).evaluate(model, None, silent)
+    assert outputs["log_probs"].shape == (3, 29)  # 100 bytes hold three whole windows
+    assert model.calls == [(2, 30), (2, 30)]  # one shape, the last batch filled up
+    with pytest.raises(ValueError, match=r"^window=101 is out of range; allowed: 2 to 100, the tokens of the text"):
+        Perplexity(path=str(path), window=101).evaluate(model, None, silent)
+    with pytest.raises(ValueError, match=r"^window=101 is out of range; allowed: 2 to 64, the model's context"):
+        Perplexity(path=str(path), window=101).evaluate(FakeModel(context=64), None, silent)
+
+
+def test_perplexity_does_not_depend_on_the_batch() -> None:
+    model = FakeModel()
+    runs = [
+        Perplexity(windows=5, window=40, batch=batch).evaluate(model, None, silent)["log_probs"] for batch in (1, 2, 5)
+    ]
+    np.testing.assert_allclose(runs[0], runs[1], atol=1e-5)
+    np.testing.assert_allclose(runs[0], runs[2], atol=1e-5)
+
+
+def test_perplexity_report_by_hand() -> None:
+    before = {"log_probs": np.full((4, 9), -1.0, np.float32)}
+    after = {"log_probs": np.full((4, 9), -1.1, np.float32)}
+    found = Perplexity().compare("perplexity_own", before, after).metrics
+    assert found["perplexity_own/float"] == pytest.approx(math.e)
+    assert found["perplexity_own/delta_pct"] == pytest.approx(100 * (math.exp(0.1) - 1), rel=1e-5)
+    assert found["perplexity_own/verdict"] == "worse (margin 5 %)"
+    after["kl"], after["agree"] = np.zeros((4, 9), np.float32), np.ones((4, 9), np.bool_)
+    found = Perplexity().compare("perplexity_own", before, after).metrics
+    assert found["fidelity_own/kl_mean"] == 0
+    assert found["fidelity_own/top1_agreement"] == 1
+
+
+def test_multiple_choice_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"question": f"q{i}", "options": ["no", "a long one"], "answer": i % 2} for i in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # per character the long option of the second pair wins
+    before = {"log_probs": np.array([-1.0, -9.0, -3.0, -4.0, -1.0, -9.0, -9.0, -1.0])}
+    after = {"log_probs": np.array([-9.0, -1.0, -9.0, -1.0, -1.0, -9.0, -9.0, -1.0])}
+    found = MultipleChoice(path=str(path), limit=4).compare("mc", before, after)
+    assert found.metrics["mc/accuracy_float"] == 0.75
+    assert found.metrics["mc/accuracy_normalized_float"] == 1
+    assert found.metrics["mc/accuracy_quant"] == 0.75
+    assert found.metrics["mc/answer_log_prob_float"] == (-1 - 4 - 1 - 1) / 4
+    assert (found.metrics["mc/flips"], found.metrics["mc/flips_lost"], found.metrics["mc/flips_gained"]) == (
+        0.5,
+        0.25,
+        0.25,
+    )
+    assert [sample["input"] for sample in found.samples] == ["q0", "q1", "q2", "q3"]
+    by_length = MultipleChoice(path=str(path), limit=4, normalize=True).compare("mc", before, after).metrics
+    assert (by_length["mc/accuracy_float"], by_length["mc/flips"]) == (1, 0.25)
+
+
+def test_generation_runs_one_shape() -> None:
+    model = FakeModel()
+    small("summarization", batch=3).evaluate(model, None, silent)
+    assert [call for call in model.calls if call[1] == SMALLER["max_new_tokens"]] == [(3, 6), (3, 6)]
+    with pytest.raises(ValueError, match=r"^max_new_tokens=6 is out of range; allowed: .* the longest prompt"):
+        small("summarization").evaluate(FakeModel(context=100), None, silent)
+
+
+@pytest.mark.parametrize(("target", "floor"), [("fr", False), ("zh", False)])
+def test_perfect_translation(target: str, floor: bool) -> None:
+    task = Translation(target=target, limit=5)
+    texts = np.array([reference for _, reference in task._pairs()])
+    outputs = {"texts": texts, "reference_log_probs": np.zeros(5)}
+    found = task.compare("t", outputs, outputs).metrics
+    for key in ("bleu_float", "bleu_quant", "chrf_quant", "chrfpp_quant", "bleu_self"):
+        assert found[f"t/{key}"] == pytest.approx(100), key
+    assert found["t/ter_quant"] == 0
+    assert found["t/verdict"] == "non-inferior (margin 1 BLEU)"
+    assert f"tok:{'zh' if target == 'zh' else '13a'}" in str(found["t/signature"])
+
+
+def test_translation_at_the_floor_concludes_nothing() -> None:
+    outputs = {"texts": np.array(["", "la", "", "", "!"]), "reference_log_probs": np.zeros(5)}
+    found = Translation(limit=5).compare("t", outputs, outputs).metrics
+    assert str(found["t/verdict"]).startswith("inconclusive (float BLEU 0.0 is at the floor")
