@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -147,19 +147,20 @@ def _codec(folder: Path, description: Mapping[str, Any]) -> Codec:
         return NoCompression()
     name, version = container.get("name"), container.get("version")
     known = _containers()
-    if (name, version) not in known:
-        listed = ", ".join(f"{name} {version}" for name, version in known)
+    if not name or (name, version) not in known:
+        listed = ", ".join(f"{name} {version}" for name, version in known if name)
         raise ValueError(f"{folder}: container {name} {version} is not known here; known: {listed}")
     return known[name, version]()
 
 
 def _containers() -> dict[tuple[str, int], type[Codec]]:
     """The codecs of `ops.compress` by what they call their container, so that a new one is one file."""
-    found = {}
+    found: dict[tuple[str, int], type[Codec]] = {}
     for module in pkgutil.iter_modules(compress.__path__, "ops.compress."):
         for value in vars(importlib.import_module(module.name)).values():
-            if is_dataclass(value) and isinstance(value, type) and getattr(value, "container", ""):
-                found[value.container, value.version] = value
+            if isinstance(value, type) and is_dataclass(value) and hasattr(value, "container"):
+                codec = cast(type[Codec], value)
+                found[codec.container, codec.version] = codec
     return found
 
 

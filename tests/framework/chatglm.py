@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class ChatGLM(nn.Module):
-    """`model(input_ids)` -> logits; linears are named transformer.encoder.layers.N..., last transformer.output_layer."""
+    """`model(input_ids)` -> logits; linears are named transformer.encoder.layers.N..., last the output layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -96,7 +96,7 @@ class TestUsersModels:
     def test_missing_shard(self, tiny_folder: Path) -> None:
         index = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
         (tiny_folder / "model.safetensors.index.json").write_text(index)
-        with pytest.raises(Unavailable, match="lacks model-00001-of-00002.safetensors"):
+        with pytest.raises(Unavailable, match=r"lacks model-00001-of-00002\.safetensors"):
             self.check(tiny_folder)
 
     def test_no_config_no_weights_no_folder(self, tmp_path: Path, tiny_folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""The yaml tree that composes a run; `conf/<group>/<name>.yaml` is a constructor call."""

@@ -1,0 +1,149 @@
+"""From a composed configuration to the objects of a run, with one clear line for everything that is wrong in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any, cast
+
+from hydra import compose, initialize_config_module
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from runner.experiment import Experiment
+
+CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "conf", "config", "1.3"
+TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message is one line that says what and what to do."""
+
+
+class CompositionError(ConfigError):
+    """It is wrong before any value is looked at: a choice, key or type that does not exist."""
+
+
+def composed(overrides: Sequence[str], config_name: str | None = None, config_dir: str | None = None) -> DictConfig:
+    """The configuration of one job, Hydra's own node included; CompositionError when it cannot be composed."""
+    search = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base=VERSION_BASE):
+            return compose(config_name or CONFIG_NAME, [*overrides, *search], return_hydra_config=True)
+    except MissingConfigException as error:
+        raise CompositionError(_no_such_choice(error)) from error
+    except OverrideParseException as error:
+        raise CompositionError(f"{error.override}: not an override; write key=value ({_line(error)})") from error
+    except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
+        raise CompositionError(_no_such_key(error, overrides, config_name, config_dir)) from error
+
+
+def build(config: DictConfig) -> Experiment:
+    """The experiment that a composed configuration describes.
+
+    Every group is checked against the dataclass it constructs: unknown keys and wrong types raise CompositionError,
+    values that a constructor refuses raise ConfigError.
+    """
+    fields = {field.name for field in dataclasses.fields(Experiment)}
+    for key in map(str, config):
+        if key not in fields | {"hydra"}:
+            raise CompositionError(f"{key}: no such key{_did_you_mean(key, fields)}")
+    arguments: dict[str, Any] = {}
+    for name in fields - {"task"}:
+        value = config.get(name)
+        arguments[name] = construct(value, name) if isinstance(value, DictConfig) else _scalar(config, name)
+    tasks = config.get("task")
+    if not isinstance(tasks, DictConfig) or not tasks:
+        raise CompositionError("task: choose at least one, e.g. task=[perplexity]")
+    arguments["task"] = {name: construct(tasks[name], f"task.{name}") for name in map(str, tasks)}
+    return Experiment(**arguments)
+
+
+def construct(node: Any, key: str) -> Any:
+    """The dataclass that `node._target_` names, built from the other keys of the node."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise CompositionError(f"{key}: expected a choice of this group, e.g. {key.split('.')[0]}=NAME")
+    try:
+        target = get_class(node["_target_"])
+        schema = OmegaConf.structured(target)
+        values = _plain(node)
+        del values["_target_"]
+        merged = _plain(OmegaConf.merge(schema, values))
+    except ConfigKeyError as error:
+        known = [field.name for field in dataclasses.fields(target)]
+        raise CompositionError(
+            f"{key}.{error.full_key}: no such key{_did_you_mean(str(error.full_key), known, f'{key}.')}"
+        ) from error
+    except ValidationError as error:
+        raise CompositionError(_wrong_type(error, key, target, values)) from error
+    except (OmegaConfBaseException, HydraException) as error:
+        raise CompositionError(f"{key}: {_line(error)}") from error
+    try:
+        return target(**merged)
+    except ValueError as error:
+        raise ConfigError(f"{key}.{error}") from error
+
+
+def _scalar(config: DictConfig, name: str) -> Any:
+    """A key of the top level that holds a plain value of the type its field says."""
+    field = next(field for field in dataclasses.fields(Experiment) if field.name == name)
+    value, kind = config.get(name), str(field.type)
+    if kind not in TYPE_NAMES:
+        raise CompositionError(f"{name}: expected a choice of this group, e.g. {name}=NAME")
+    if type(value).__name__ != kind:
+        raise CompositionError(f"{name}={value}: expected {TYPE_NAMES[kind]}")
+    return value
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+
+
+def _wrong_type(error: ValidationError, key: str, target: type, values: dict[str, Any]) -> str:
+    name = str(error.full_key)
+    types = {field.name: str(field.type) for field in dataclasses.fields(target)}
+    kind = types.get(re.split(r"[.\[]", name)[0], "another type")
+    value = values.get(name, "...")
+    return f"{key}.{name}={value}: expected {TYPE_NAMES.get(kind, kind)}"
+
+
+def _no_such_choice(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    options = error.options or sorted(
+        file.name.removesuffix(".yaml")
+        for file in resources.files(CONFIG_MODULE).joinpath(group).iterdir()
+        if file.name.endswith(".yaml")
+    )
+    return f"{group or 'config'}={choice}: no such choice; allowed: {', '.join(options)}"
+
+
+def _no_such_key(error: Exception, overrides: Sequence[str], config_name: str | None, config_dir: str | None) -> str:
+    """The line for an override whose key is not there, with near ones found in what composes without it."""
+    match = re.search(r"Could not override '([^']+)'", str(error))
+    if match is None:
+        return _line(error)
+    key = match.group(1)
+    rest = [item for item in overrides if item.lstrip("+~").partition("=")[0] != key]
+    parent, _, name = key.rpartition(".")
+    if len(rest) == len(overrides):
+        return f"{key}: no such key"
+    node = OmegaConf.select(composed(rest, config_name, config_dir), parent) if parent else None
+    siblings = [str(item) for item in node if item != "_target_"] if isinstance(node, DictConfig) else []
+    hint = _did_you_mean(name, siblings, f"{parent}." if parent else "")
+    return f"{key}: no such key{hint}" + (f"; allowed: {', '.join(siblings)}" if siblings and not hint else "")
+
+
+def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def _line(error: BaseException) -> str:
+    """First line of the error, or of what caused it: Hydra wraps some in an exception without a message."""
+    text = str(error).strip()
+    return _line(error.__cause__) if not text and error.__cause__ else text.split("\n")[0]

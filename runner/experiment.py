@@ -1,0 +1,176 @@
+"""The run on one screen: float weights in; a verified, evaluated bundle and its numbers out."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from evaluation.base import LanguageModel, Outputs, Reference, Task
+from evaluation.statistics import overlap
+from evaluation.text import pinned, read_prompts
+from ops import bundle
+from ops.compress.base import Codec
+from ops.compress.compressor import Compressor
+from ops.framework.base import Device, Framework, LoadedModel, Model
+from ops.quant.base import Quantizer
+from runner.cache import Cache, code_hash, digest
+from runner.display import Stages
+from runner.result import Result, not_finite, size_metrics
+from runner.tracking import Tracker
+
+ARTIFACT = "artifact"
+PINNED_CALIBRATION = "wikipedia_calibration"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which texts calibrate: a file, a list, or (both null) the pinned Wikipedia articles."""
+
+    path: str | None = None
+    prompts: list[str] | None = None
+    samples: int = 16
+    length: int = 512
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        for name in ("samples", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: 1 or more")
+        if self.path is not None and self.prompts is not None:
+            raise ValueError(f"path={self.path} and calibration.prompts exclude each other; set one of them to null")
+        if self.prompts is not None and not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("prompts holds an empty prompt; remove it")
+
+    def texts(self) -> list[str]:
+        """The prompts, at most `samples` of them; ValueError names what is wrong in the file."""
+        prompts = self.prompts or read_prompts(
+            Path(self.path).expanduser() if self.path else pinned(PINNED_CALIBRATION)
+        )
+        return prompts[: self.samples]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run: what `slimrun` composes from yaml and the command line, or what a script constructs."""
+
+    model: Model
+    framework: Framework
+    quant: Quantizer
+    compress: Codec
+    device: Device
+    task: dict[str, Task]
+    tracking: Tracker
+    calibration: Calibration
+    cache: Cache
+    seed: int = 0
+    plan: bool = False
+
+    def check(self) -> dict[str, tuple[int, int]]:
+        """Names and shapes of all linears; ValueError on whatever can be seen to be wrong before weights load."""
+        self.calibration.texts()
+        for task in self.task.values():
+            task.check()
+        shapes = self.framework.check(self.model, self.device, self.cache.path)
+        try:
+            self.quant.ignored(list(shapes))
+        except ValueError as error:
+            raise ValueError(f"quant.{error}") from error
+        return shapes
+
+    def run(self, output: Path, stages: Stages) -> Result:
+        """Do it, leaving the bundle in `output`/artifact; the caller writes and tracks the result."""
+        artifact = output / ARTIFACT
+        with stages("load", self.model.name):
+            model = self.framework.load(self.model, self.device, self.cache.path, self.seed)
+        texts = self.calibration.texts()
+        float_outputs = {
+            name: self.cache.outputs(
+                self._baseline_key(model, task), self._evaluate(stages, name, "float", task, model)
+            )
+            for name, task in self.task.items()
+        }
+        references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
+        identity = digest(self.describe(), code_hash(), model.fingerprint, texts, self._protocols())
+
+        with stages("quantize"):
+            calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
+            calibrator.quantize()
+        with stages("calibrate") as tick:
+            layers = calibrator.calibrate(tick)
+        with stages("compress") as tick:
+            tensors = model.tensors()
+            weights = {name: tensors[f"{name}.weight"].numpy() for name in model.quantized()}
+            coded = Compressor(self.compress, tick).run(weights)
+        with stages("write"):
+            weight_file = bundle.write(
+                artifact, tensors, coded, self.quant.quant_type, self.compress, model.save_description
+            )
+        with stages("decode"):
+            bundle.verify(artifact, tensors)
+        ignored = self.quant.ignored([layer.name for layer in layers])
+        sizes = size_metrics([layer for layer in layers if layer.name not in ignored], tensors, coded, artifact)
+        del model, calibrator, tensors, weights, coded
+        with stages("reload"):
+            reloaded = self.framework.restore(artifact, self.device)
+
+        reports = {}
+        for name, task in self.task.items():
+            outputs = self._evaluate(stages, name, "quantized", task, reloaded, references.pop(name))()
+            reports[name] = task.compare(name, float_outputs.pop(name), outputs)
+        result = Result(
+            config_hash=identity,
+            layers=sizes.layers,
+            reports=reports,
+            weight_file=weight_file,
+            warnings=self._warnings(texts),
+            metrics={
+                **sizes.metrics,
+                "compress/verified": 1,
+                "artifact/logits_sha256": reloaded.logits_checksum(),
+                **{key: value for report in reports.values() for key, value in report.metrics.items()},
+                **{f"time/{stage}_s": seconds for stage, seconds in stages.seconds.items()},
+                "memory/peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            },
+        )
+        if broken := not_finite(result.metrics):
+            raise ArithmeticError(f"{', '.join(broken)}: not a finite number; the quantized model overflows")
+        return result
+
+    def describe(self) -> dict[str, object]:
+        """Everything of the configuration that can change the result."""
+        skipped = {"tracking", "cache", "plan"}
+        return {key: repr(value) for key, value in vars(self).items() if key not in skipped}
+
+    def _protocols(self) -> dict[str, str]:
+        return {name: task.protocol() for name, task in self.task.items()}
+
+    def _baseline_key(self, model: LoadedModel, task: Task) -> str:
+        return digest(model.fingerprint, self.device.type, task.protocol(), code_hash())
+
+    @staticmethod
+    def _evaluate(
+        stages: Stages, name: str, kind: str, task: Task, model: LoadedModel, reference: Reference | None = None
+    ) -> Callable[[], Outputs]:
+        def evaluate() -> Outputs:
+            with stages("evaluate", f"{name} ({kind})") as tick:
+                # every framework's model is a LanguageModel too; the rooms ops and evaluation do not know each other
+                return task.evaluate(cast(LanguageModel, model), reference, tick)
+
+        return evaluate
+
+    def _warnings(self, calibration: list[str]) -> list[str]:
+        """What a reader of the scores must know."""
+        found = []
+        for name, task in self.task.items():
+            share = overlap("\n".join(task.texts()), "\n".join(calibration))
+            if share > 0:
+                found.append(f"{share:.1%} of the 13-grams of task {name} also stand in the calibration text")
+        if self.model.source == "embedded":
+            found.append(
+                "the embedded model's float weights come from a 4-bit file (Q4_1): that loss is in the baseline, "
+                "and its scores are not the published ones of SmolLM2-135M-Instruct"
+            )
+        return found

@@ -1,0 +1,182 @@
+"""What a run found: sizes, scores, the per-layer table; written as results.json, report.md, layers.csv, pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from evaluation.base import Report
+from ops import bundle
+from ops.compress import entropy_bits
+from ops.compress.base import Parts
+from ops.framework.base import Layer
+from runner import pictures
+
+Metrics = dict[str, float | int | str]
+
+HEADLINES = (
+    ("bits per weight", "size/bits_per_weight", "{:.3f}"),
+    ("compression ratio", "compress/ratio", "{:.3f}"),
+    ("perplexity float", "perplexity/float", "{:.2f}"),
+    ("perplexity quantized", "perplexity/quant", "{:.2f}"),
+    ("perplexity verdict", "perplexity/verdict", "{}"),
+    ("KL to float, nats a token", "fidelity/kl_mean", "{:.4f}"),
+    ("top-1 agreement", "fidelity/top1_agreement", "{:.1%}"),
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Metrics of the `size` and `compress` groups, and the per-layer table they add up from."""
+
+    metrics: Metrics
+    layers: list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything a finished run has to say."""
+
+    config_hash: str
+    metrics: Metrics
+    layers: list[dict[str, object]]
+    reports: Mapping[str, Report]
+    weight_file: Path
+    warnings: list[str] = field(default_factory=list)
+
+    def write(self, output: Path, config_yaml: str, command: str) -> None:
+        """Write report, table and pictures, and results.json last."""
+        write_layers(output / "layers.csv", self.layers)
+        pictures.layers(output / "layers.png", self.layers)
+        pictures.scores(output / "scores.png", self.reports)
+        (output / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        (output / "report.md").write_text(self.report(command), encoding="utf-8")
+        write_json(output / "results.json", {"status": "ok", "config_hash": self.config_hash, **self.metrics})
+
+    def headlines(self) -> list[list[str]]:
+        """Rows of the final table: what was asked, in one look."""
+        rows = [[label, form.format(self.metrics[key])] for label, key, form in HEADLINES if key in self.metrics]
+        for report in self.reports.values():
+            for score in report.scores:
+                if not score.name.startswith("perplexity"):
+                    rows.append([score.name, f"{score.float_value:.2f} -> {score.quant_value:.2f}"])
+        return rows
+
+    def report(self, command: str) -> str:
+        """The report for a person, in markdown."""
+        lines = ["# slimrun report", "", f"`{command}`", ""]
+        lines += [f"- note: {warning}" for warning in self.warnings] + [""]
+        lines += _table(["", "value"], self.headlines())
+        lines += ["## All numbers", "", *_table(["key", "value"], [[k, _plain(v)] for k, v in self.metrics.items()])]
+        lines += [
+            "## Layers",
+            "",
+            "![layers](layers.png)",
+            "",
+            "The ten with the largest weight error (`layers.csv` has all):",
+            "",
+        ]
+        worst = sorted(self.layers, key=_sqnr)[:10]
+        columns = ["name", "bits", "entropy", "sqnr_db", "input_low", "input_high", "observer"]
+        lines += _table(columns, [[_plain(row[column]) for column in columns] for row in worst])
+        lines += ["## Scores", "", "![scores](scores.png)", ""]
+        for name, report in self.reports.items():
+            if report.samples:
+                lines += [f"### Samples of {name}", ""]
+                for sample in report.samples:
+                    lines += [f"- {key}: {_plain(value)}" for key, value in sample.items()] + [""]
+        lines += [f"Configuration hash: `{self.config_hash}`", ""]
+        return "\n".join(lines)
+
+
+def size_metrics(
+    covered: Sequence[Layer], tensors: Mapping[str, Tensor], coded: Mapping[str, Parts], artifact: Path
+) -> Sizes:
+    """Sizes as the results.json keys define them, over the linears that the method covers.
+
+    Compressed bytes hold everything that restores the weights: the coded parts (header, index, tables, checksums)
+    and one float32 scale a row; a linear that stayed float counts with the bytes of its float weights.
+    """
+    rows: list[dict[str, object]] = []
+    weights = compressed = kept_float = 0
+    entropy_sum = 0.0
+    for layer in covered:
+        count = layer.shape[0] * layer.shape[1]
+        row: dict[str, object] = {**asdict(layer), "shape": f"{layer.shape[0]}x{layer.shape[1]}", "weights": count}
+        stored = tensors[f"{layer.name}.weight"]
+        if layer.quantized:
+            scales = tensors[f"{layer.name}.deq_scale"].numel()
+            size = sum(part.nbytes for part in coded[layer.name].values()) + 4 * scales
+            row["entropy"] = entropy_bits(stored.numpy())
+            entropy_sum += float(row["entropy"]) * count  # type: ignore[arg-type]
+        else:
+            size, row["entropy"] = stored.numel() * stored.element_size(), float("nan")
+            kept_float += 1
+        row["bits"] = 8 * size / count
+        rows.append(row)
+        weights, compressed = weights + count, compressed + size
+    metrics: Metrics = {
+        "size/float_bytes": 2 * weights,
+        "size/int8_bytes": weights,
+        "size/compressed_bytes": compressed,
+        "size/bits_per_weight": 8 * compressed / weights,
+        "size/fallback_share": kept_float / len(covered),
+        "size/artifact_bytes": bundle.size(artifact),
+        "compress/ratio": weights / compressed,
+    }
+    quantized = sum(layer.shape[0] * layer.shape[1] for layer in covered if layer.quantized)
+    if quantized:
+        metrics["size/entropy_bits"] = entropy_sum / quantized
+    return Sizes(metrics, rows)
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON object atomically."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(content, stream, indent=2, ensure_ascii=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_layers(path: Path, layers: Sequence[Mapping[str, object]]) -> None:
+    """The per-layer table as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(layers[0]))
+        writer.writeheader()
+        writer.writerows(layers)
+
+
+def not_finite(metrics: Metrics) -> list[str]:
+    """Keys of the numbers that are NaN or infinite."""
+    return [key for key, value in metrics.items() if not isinstance(value, str) and not np.isfinite(value)]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    body = ["| " + " | ".join(row) + " |" for row in escaped]
+    return ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *body, ""]
+
+
+def _plain(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value).replace("\n", " ")
+
+
+def _sqnr(row: Mapping[str, object]) -> float:
+    value = row["sqnr_db"]
+    return float(value) if isinstance(value, float) and np.isfinite(value) else float("inf")

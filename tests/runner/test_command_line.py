@@ -1,0 +1,159 @@
+"""Bad input: one line, status 2, nothing written. What `slimrun --help` and `plan=true` show."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner import main as command_line
+
+TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
+
+
+class Console:
+    """Runs `slimrun ...` in this process, in an empty directory."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
+        monkeypatch.chdir(folder)
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["slimrun", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            command_line.main()
+        out, err = self.capfd.readouterr()
+        return int(exit_info.value.code or 0), out, err
+
+
+@pytest.fixture
+def slimrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Console:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return Console(folder, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["quant.fraction=0.5"], "quant.fraction=0.5 is out of range; allowed: 0.01 to 0.1"),
+        (["quant.fraction=abc"], "quant.fraction=abc: expected a number"),
+        (["+quant.fracton=0.02"], "quant.fracton: no such key; did you mean quant.fraction?"),
+        (["quant.fracton=0.02"], "quant.fracton: no such key; did you mean quant.fraction?"),
+        (["quant=nope"], "quant=nope: no such choice; allowed: none, w8a8, w8a8s"),
+        (["task=[perplexty]"], "task=perplexty: no such choice; allowed: multiple_choice, perplexity"),
+        (["nonsense=1"], "nonsense: no such key"),
+        (["+sede=1"], "sede: no such key; did you mean seed?"),
+        (["seed=one"], "seed=one: expected a whole number"),
+        (["quant"], "quant: not an override; write key=value"),
+        (
+            ["quant.ignore=[model.layers.0.self_attn.qproj]"],
+            "quant.ignore=[model.layers.0.self_attn.qproj] matches no linear layer of the model; "
+            "near it: model.layers.0.self_attn.q_proj",
+        ),
+        (["model=hf", "model.path=/does/not/exist"], "model.path=/does/not/exist: no such folder"),
+        (["model=hf"], "model.path=null names no model"),
+        (["model.dtype=int4"], "model.dtype=int4 is not known; allowed: auto, float32"),
+        (["device=npu"], "device=npu needs the package torch_npu: install CANN"),
+        (["calibration.samples=0"], "calibration.samples=0 is out of range; allowed: 1 or more"),
+        (["calibration.path=missing.txt"], "missing.txt"),
+        (["compress.tile_size=5000"], "compress.tile_size=5000 is out of range; allowed: powers of two"),
+        (["cache.max_gb=-1"], "cache.max_gb=-1.0 is out of range"),
+        (["task.perplexity.windows=0"], "task.perplexity.windows=0"),
+        (["task.perplexity.path=missing.txt"], "missing.txt"),
+        (["-m", "quant.fraction=0.02,abc"], "quant.fraction=abc: expected a number"),
+        (["-m", "quant=w8a8s,nope"], "quant=nope: no such choice"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_status_2_and_no_file(slimrun: Console, arguments: list[str], line: str) -> None:
+    status, out, err = slimrun(*TINY, *arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("slimrun: ")
+    assert line in err
+    assert err.count("\n") == 1
+    assert list(slimrun.folder.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(slimrun: Console) -> None:
+    status, _, err = slimrun(*TINY, "device=cuda")
+    assert status == 2
+    assert "device=cuda: torch finds no such device here: install a driver and a CUDA build of torch" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"one\n\ntwo\n", "line 2"),
+        ("grüße\n".encode("latin-1"), "UTF-8"),
+        (b"", "empty"),
+        (b'{"txt": "a"}\n', "text"),
+    ],
+)
+def test_calibration_files(slimrun: Console, tmp_path: Path, content: bytes, line: str) -> None:
+    file = tmp_path / ("prompts.jsonl" if content.startswith(b"{") else "prompts.txt")
+    file.write_bytes(content)
+    status, _, err = slimrun(*TINY, f"calibration.path={file}")
+    assert status == 2
+    assert str(file) in err
+    assert line in err
+    assert err.count("\n") == 1
+    assert list(slimrun.folder.iterdir()) == []
+
+
+def test_truncated_weights_are_seen_before_anything_loads(slimrun: Console, tiny_folder: Path) -> None:
+    weights = tiny_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    status, _, err = slimrun("model=hf", f"model.path={tiny_folder}", "tracking=none")
+    assert status == 2
+    assert "model.safetensors is truncated or damaged" in err
+    assert list(slimrun.folder.iterdir()) == []
+
+
+def test_output_folder_that_cannot_be_written(
+    slimrun: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if os.geteuid() == 0:  # root may write anywhere: as another user, the answer of the system is this one
+        monkeypatch.setattr("os.access", lambda path, mode: not str(path).startswith(str(locked)))
+    status, _, err = slimrun(*TINY, f"hydra.run.dir={locked}/run")
+    assert status == 2
+    assert f"{locked} cannot be written" in err
+    assert list(locked.iterdir()) == []
+
+
+def test_help_lists_groups_choices_and_examples(slimrun: Console) -> None:
+    status, out, _ = slimrun("--help")
+    assert status == 0
+    for text in ("quant: none, w8a8, w8a8s", "device: cpu, cuda, npu", "experiment: chatglm2_6b", "Exit status"):
+        assert text in out
+    assert out.count("\n  slimrun") == 5
+
+
+def test_cfg_prints_the_composed_configuration(slimrun: Console) -> None:
+    status, out, _ = slimrun("--cfg", "job", "quant.fraction=0.03")
+    assert status == 0
+    assert "fraction: 0.03" in out
+    assert list(slimrun.folder.iterdir()) == []
+
+
+def test_presets_compose(slimrun: Console) -> None:
+    for name in ("chatglm2_6b", "llama2_7b", "llama_13b"):
+        status, out, _ = slimrun("--cfg", "job", f"experiment={name}", "model.path=./here")
+        assert status == 0
+        assert f"name: {name}" in out
+        assert "中国最值得去的几个景点" in out
+        assert "path: ./here" in out
+
+
+def test_a_plan_loads_nothing_and_writes_nothing(slimrun: Console) -> None:
+    status, out, _ = slimrun("plan=true", "quant.ignore=[*.down_proj]")
+    assert status == 0
+    assert "180 linears of 211 as W8A8S" in out
+    assert list(slimrun.folder.iterdir()) == []

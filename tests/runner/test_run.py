@@ -1,0 +1,190 @@
+"""Whole runs on the random model, as a user starts them: in their own process, stdin closed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["model=tiny_llama", "task.perplexity.windows=4", "task.perplexity.window=64", "calibration.samples=4"]
+KINDS = ("float", "quant")
+FAST = [*TINY, "task=[perplexity]"]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"SLIMRUN_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "runner", *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def slimrun(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def results(folder: Path) -> list[dict[str, object]]:
+    paths = [path for path in sorted(folder.rglob("results.json")) if "mlartifacts" not in path.parts]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_one_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
+    status, out, err = slimrun(tmp_path, *TINY, "hydra.run.dir=run", "task.multiple_choice.limit=4",
+                               "task.summarization.limit=2", "task.translation.limit=2",
+                               "task.summarization.max_new_tokens=4", "task.translation.max_new_tokens=4")  # fmt: skip
+    assert status == 0, err
+    found = results(tmp_path)[0]
+    assert found["status"] == "ok"
+    assert found["compress/verified"] == 1
+    expected = {
+        "config_hash", "size/float_bytes", "size/int8_bytes", "size/compressed_bytes", "size/bits_per_weight",
+        "size/fallback_share", "size/entropy_bits", "size/artifact_bytes", "compress/ratio",
+        *(f"perplexity/{key}" for key in ("float", "quant", "delta_pct", "ci_low", "ci_high", "verdict", "signature")),
+        "fidelity/kl_mean", "fidelity/top1_agreement",
+        *(f"multiple_choice/{key}" for key in ("accuracy_float", "accuracy_quant", "flips", "signature")),
+        *(f"translation/{key}_{kind}" for key in ("bleu", "chrf", "chrfpp", "ter") for kind in KINDS),
+        *(f"summarization/{key}_{kind}" for key in ("rouge1", "rouge2", "rougeL", "rougeLsum") for kind in KINDS),
+        "translation/signature", "summarization/signature",
+        *(f"time/{stage}_s" for stage in ("load", "calibrate", "quantize", "compress", "decode", "evaluate")),
+        "memory/peak_rss_bytes",
+    }  # fmt: skip
+    assert expected <= found.keys()
+
+    run = tmp_path / "run"
+    for name in ("report.md", "layers.csv", "layers.png", "scores.png", "run.log", "config.yaml"):
+        assert (run / name).stat().st_size > 0, name
+    assert stat.S_IMODE((run / "artifact").stat().st_mode) == 0o750
+    assert found["size/artifact_bytes"] == sum(file.stat().st_size for file in (run / "artifact").iterdir())
+    assert "effective configuration" in (run / "run.log").read_text()
+    assert out.splitlines()[-1] == f"look next: mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
+    assert "bits per weight" in out
+
+
+def test_sizes_add_up_from_the_files(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    assert slimrun(tmp_path, *FAST, "tracking=none", "hydra.run.dir=run", "quant.ignore=[*.q_proj]")[0] == 0
+    found = results(tmp_path)[0]
+    coded = scales = weights = 0
+    with safe_open(tmp_path / "run/artifact/quant_model_weight_w8a8sc.safetensors", "np") as file:
+        for key in file.keys():  # noqa: SIM118
+            if key.endswith(".info"):
+                name = key.removesuffix(".info")
+                coded += sum(file.get_tensor(f"{name}.{part}").nbytes for part in ("weight", "index", "info"))
+                scales += file.get_tensor(f"{name}.deq_scale").size
+                weights += int(file.get_tensor(key)[-2:].prod())
+    assert found["size/int8_bytes"] == weights
+    assert found["size/compressed_bytes"] == coded + 4 * scales
+    assert found["size/bits_per_weight"] == pytest.approx(8 * (coded + 4 * scales) / weights)
+    assert found["compress/ratio"] == pytest.approx(weights / (coded + 4 * scales))
+
+
+def test_a_second_run_reuses_the_baseline_and_gives_the_same_numbers(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert slimrun(tmp_path, *FAST, "tracking=none", f"hydra.run.dir={name}")[0] == 0
+    baselines = list((tmp_path / "cache" / "baselines").glob("*.npz"))
+    assert len(baselines) == 1
+    one, two = results(tmp_path)
+    varying = {key for key in one if key.startswith(("time/", "memory/"))}
+    assert {key: one[key] for key in one.keys() - varying} == {key: two[key] for key in two.keys() - varying}
+
+
+@pytest.mark.parametrize(("quant", "bits"), [("none", 32.0), ("w8a8", 8.0)])
+def test_other_methods(tmp_path: Path, quant: str, bits: float) -> None:
+    status, _, err = slimrun(tmp_path, *FAST, f"quant={quant}", "compress=none", "tracking=none")
+    assert status == 0, err
+    found = results(tmp_path)[0]
+    assert found["size/bits_per_weight"] == pytest.approx(bits, abs=0.6)
+    if quant == "none":
+        assert found["perplexity/delta_pct"] == 0
+        assert found["fidelity/kl_mean"] == 0
+
+
+def test_a_sweep_goes_on_after_a_bad_job_and_is_one_tree_in_mlflow(tmp_path: Path) -> None:
+    status, out, err = slimrun(tmp_path, "-m", *FAST, "quant.fraction=0.02,0.5,0.05")
+    assert status == 1, err
+    assert sorted(str(result["status"]) for result in results(tmp_path)) == ["failed", "ok", "ok"]
+    failed = next(result for result in results(tmp_path) if result["status"] == "failed")
+    assert failed["error"] == "quant.fraction=0.5 is out of range; allowed: 0.01 to 0.1"
+    log = next(path for path in tmp_path.rglob("run.log") if path.parent.name == "1").read_text()
+    assert "Traceback" in log
+    assert "failed: quant.fraction=0.5 is out of range" in out.replace("\n", " ")
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        parents = [row[0] for row in database.execute("select value from tags where key = 'mlflow.parentRunId'")]
+        runs = dict(database.execute("select run_uuid, status from runs"))
+    assert len(parents) == 2
+    assert len(set(parents)) == 1
+    assert sorted(runs.values()) == ["FAILED", "FINISHED", "FINISHED"]
+    assert runs[parents[0]] == "FAILED"
+
+
+def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    assert slimrun(tmp_path, *FAST, "hydra.run.dir=run")[0] == 0
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("slimrun")
+    [run] = client.search_runs([experiment.experiment_id])
+    found = results(tmp_path)[0]
+    assert run.data.params["quant.fraction"] == "0.011"
+    assert run.data.params["model.name"] == "tiny_llama"
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    assert run.data.metrics == pytest.approx(numbers)
+    assert run.data.tags["perplexity/signature"] == found["perplexity/signature"]
+    assert run.data.tags["config_hash"] == found["config_hash"]
+    assert len(run.data.tags["weights.sha256"]) == 64
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert names == {"config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", "results.json"}
+
+
+def test_parallel_starts_on_a_fresh_database(tmp_path: Path) -> None:
+    processes = [start(tmp_path, *FAST, f"hydra.run.dir=run{number}") for number in range(3)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert [row[0] for row in database.execute("select status from runs")] == ["FINISHED"] * 3
+
+
+def test_a_failing_run_says_why_and_where(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "artifact").write_text("in the way")
+    status, out, err = slimrun(tmp_path, *FAST, "tracking=none", "hydra.run.dir=run")
+    assert status == 1
+    assert out == ""
+    assert "run.log" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    found = results(tmp_path)[0]
+    assert found["status"] == "failed"
+    assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
+    assert (tmp_path / "run" / "artifact").read_text() == "in the way"
+
+
+def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
+    process = start(tmp_path, *FAST, "tracking=none", "hydra.run.dir=run", "task.perplexity.windows=40",
+                    "task.perplexity.window=512")  # fmt: skip
+    while not (tmp_path / "run" / "run.log").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert "interrupted" in err.splitlines()[-1]
+    assert results(tmp_path)[0]["status"] == "failed"
+    assert not (tmp_path / "run" / "artifact").exists()
