@@ -1,5 +1,5 @@
-// Bindings: the codec as functions on numpy arrays. Python checks dtypes and shapes and allocates; see
-// ops/compress/__init__.py. std::invalid_argument becomes ValueError.
+// Bindings: the codec and the int8 kernels as functions on numpy arrays. Python checks dtypes and shapes and
+// allocates; see ops/compress/__init__.py and ops/quant/base.py. std::invalid_argument becomes ValueError.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -8,6 +8,7 @@
 
 #include "codec.hpp"
 #include "crc32c.hpp"
+#include "int8.hpp"
 
 namespace py = pybind11;
 
@@ -99,6 +100,35 @@ double entropy(const py::array& values) {
     return entropy_bits(counts);
 }
 
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+void require(bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(what);
+}
+
+void quantize_into(const Array<float>& x, float scale, int32_t offset, Array<int8_t> out) {
+    require(x.size() == out.size(), "out: must have as many elements as x");
+    int8_t* const to = out.mutable_data();
+    const float* const from = x.data();
+    const size_t count = static_cast<size_t>(x.size());
+    py::gil_scoped_release release;
+    quantize(from, count, scale, offset, to);
+}
+
+void dequantize_into(const Array<int32_t>& acc, const Array<int32_t>& bias, const Array<float>& scale,
+                     Array<float> out) {
+    require(acc.ndim() == 2 && acc.size() == out.size(), "out: must have the shape of acc, a matrix");
+    const py::ssize_t columns = acc.shape(1);
+    require(bias.size() == columns, "bias: must have one element a column of acc");
+    require(scale.size() == columns || scale.size() == 1,
+            "scale: must have one element, or one a column of acc");
+    float* const to = out.mutable_data();
+    py::gil_scoped_release release;
+    dequantize(acc.data(), static_cast<size_t>(acc.shape(0)), static_cast<size_t>(columns), bias.data(),
+               scale.data(), scale.size() == 1, to);
+}
+
 }  // namespace
 }  // namespace slimrun
 
@@ -106,7 +136,9 @@ PYBIND11_MODULE(_native, m) {
     using namespace slimrun;
     using py::arg;
     m.doc() =
-        "Tile-indexed entropy codec for int8 arrays; the format is described in the headers of ops/csrc.";
+        "Tile-indexed entropy codec for int8 arrays, and the int8 linear's elementwise kernels; the headers "
+        "of "
+        "ops/csrc describe both.";
     m.attr("VERSION") = static_cast<int>(kVersion);
     m.def(
         "encode_bound", [](const py::array& v, uint64_t size) { return encode_bound(header_of(v, size)); },
@@ -123,4 +155,9 @@ PYBIND11_MODULE(_native, m) {
     m.def("entropy_bits", &entropy, arg("values"), "Order-0 entropy of the bytes in bits per element.");
     m.def("crc32c", &checksum, arg("data"), arg("portable") = false,
           "CRC-32C of the bytes, by the CPU's own instruction unless portable.");
+    m.def("quantize_into", &quantize_into, arg("x").noconvert(), arg("scale"), arg("offset"),
+          arg("out").noconvert(), "Static int8 quantization of float32 values; see int8.hpp.");
+    m.def("dequantize_into", &dequantize_into, arg("acc").noconvert(), arg("bias").noconvert(),
+          arg("scale").noconvert(), arg("out").noconvert(),
+          "float(acc + bias) * scale by column; see int8.hpp.");
 }

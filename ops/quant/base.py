@@ -22,6 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ops import _native
+
 OBSERVERS = ("auto", "minmax", "histogram")
 EXACT_FLOAT32_DEPTH = 1024  # 1024 * 128 * 127 < 2**24: a float32 sum of that many products is exact
 
@@ -124,9 +126,22 @@ def dequantization(weight: QuantizedWeight, bias: Tensor | None, grid: Activatio
 
 
 def quantize_activation(x: Tensor, grid: ActivationGrid) -> Tensor:
-    """int8 activations of x (any float dtype and shape)."""
-    scaled = x.to(torch.float32) / grid.scale
-    return scaled.round_().add_(grid.offset).clamp_(-128, 127).to(torch.int8)
+    """int8 activations of x (any float dtype and shape). On the CPU in one pass (ops/csrc/int8.hpp), bits alike."""
+    x = x.detach().to(torch.float32)
+    if x.device.type == "cpu":
+        out = torch.empty(x.shape, dtype=torch.int8)
+        _native.quantize_into(x.contiguous().numpy(), grid.scale, grid.offset, out.numpy())
+        return out
+    return (x / grid.scale).round_().add_(grid.offset).clamp_(-128, 127).to(torch.int8)
+
+
+def dequantize(total: Tensor, quant_bias: Tensor, deq_scale: Tensor) -> Tensor:
+    """float32 [m, n] of int32 sums [m, n]: (total + quant_bias [n]) * deq_scale [n] or [1]."""
+    if total.device.type == "cpu":
+        out = torch.empty(total.shape, dtype=torch.float32)
+        _native.dequantize_into(total.numpy(), quant_bias.numpy(), deq_scale.numpy(), out.numpy())
+        return out
+    return total.add(quant_bias).to(torch.float32).mul_(deq_scale)
 
 
 def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -171,8 +186,8 @@ def exact_matmul(x: Tensor, weight: Tensor) -> Tensor:
 def int8_linear(x: Tensor, weight: Tensor, grid: ActivationGrid, quant_bias: Tensor, deq_scale: Tensor) -> Tensor:
     """The deployed linear: float x [..., k] -> float [..., n] in x's dtype, by the formulas of this module."""
     quantized = quantize_activation(x.reshape(-1, x.shape[-1]), grid)
-    total = int8_matmul(quantized, weight).add_(quant_bias)
-    return total.to(torch.float32).mul_(deq_scale).to(x.dtype).reshape(*x.shape[:-1], -1)
+    total = int8_matmul(quantized, weight)
+    return dequantize(total, quant_bias, deq_scale).to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluation.metrics import token_log_probs
 from evaluation.text import pinned, read_prompts
 from ops.framework import embedded
 from ops.framework.base import Device, Model
@@ -48,7 +49,7 @@ def works(texts: list[str], model: TorchModel) -> dict[str, tuple[int, Callable[
     model.module.config.eos_token_id = None
     return {
         "decoder, 512 tokens": (WINDOW, lambda: model.hidden(ids)),
-        "scoring, 512 tokens": (WINDOW, lambda: model.log_probs(model.hidden(ids)[0])),
+        "scoring, 512 tokens": (WINDOW, lambda: token_log_probs(ids[0], model.hidden(ids)[0], model.log_probs)),
         "generation, batch 1": (NEW_TOKENS, lambda: model.generate(prompts[:1], NEW_TOKENS)),
         "generation, batch 20": (20 * NEW_TOKENS, lambda: model.generate(prompts, NEW_TOKENS)),
     }

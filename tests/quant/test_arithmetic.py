@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from ops.quant.base import (
     ActivationGrid,
     QuantizedWeight,
     activation_grid,
     dequantization,
+    dequantize,
     exact_matmul,
     has_exact_int8_product,
     int8_linear,
@@ -59,6 +62,40 @@ def test_activation_grid_golden(low: float, high: float, scale: float, offset: i
     grid = activation_grid(low, high, torch.float32)
     assert grid.scale == pytest.approx(scale, rel=1e-6)
     assert grid.offset == offset
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    hnp.arrays(np.float32, st.integers(0, 90), elements=st.floats(width=32, allow_nan=False)),
+    st.floats(2**-20, 2**13, width=32),
+    st.integers(-128, 127),
+)
+def test_quantization_in_one_pass_equals_the_formula(values: np.ndarray, scale: float, offset: int) -> None:
+    x, grid = torch.from_numpy(values), ActivationGrid(scale, offset)
+    expected = (x / scale).round().add(offset).clamp(-128, 127).to(torch.int8)
+    assert torch.equal(quantize_activation(x, grid), expected)
+    ties = (torch.arange(-300, 300) + 0.5) * 0.25
+    halves = ActivationGrid(0.25, offset)
+    assert torch.equal(
+        quantize_activation(ties, halves), (ties / 0.25).round().add(offset).clamp(-128, 127).to(torch.int8)
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 5), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
+def test_dequantization_in_one_pass_equals_the_formula(rows: int, columns: int, one: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.randint(-(2**30), 2**30, (rows, columns), dtype=torch.int32, generator=generator)
+    bias = torch.randint(-(2**30), 2**30, (columns,), dtype=torch.int32, generator=generator)
+    scale = torch.rand(1 if one else columns, generator=generator)
+    assert torch.equal(dequantize(total, bias, scale), (total + bias).float() * scale)
+
+
+def test_kernels_refuse_shapes_that_do_not_fit() -> None:
+    total, bias, scale = torch.zeros(2, 3, dtype=torch.int32), torch.zeros(3, dtype=torch.int32), torch.ones(3)
+    for arguments, message in (((total, bias[:2], scale), "bias"), ((total, bias, scale[:2]), "scale")):
+        with pytest.raises(ValueError, match=message):
+            dequantize(*arguments)
 
 
 def test_scale_is_the_number_that_the_models_dtype_can_store() -> None:

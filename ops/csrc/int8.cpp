@@ -1,0 +1,49 @@
+#include "int8.hpp"
+
+// One function, compiled for several instruction sets; the loader takes the best that the processor has.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define SLIMRUN_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define SLIMRUN_CLONES
+#endif
+
+namespace slimrun {
+namespace {
+
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for the fraction
+constexpr float kLimit = 512.0f;       // beyond the int8 range with any offset, and far below 2^22
+
+/// a + b that wraps instead of being undefined.
+inline int32_t add(int32_t a, int32_t b) {
+    return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+}
+
+}  // namespace
+
+SLIMRUN_CLONES
+void quantize(const float* x, size_t count, float scale, int32_t offset, int8_t* out) {
+    for (size_t i = 0; i < count; ++i) {
+        float v = x[i] / scale;
+        v = v > -kLimit ? v : -kLimit;
+        v = v < kLimit ? v : kLimit;
+        int32_t q = static_cast<int32_t>((v + kRound) - kRound) + offset;
+        q = q > -128 ? q : -128;
+        q = q < 127 ? q : 127;
+        out[i] = static_cast<int8_t>(q);
+    }
+}
+
+SLIMRUN_CLONES
+void dequantize(const int32_t* acc, size_t rows, size_t columns, const int32_t* bias, const float* scale,
+                bool one_scale, float* out) {
+    for (size_t r = 0; r < rows; ++r, acc += columns, out += columns) {
+        if (one_scale) {
+            const float s = scale[0];
+            for (size_t c = 0; c < columns; ++c) out[c] = static_cast<float>(add(acc[c], bias[c])) * s;
+        } else {
+            for (size_t c = 0; c < columns; ++c) out[c] = static_cast<float>(add(acc[c], bias[c])) * scale[c];
+        }
+    }
+}
+
+}  // namespace slimrun
