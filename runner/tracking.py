@@ -114,8 +114,8 @@ class MLflow:
     def _client(self) -> Any:
         """A client whose database exists and is migrated: made once, under a lock, since parallel makers crash."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its own start-up messages, not errors
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
         uri = self.tracking_uri
