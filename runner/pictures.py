@@ -12,24 +12,25 @@ from matplotlib import pyplot as plt
 
 from evaluation.base import Report, Score
 
-FLOAT_COLOR, QUANT_COLOR, ERROR_COLOR = "#4c72b0", "#dd8452", "#55a868"
+FLOAT_COLOR, QUANT_COLOR = "#4c72b0", "#dd8452"
 
 
 def layers(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Bits per weight (with the entropy below) and weight error of every linear, in module order."""
-    index = range(len(rows))
+    """Bits per weight (and the entropy below them) and weight error of every linear in module order, by its kind."""
+    kinds: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        kinds.setdefault(str(row["name"]).rpartition(".")[2], []).append(index)
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(11, 6.5), sharex=True, layout="constrained")
-    top.bar(index, [_number(row["bits"]) for row in rows], width=1.0, color=QUANT_COLOR, label="stored")
-    top.plot(index, [_number(row["entropy"]) for row in rows], ".", ms=4, color="black", label="order-0 entropy")
-    top.set_ylabel("bits per weight")
-    top.legend(loc="lower right")
-    bottom.plot(index, [_number(row["sqnr_db"]) for row in rows], ".-", ms=4, lw=0.7, color=ERROR_COLOR)
+    for number, (kind, indices) in enumerate(kinds.items()):
+        color = f"C{number % 10}"
+        for axis, key in ((top, "bits"), (bottom, "sqnr_db")):
+            axis.plot(indices, [_number(rows[i][key]) for i in indices], ".-", ms=5, lw=0.6, color=color, label=kind)
+    top.plot(range(len(rows)), [_number(row["entropy"]) for row in rows], "_", ms=3, color="black", label="entropy")
+    top.set_ylabel("stored bits per weight")
     bottom.set_ylabel("weight signal to noise, dB")
     bottom.set_xlabel("linear layer, in module order")
-    for position in range(0, len(rows), max(1, len(rows) // 8)):
-        name = str(rows[position]["name"])
-        bottom.annotate(name, (position, bottom.get_ylim()[0]), rotation=90, fontsize=6, va="bottom", color="gray")
-    figure.suptitle("Size and error of each quantized linear")
+    figure.legend(*top.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.suptitle("Size and error of each linear that the method covers")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +32,12 @@ def silent(done: int, total: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def quantized(smollm2: TorchModel) -> Iterator[tuple[TorchModel, list[Layer]]]:
+def quantized(smollm2: TorchModel) -> tuple[TorchModel, list[Layer]]:
     path = str(embedded.folder(cache_folder()))
     model = PyTorch().load(Model("smollm2", "pretrained", path), CPU, cache_folder(), seed=0)
     texts = read_prompts(pinned("wikipedia_calibration"))[:3]
     layers = PyTorch().calibrator(model, W8A8S(), texts, 256).run()
-    yield model, layers
+    return model, layers
 
 
 def test_integers_are_those_of_the_formula(smollm2: TorchModel, quantized: tuple[TorchModel, list[Layer]]) -> None:
