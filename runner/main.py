@@ -102,7 +102,7 @@ def execute(experiment: Experiment, config: DictConfig, output: Path, parent: st
     command = shlex.join(["slimrun", *HydraConfig.get().overrides.task])
     yaml = OmegaConf.to_yaml(config, resolve=True)
     log.info("effective configuration:\n%s", yaml)
-    with experiment.tracking.run(output.name, _flat(config), parent) as open_run, Stages() as stages:
+    with experiment.tracking.run(_run_name(), _flat(config), parent) as open_run, Stages() as stages:
         result = experiment.run(output, stages)
         with stages("report"):
             result.write(output, yaml, command)
@@ -151,6 +151,14 @@ def _conclude(result: Result, experiment: Experiment, output: Path, multirun: bo
     look = experiment.tracking.look_next()
     if not multirun:
         print(f"look next: {look}" if look else f"look next: {output / 'results.json'}")
+
+
+def _run_name() -> str:
+    """What tells a run from its neighbours in a list: model, method, and what the command line changed."""
+    context = HydraConfig.get()
+    named = ("model=", "quant=", "tracking", "hydra", "cache")
+    changes = [item.lstrip("+") for item in context.overrides.task if not item.lstrip("+").startswith(named)]
+    return " ".join([str(context.runtime.choices["model"]), str(context.runtime.choices["quant"]), *changes])
 
 
 def _flat(config: DictConfig) -> dict[str, object]:

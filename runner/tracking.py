@@ -81,7 +81,10 @@ class MLflow:
     def run(self, name: str, params: Mapping[str, Any], parent: str | None) -> Iterator[Log]:
         """An open MLflow run, FAILED when the block raises."""
         client = self._client()
-        tags = {"mlflow.runName": name} | ({PARENT_TAG: parent} if parent else {})
+        from mlflow.tracking.context.registry import resolve_tags  # user, git commit, as mlflow's own runs have
+
+        tags = resolve_tags({"mlflow.runName": name, "mlflow.source.name": "slimrun"})
+        tags |= {PARENT_TAG: parent} if parent else {}
         run_id = client.create_run(self._experiment(client), tags=tags).info.run_id
         self._log_params(client, run_id, params)
         try:
@@ -175,10 +178,10 @@ class _Open:
         tags = {
             **texts,
             "config_hash": result.config_hash,
-            "verdict": str(result.metrics.get("perplexity/verdict", "")),
             "weights.path": str(result.weight_file.resolve()),
             "weights.bytes": str(result.weight_file.stat().st_size),
             "weights.sha256": _sha256(result.weight_file),
+            "verdict": "; ".join(f"{key}: {text}" for key, text in texts.items() if key.endswith("/verdict")),
         }
         self.client.log_batch(
             self.run_id,
