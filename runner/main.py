@@ -61,10 +61,8 @@ def check(arguments: Namespace) -> bool:
             experiment = build(config)
             if not arguments.multirun or experiment.plan:
                 shapes = _checked(experiment)
-        except CompositionError:
-            raise
-        except ConfigError:
-            if arguments.multirun:
+        except ConfigError as error:
+            if arguments.multirun and not isinstance(error, CompositionError):
                 continue
             raise
         planned.append(experiment.plan)

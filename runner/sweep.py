@@ -32,7 +32,7 @@ class SweepCallback(Callback):
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.tracker = build_tracker(config)
-        self.parent = self.tracker.start_parent(folder.name)
+        self.parent = self.tracker.start_parent(f"multirun {folder.name}")
         write_json(folder / PARENT_FILE, {"run_id": self.parent})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -45,6 +45,7 @@ class SweepCallback(Callback):
         )
         if self.tracker is not None and self.parent is not None:
             self.tracker.end_parent(self.parent, SweepCallback.failed > 0, rows)
+            print(f"look next: {self.tracker.look_next()}")
 
 
 def build_tracker(config: DictConfig) -> Tracker:

@@ -21,7 +21,7 @@ FAST = [*TINY, "task=[perplexity]"]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"SLIMRUN_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    environment = os.environ | {"SLIMRUN_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
     return subprocess.Popen(
         [sys.executable, "-m", "runner", *arguments],
         cwd=folder,
@@ -125,6 +125,8 @@ def test_a_sweep_goes_on_after_a_bad_job_and_is_one_tree_in_mlflow(tmp_path: Pat
     log = next(path for path in tmp_path.rglob("run.log") if path.parent.name == "1").read_text()
     assert "Traceback" in log
     assert "failed: quant.fraction=0.5 is out of range" in out.replace("\n", " ")
+    assert "task=[perplexity]" in out
+    assert out.splitlines()[-1].startswith("look next: mlflow ui")
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         parents = [row[0] for row in database.execute("select value from tags where key = 'mlflow.parentRunId'")]
         runs = dict(database.execute("select run_uuid, status from runs"))
