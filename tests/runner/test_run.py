@@ -178,8 +178,10 @@ def test_a_failing_run_says_why_and_where(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
-    process = start(tmp_path, *FAST, "tracking=none", "hydra.run.dir=run", "task.perplexity.windows=40",
-                    "task.perplexity.window=512")  # fmt: skip
+    text = tmp_path / "long.txt"
+    text.write_text("a text that takes minutes to score " * 60_000)
+    minutes = [f"task.perplexity.path={text}", "task.perplexity.windows=9999", "task.perplexity.window=512"]
+    process = start(tmp_path, *FAST, *minutes, "tracking=none", "hydra.run.dir=run")
     while not (tmp_path / "run" / "run.log").exists() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.5)
