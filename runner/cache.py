@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +22,7 @@ import numpy as np
 from filelock import FileLock
 
 from evaluation.base import Outputs
+from ops.files import replacing
 
 SHAPES_RESULTS = ("torch", "transformers", "numpy", "sacrebleu", "rouge-score")
 
@@ -98,13 +98,5 @@ def _load(file: Path) -> Outputs | None:
 
 
 def _store(file: Path, outputs: Outputs) -> None:
-    descriptor, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            np.savez(stream, allow_pickle=False, **outputs)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(file, 0o600) as scratch, scratch.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **outputs)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,10 +15,13 @@ from evaluation.base import Report
 from ops import bundle
 from ops.compress import entropy_bits
 from ops.compress.base import Parts
+from ops.files import replacing
 from ops.framework.base import Layer
 from runner import pictures
 
 Metrics = dict[str, float | int | str]
+
+SCALES = ("deq_scale", "weight_scale")  # either has one number a row, which counts once
 
 HEADLINES = (
     ("bits per weight", "size/bits_per_weight", "{:.3f}"),
@@ -113,7 +114,8 @@ def size_metrics(
         row: dict[str, object] = {**asdict(layer), "shape": f"{layer.shape[0]}x{layer.shape[1]}", "weights": count}
         stored = tensors[f"{layer.name}.weight"]
         if layer.quantized:
-            scales = tensors[f"{layer.name}.deq_scale"].numel()
+            scale = next(key for suffix in SCALES if (key := f"{layer.name}.{suffix}") in tensors)
+            scales = tensors[scale].numel()
             size = sum(part.nbytes for part in coded[layer.name].values()) + 4 * scales
             row["entropy"] = entropy_bits(stored.numpy())
             entropy_sum += float(row["entropy"]) * count  # type: ignore[arg-type]
@@ -140,18 +142,8 @@ def size_metrics(
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON object atomically."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=2, ensure_ascii=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path, 0o644) as scratch:
+        scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_layers(path: Path, layers: Sequence[Mapping[str, object]]) -> None:

@@ -1,0 +1,66 @@
+"""Writing files so that they are there whole or not at all, with the permissions of the msModelSlim guide."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FOLDER_MODE, WEIGHT_MODE, DESCRIPTION_MODE = 0o750, 0o400, 0o600
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made with mode 0750 when it is not there; one that is there keeps its mode."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(FOLDER_MODE)  # mkdir's own mode is cut by the umask
+    return path
+
+
+@contextmanager
+def replacing(path: Path, mode: int) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; on success it takes the place of `path`, on failure it is gone.
+
+    The bytes reach the disk before the name does, and the old file stays until then, read-only or not.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(descriptor)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(mode)
+        sync(scratch)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files take their places in `folder` (made when missing) once all are written.
+
+    On failure nothing in `folder` has changed. Other files of the folder are left alone.
+    """
+    make_folder(folder)
+    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
+    try:
+        yield scratch
+        for file in sorted(scratch.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
