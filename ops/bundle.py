@@ -28,8 +28,8 @@ from torch import Tensor
 from ops import compress
 from ops.compress.base import Codec, Parts
 from ops.compress.none import NoCompression
+from ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
 
-FOLDER_MODE, WEIGHT_MODE, DESCRIPTION_MODE = 0o750, 0o400, 0o600
 FLOAT = "FLOAT"
 
 
@@ -39,7 +39,7 @@ class Bundle:
 
     tensors: dict[str, Tensor]
     quantized: list[str]
-    quant_type: str
+    quant_type: str  # of the linears, whether coded or not
 
 
 def write(
@@ -76,7 +76,7 @@ def write(
         (scratch / f"quant_model_description_{quant_type.lower()}.json").write_text(text + "\n", encoding="utf-8")
         for file in scratch.iterdir():
             file.chmod(WEIGHT_MODE if file == weights else DESCRIPTION_MODE)
-            _sync(file)
+            sync(file)
         scratch.chmod(FOLDER_MODE)
         _replace(scratch, folder)
     except BaseException:
@@ -100,7 +100,11 @@ def read(folder: Path) -> Bundle:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{weights}: {error}") from error
     codec = _codec(folder, description)
-    quantized = [key.removesuffix(".quant_bias") for key in stored if key.endswith(".quant_bias")]
+    quantized = [
+        key.removesuffix(".weight")
+        for key, tensor in stored.items()
+        if key.endswith(".weight") and description[key] != FLOAT and tensor.dtype == torch.int8
+    ]
     for name in quantized:
         keys = [f"{name}.{suffix}" for suffix in ("info", "index", "weight")]
         parts = {key.rpartition(".")[2]: stored.pop(key).numpy() for key in keys if key in stored}
@@ -108,7 +112,12 @@ def read(folder: Path) -> Bundle:
             stored[f"{name}.weight"] = torch.from_numpy(codec.decode(parts))
         except (ValueError, KeyError) as error:
             raise ValueError(f"{weights}: {name}: {error}") from error
-    return Bundle(stored, quantized, quant_type)
+    return Bundle(stored, quantized, quant_type.removesuffix("C") if codec.container else quant_type)
+
+
+def can_decode(codec: Codec) -> bool:
+    """Whether what the codec writes can be read back here; the stream of the Ascend hardware cannot."""
+    return (codec.container, codec.version) in _containers()
 
 
 def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -158,10 +167,11 @@ def _containers() -> dict[tuple[str, int], type[Codec]]:
     found: dict[tuple[str, int], type[Codec]] = {}
     for module in pkgutil.iter_modules(compress.__path__, "ops.compress."):
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and is_dataclass(value) and hasattr(value, "container"):
-                codec = cast(type[Codec], value)
-                found[codec.container, codec.version] = codec
-    return found
+            container, version = getattr(value, "container", None), getattr(value, "version", None)
+            # a codec that asks another program for its container (a property) reads nothing of its own
+            if isinstance(value, type) and is_dataclass(value) and isinstance(container, str):
+                found[container, cast(int, version)] = cast(type[Codec], value)
+    return {key: found[key] for key in sorted(found)}
 
 
 def _owner(key: str) -> str:
@@ -172,17 +182,9 @@ def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _replace(scratch: Path, folder: Path) -> None:
     """Put the finished scratch folder in the place of `folder`; on failure the old one is back in its place."""
-    _sync(scratch)
+    sync(scratch)
     if folder.exists():
         previous = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-previous-"))
         try:
@@ -198,4 +200,4 @@ def _replace(scratch: Path, folder: Path) -> None:
         shutil.rmtree(previous)
     else:
         os.rename(scratch, folder)
-    _sync(folder.parent)
+    sync(folder.parent)

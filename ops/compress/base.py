@@ -1,9 +1,9 @@
-"""What a codec answers."""
+"""What a codec answers, and the order in which Ascend hardware keeps a matrix (NZ)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +11,60 @@ import numpy.typing as npt
 Int8Array = npt.NDArray[np.int8]
 Parts = dict[str, npt.NDArray[np.int8] | npt.NDArray[np.int64]]  # tensor suffix ("weight", ...) -> what is stored
 
+FRACTAL: Final = (16, 32)  # rows and columns of a fractal, the block that the hardware's int8 matrix unit takes
+TILING: Final = 8  # fractals a side of a tile, the block that is coded on its own
+
 
 class Codec(Protocol):
     """Lossless coding of one int8 weight matrix [n, k] into the tensors that a bundle stores for it."""
 
-    container: ClassVar[str]  # name of the container format, "" when weights are stored as they are
-    version: ClassVar[int]  # of the container
+    @property
+    def container(self) -> str:
+        """Name of the container format, "" when weights are stored as they are."""
+
+    @property
+    def version(self) -> int:
+        """Of the container."""
 
     def encode(self, weight: Int8Array) -> Parts:
         """The stored tensors, by suffix; they restore the weight without anything else."""
 
     def decode(self, parts: Mapping[str, npt.NDArray[np.generic]]) -> Int8Array:
         """The weight [n, k] of its stored tensors; ValueError when they are malformed or corrupted."""
+
+
+def to_nz(weight: Int8Array) -> Int8Array:
+    """The matrix [n, k] as fractals [k1, n1, 16, 32], k1 = ceil(k / 32) and n1 = ceil(n / 16), filled up with zeros.
+
+    Fractal (i, j) holds rows 16 j .. 16 j + 15 and columns 32 i .. 32 i + 31. This is the order "NZ" of Ascend devices:
+    fractals column after column, and inside them row after row (`ops/csrc/nz.hpp`).
+    Raises TypeError if the dtype is not int8, ValueError if it is no matrix or has no element.
+    """
+    if weight.dtype != np.int8:
+        raise TypeError(f"weight has dtype {weight.dtype}, expected int8")
+    if weight.ndim != 2 or weight.size == 0:
+        raise ValueError(f"weight has the shape {weight.shape}, expected [n, k] with n and k at least 1")
+    rows, columns = FRACTAL
+    n, k = weight.shape
+    n1, k1 = -(-n // rows), -(-k // columns)
+    if (n, k) != (n1 * rows, k1 * columns):
+        weight = np.pad(weight, ((0, n1 * rows - n), (0, k1 * columns - k)))
+    return np.ascontiguousarray(weight.reshape(n1, rows, k1, columns).transpose(2, 0, 1, 3))
+
+
+def from_nz(fractals: Int8Array, n: int, k: int) -> Int8Array:
+    """The matrix [n, k] whose fractals [ceil(k / 32), ceil(n / 16), 16, 32] `to_nz` gives.
+
+    Raises ValueError if the shapes do not belong together or the rows and columns that fill up the last fractals are
+    not zero, TypeError if the dtype is not int8.
+    """
+    if fractals.dtype != np.int8:
+        raise TypeError(f"fractals have dtype {fractals.dtype}, expected int8")
+    rows, columns = FRACTAL
+    shape = (-(-k // columns), -(-n // rows), rows, columns)
+    if n < 1 or k < 1 or fractals.shape != shape:
+        raise ValueError(f"fractals have the shape {fractals.shape}, expected {shape} for a matrix [{n}, {k}]")
+    padded = fractals.transpose(1, 2, 0, 3).reshape(shape[1] * rows, shape[0] * columns)
+    if padded[n:].any() or padded[:, k:].any():
+        raise ValueError(f"fractals of a matrix [{n}, {k}] have values beyond its last row or column")
+    return np.ascontiguousarray(padded[:n, :k])

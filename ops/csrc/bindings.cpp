@@ -9,6 +9,7 @@
 #include "codec.hpp"
 #include "crc32c.hpp"
 #include "int8.hpp"
+#include "nz.hpp"
 
 namespace py = pybind11;
 
@@ -88,6 +89,41 @@ py::tuple inspect(const py::array& info, const py::array& index, const py::array
     return py::make_tuple(shape, header.tile_size, header.tiles(), header.low_bits);
 }
 
+Fractals fractals_of(const py::array& values) {
+    const bool shaped = values.ndim() == 4 && values.itemsize() == 1 && values.shape(2) == kFractalRows &&
+                        values.shape(3) == kFractalColumns;
+    if (!shaped) throw std::invalid_argument("fractals: must be one byte each of shape (k1, n1, 16, 32)");
+    return make_fractals(static_cast<uint64_t>(values.shape(0)), static_cast<uint64_t>(values.shape(1)));
+}
+
+py::tuple nz_sizes(const py::array& values) {
+    const Fractals fractals = fractals_of(values);
+    return py::make_tuple(fractals.payload_bound(), fractals.index_bytes());
+}
+
+uint64_t nz_encode_into(const py::array& values, py::array payload, py::array index, int threads) {
+    const Fractals fractals = fractals_of(values);
+    const Bytes from = bytes_of(values);
+    uint8_t* const to = writable(payload, fractals.payload_bound());
+    uint8_t* const entries = writable(index, fractals.index_bytes());
+    const size_t workers = thread_count(threads);
+    py::gil_scoped_release release;
+    return nz_encode(fractals, from.data, workers, to, entries);
+}
+
+py::tuple nz_inspect(const py::array& payload, const py::array& index) {
+    const Fractals fractals = NzContainer(bytes_of(payload), bytes_of(index)).fractals();
+    return py::make_tuple(fractals.k1, fractals.n1);
+}
+
+void nz_decode_into(const py::array& payload, const py::array& index, py::array out, int threads) {
+    const NzContainer container(bytes_of(payload), bytes_of(index));
+    uint8_t* const to = writable(out, container.fractals().bytes());
+    const size_t workers = thread_count(threads);
+    py::gil_scoped_release release;
+    nz_decode(container, workers, to);
+}
+
 uint32_t checksum(const py::array& data, bool portable) {
     return portable ? crc32c_portable(bytes_of(data)) : crc32c(bytes_of(data));
 }
@@ -129,6 +165,17 @@ void dequantize_into(const Array<int32_t>& acc, const Array<int32_t>& bias, cons
                scale.data(), scale.size() == 1, to);
 }
 
+void histogram_errors(const Array<double>& centers, const Array<double>& counts, const Array<double>& scales,
+                      const Array<double>& offsets, Array<double> errors) {
+    require(centers.size() == counts.size(), "counts: must have as many elements as centers");
+    require(scales.size() == offsets.size() && scales.size() == errors.size(),
+            "scales, offsets, errors: must have as many elements as each other");
+    double* const to = errors.mutable_data();
+    py::gil_scoped_release release;
+    grid_errors(centers.data(), counts.data(), static_cast<size_t>(centers.size()), scales.data(),
+                offsets.data(), static_cast<size_t>(scales.size()), to);
+}
+
 }  // namespace
 }  // namespace slimrun
 
@@ -152,11 +199,22 @@ PYBIND11_MODULE(_native, m) {
           "Verifies and decodes all elements into out.");
     m.def("decode_tile", &unpack_one, arg("info"), arg("index"), arg("payload"), arg("tile"),
           "Verifies and decodes the elements of one tile.");
+    m.attr("NZ_VERSION") = static_cast<int>(kNzVersion);
+    m.def("nz_sizes", &nz_sizes, arg("fractals"), "Bytes that nz_encode_into needs as payload and as index.");
+    m.def("nz_encode_into", &nz_encode_into, arg("fractals"), arg("payload"), arg("index"), arg("threads"),
+          "Codes fractals (k1, n1, 16, 32); returns how many bytes of payload count.");
+    m.def("nz_inspect", &nz_inspect, arg("payload"), arg("index"),
+          "Validates all but the tiles' bytes; returns k1, n1.");
+    m.def("nz_decode_into", &nz_decode_into, arg("payload"), arg("index"), arg("out"), arg("threads"),
+          "Verifies and decodes all fractals into out.");
     m.def("entropy_bits", &entropy, arg("values"), "Order-0 entropy of the bytes in bits per element.");
     m.def("crc32c", &checksum, arg("data"), arg("portable") = false,
           "CRC-32C of the bytes, by the CPU's own instruction unless portable.");
     m.def("quantize_into", &quantize_into, arg("x").noconvert(), arg("scale"), arg("offset"),
           arg("out").noconvert(), "Static int8 quantization of float32 values; see int8.hpp.");
+    m.def("grid_errors", &histogram_errors, arg("centers").noconvert(), arg("counts").noconvert(),
+          arg("scales").noconvert(), arg("offsets").noconvert(), arg("errors").noconvert(),
+          "Squared quantization error of a histogram on each grid; see int8.hpp.");
     m.def("dequantize_into", &dequantize_into, arg("acc").noconvert(), arg("bias").noconvert(),
           arg("scale").noconvert(), arg("out").noconvert(),
           "float(acc + bias) * scale by column; see int8.hpp.");

@@ -10,8 +10,9 @@
 namespace slimrun {
 namespace {
 
-constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for the fraction
-constexpr float kLimit = 512.0f;       // beyond the int8 range with any offset, and far below 2^22
+constexpr float kRound = 12582912.0f;                // 1.5 * 2^23: adding it leaves no bits for the fraction
+constexpr double kRoundDouble = 6755399441055744.0;  // 1.5 * 2^52
+constexpr float kLimit = 512.0f;  // beyond the int8 range with any offset, and far below 2^22
 
 /// a + b that wraps instead of being undefined.
 inline int32_t add(int32_t a, int32_t b) {
@@ -42,6 +43,25 @@ void dequantize(const int32_t* acc, size_t rows, size_t columns, const int32_t* 
             for (size_t c = 0; c < columns; ++c) out[c] = static_cast<float>(add(acc[c], bias[c])) * s;
         } else {
             for (size_t c = 0; c < columns; ++c) out[c] = static_cast<float>(add(acc[c], bias[c])) * scale[c];
+        }
+    }
+}
+
+SLIMRUN_CLONES
+void grid_errors(const double* centers, const double* counts, size_t bins, const double* scales,
+                 const double* offsets, size_t grids, double* errors) {
+    for (size_t j = 0; j < grids; ++j) errors[j] = 0.0;
+    for (size_t i = 0; i < bins; ++i) {
+        const double center = centers[i], count = counts[i];
+        for (size_t j = 0; j < grids; ++j) {
+            double v = center / scales[j];
+            v = v > -double{kLimit} ? v : -double{kLimit};
+            v = v < double{kLimit} ? v : double{kLimit};
+            double q = ((v + kRoundDouble) - kRoundDouble) + offsets[j];
+            q = q > -128.0 ? q : -128.0;
+            q = q < 127.0 ? q : 127.0;
+            const double error = (q - offsets[j]) * scales[j] - center;
+            errors[j] += error * error * count;
         }
     }
 }

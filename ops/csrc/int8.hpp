@@ -22,4 +22,10 @@ void quantize(const float* x, size_t count, float scale, int32_t offset, int8_t*
 void dequantize(const int32_t* acc, size_t rows, size_t columns, const int32_t* bias, const float* scale,
                 bool one_scale, float* out);
 
+/// Squared error of a histogram on each of `grids` asymmetric int8 grids: errors[j] is the sum over bins i of
+/// counts[i] * (centers[i] - (xq - offsets[j]) * scales[j])^2, xq as in quantize. In float64, the same bits
+/// on any instruction set: vectors run over the grids, so no sum is reordered.
+void grid_errors(const double* centers, const double* counts, size_t bins, const double* scales,
+                 const double* offsets, size_t grids, double* errors);
+
 }  // namespace slimrun

@@ -192,3 +192,29 @@ def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     assert "interrupted" in err.splitlines()[-1]
     assert results(tmp_path)[0]["status"] == "failed"
     assert not (tmp_path / "run" / "artifact").exists()
+
+
+def test_a_stream_that_only_hardware_reads_is_written_and_said_to_be_unread(tmp_path: Path) -> None:
+    vendor = tmp_path / "vendor"
+    vendor.write_text(
+        "#!/bin/sh\n"
+        '[ $# -eq 11 ] || { echo "Please check your input params count is 11."; exit 1; }\n'
+        "tiles=$(( ($1 + 7) / 8 * (($2 + 7) / 8) ))\n"
+        'head -c 100 "$8" > "$9"; head -c $((8 * tiles)) /dev/zero > "${10}"\n'
+        "printf '\\010\\000\\000\\000\\010\\000\\000\\000\\144\\000\\000\\000' > \"${11}\"\n"
+    )
+    vendor.chmod(0o700)
+    arguments = [*FAST, "tracking=none", "compress=cann", "hydra.run.dir=run"]
+    status, _, err = slimrun(tmp_path, *arguments, f"compress.executor={vendor}")
+    assert status == 0, err
+    found = results(tmp_path)[0]
+    assert found["compress/verified"] == 0
+    assert "nothing here decodes the container ascend" in err
+    description = json.loads((tmp_path / "run/artifact/quant_model_description_w8a8sc.json").read_text())
+    assert description["container"] == {"name": "ascend", "version": 1}
+
+    status, _, err = slimrun(tmp_path, *arguments, "compress.executor=nowhere", "hydra.run.dir=other")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "compress.executor=nowhere" in err
+    assert not (tmp_path / "other").exists()
