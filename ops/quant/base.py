@@ -1,13 +1,14 @@
 """What every method shares: the knobs, the int8 grid and the arithmetic that the deployed model runs.
 
-A weight matrix W [n, k] becomes int8 integers q and a float32 step per row, so that W ~ q * step. Activations are
-quantized statically, one scale and offset per tensor:
+A weight matrix W [n, k] becomes int8 integers q and a float32 step per row, so that W ~ q * step. Most methods
+quantize activations statically, one scale and offset per tensor:
 
     xq  = clamp(round(x / input_scale) + input_offset, -128, 127)            int8
     acc = xq @ q.T + quant_bias                                              int32, exact
     y   = acc * deq_scale                                                    float
 
-with deq_scale = input_scale * step and quant_bias = round(bias / deq_scale - input_offset * sum_k q).
+with deq_scale = input_scale * step and quant_bias = round(bias / deq_scale - input_offset * sum_k q). Dynamic
+methods take a symmetric scale of each token instead, weight-only methods leave activations float.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, cached_property
 from typing import ClassVar
 
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor
 from ops import _native
 
 OBSERVERS = ("auto", "minmax", "histogram")
+NORMAL_LEVELS = 7  # the positive half of a 4-bit grid
+INT8_LEVELS = 127
 EXACT_FLOAT32_DEPTH = 1024  # 1024 * 128 * 127 < 2**24: a float32 sum of that many products is exact
 
 
@@ -33,16 +36,14 @@ class Quantizer:
     """Knobs that every method has; a method adds its own and implements `quantize_weight`."""
 
     quant_type: ClassVar[str] = ""  # name of the format in the description file; "FLOAT" quantizes nothing
+    ranks_by: ClassVar[str] = "range_parameter"  # which field of a `Layer` says what falls back first
 
-    observer: str = "auto"
     ignore: list[str] = field(default_factory=list)
     ignore_last_linear: bool = True
     fallback_level: int = 0
 
     def __post_init__(self) -> None:
         """Validate the knobs; ValueError names the key, the value and what is allowed."""
-        if self.observer not in OBSERVERS:
-            raise ValueError(f"observer={self.observer} is not known; allowed: {', '.join(OBSERVERS)}")
         if self.fallback_level < 0:
             raise ValueError(f"fallback_level={self.fallback_level} is out of range; allowed: 0 or more")
 
@@ -59,11 +60,37 @@ class Quantizer:
         for pattern in self.ignore:
             matches = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
             if not matches:
-                raise ValueError(f"ignore=[{pattern}] matches no linear layer of the model{_nearest(pattern, names)}")
+                raise ValueError(f"ignore=[{pattern}] matches no linear layer of the model{nearest(pattern, names)}")
             ignored.update(matches)
         if self.ignore_last_linear and names:
             ignored.add(names[-1])
         return ignored
+
+
+@dataclass(frozen=True)
+class StaticQuantizer(Quantizer):
+    """A method with static activations: calibration fixes the range of each linear's input."""
+
+    observer: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        super().__post_init__()
+        if self.observer not in OBSERVERS:
+            raise ValueError(f"observer={self.observer} is not known; allowed: {', '.join(OBSERVERS)}")
+
+
+@dataclass(frozen=True)
+class MinMaxQuantizer(Quantizer):
+    """8-bit weights: step = max|w| / 127 of the row (`per_channel`) or of the tensor."""
+
+    per_channel: bool = True
+
+    def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
+        """Integers in [-127, 127] of a weight [n, k]."""
+        weight = check_finite(weight)
+        scale = minmax_scale(weight, self.per_channel)
+        return QuantizedWeight(round_to_grid(weight, scale), scale)
 
 
 @dataclass(frozen=True)
@@ -72,6 +99,11 @@ class QuantizedWeight:
 
     values: Tensor  # int8 [n, k]
     scale: Tensor  # float32 [n, 1], or [1, 1] when the method uses one step a tensor
+
+    @cached_property
+    def row_sums(self) -> Tensor:
+        """int32 [n]: what the input offset is multiplied with."""
+        return self.values.sum(dim=1, dtype=torch.int32)
 
 
 @dataclass(frozen=True)
@@ -87,27 +119,39 @@ def check_finite(weight: Tensor) -> Tensor:
     if weight.ndim != 2:
         raise ValueError(f"a weight must have 2 dimensions, this one has {weight.ndim}")
     weight = weight.detach().to(torch.float32)
-    if not bool(torch.isfinite(weight).all()):
+    if weight.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):  # both carry a NaN
         raise ValueError("the weight holds NaN or infinity and cannot be quantized")
     return weight
 
 
-def round_to_grid(weight: Tensor, scale: Tensor, bound: int = 127) -> Tensor:
-    """int8 integers clamp(round_half_even(weight / scale), -bound, bound); weight [n, k], scale [n, 1] or [1, 1]."""
-    return (weight / scale).round_().clamp_(-bound, bound).to(torch.int8)
+def round_to_grid(weight: Tensor, scale: Tensor, low: int = -127, high: int = 127) -> Tensor:
+    """int8 integers clamp(round_half_even(weight / scale), low, high); weight [n, k], scale [n, 1] or [1, 1]."""
+    return (weight / scale).round_().clamp_(low, high).to(torch.int8)
+
+
+def minmax_scale(weight: Tensor, per_channel: bool, levels: int = INT8_LEVELS) -> Tensor:
+    """Step float32 that maps the largest magnitude to `levels`: [n, 1] by row, or [1, 1] for the whole tensor.
+
+    A zero row takes the tensor's step; a zero tensor takes 1 / levels.
+    """
+    largest = weight.abs().amax(dim=1, keepdim=True)
+    tensor_largest = largest.amax(dim=0, keepdim=True)
+    if not per_channel:
+        largest = tensor_largest
+    scale = torch.where(largest > 0, largest, tensor_largest) / levels
+    return torch.where(scale > 0, scale, torch.full_like(scale, 1 / levels))
 
 
 def activation_grid(low: float, high: float, dtype: torch.dtype) -> ActivationGrid:
     """Asymmetric 8-bit grid that covers [low, high] and zero; the scale is rounded to the model's dtype.
 
     The dtype matters: the scale is stored in it, so the device, our evaluation and deq_scale must all use the
-    rounded number. Source: per-tensor asymmetric activation quantization as in msModelSlim's W8A8S.
+    rounded number. In float32 throughout. Source: per-tensor asymmetric quantization as in msModelSlim's W8A8S.
     """
-    low, high = min(low, 0.0), max(high, 0.0)
-    exact = max((high - low) / 255, torch.finfo(torch.float32).eps)
-    offset = round(-low / exact) - 128
-    scale = float(torch.tensor(exact, dtype=dtype))
-    return ActivationGrid(scale, max(-128, min(127, offset)))
+    bounds = torch.tensor([min(low, 0.0), max(high, 0.0)])
+    exact = ((bounds[1] - bounds[0]) / 255).clamp_min(torch.finfo(torch.float32).eps)
+    offset = int((-bounds[0] / exact).round()) - 128
+    return ActivationGrid(float(exact.to(dtype)), max(-128, min(127, offset)))
 
 
 def dequantization(weight: QuantizedWeight, bias: Tensor | None, grid: ActivationGrid) -> tuple[Tensor, Tensor]:
@@ -117,8 +161,7 @@ def dequantization(weight: QuantizedWeight, bias: Tensor | None, grid: Activatio
     for small steps and costs up to 2 %.
     """
     deq_scale = (weight.scale.to(torch.float32) * grid.scale).reshape(-1)
-    row_sums = weight.values.sum(dim=1, dtype=torch.int32)
-    correction = row_sums.to(torch.float64) * -grid.offset
+    correction = weight.row_sums.to(torch.float64) * -grid.offset
     if bias is not None:
         correction = correction + bias.detach().to(torch.float64) / deq_scale.to(torch.float64)
     limit = 2**31 - 1
@@ -190,6 +233,21 @@ def int8_linear(x: Tensor, weight: Tensor, grid: ActivationGrid, quant_bias: Ten
     return dequantize(total, quant_bias, deq_scale).to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
-def _nearest(pattern: str, names: Sequence[str]) -> str:
+def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The deployed linear with dynamic activations: float x [..., k] -> [..., n] in x's dtype.
+
+    Each token (row) has its own symmetric scale max|x| / 127. Source: msModelSlim's W8A8_DYNAMIC.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
+    scale = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).eps)
+    total = int8_matmul((rows / scale).round_().to(torch.int8), weight)
+    out = total.to(torch.float32).mul_(scale).mul_(weight_scale.to(torch.float32).reshape(1, -1))
+    if bias is not None:
+        out += bias
+    return out.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def nearest(pattern: str, names: Sequence[str]) -> str:
+    """End of an error line: which names come near the one that is not there."""
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
     return f"; near it: {', '.join(near)}" if near else f"; the first are: {', '.join(list(names)[:3])}"

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ops import _native
+
 HISTOGRAM_BINS = 4096
 RANGE_STEPS = 64
 HEAVY_TAIL = 50.0  # max/std above which a range search cuts spikes the model needs
@@ -117,7 +119,8 @@ def range_parameter(samples_std: float, low: float, high: float) -> float:
 
 def _errors(centers: Tensor, counts: Tensor, lows: Tensor, highs: Tensor) -> Tensor:
     """Squared quantization error of the histogram on each 8-bit grid [lows[i], highs[i]]: [candidates]."""
-    scale = ((highs - lows) / 255).clamp_min(torch.finfo(torch.float32).eps).unsqueeze(1)
-    offset = (-lows.unsqueeze(1) / scale).round() - 128
-    quantized = (centers / scale).round().add_(offset).clamp_(-128, 127).sub_(offset).mul_(scale)
-    return (quantized.sub_(centers).square_() @ counts.unsqueeze(1)).squeeze(1)
+    scale = ((highs - lows) / 255).clamp_min(torch.finfo(torch.float32).eps)
+    offset = (-lows / scale).round() - 128
+    errors = torch.empty_like(scale)
+    _native.grid_errors(centers.numpy(), counts.numpy(), scale.numpy(), offset.numpy(), errors.numpy())
+    return errors

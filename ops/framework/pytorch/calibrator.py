@@ -8,16 +8,19 @@ the grid follows it at once. Nothing here can be shared between runs that quanti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from ops.framework.base import Layer, Progress
-from ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, activation_grid
+from ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, StaticQuantizer, activation_grid
 from ops.quant.observer import Observer, make_observer, range_parameter
 
-from .int8_linear import Int8Linear
+from .int8_linear import Int8Linear, quantized_linear
+from .smoothing import smooth
 
 Sample = Sequence[Any] | Mapping[str, Any]  # model(*sample) or model(**sample)
 FLOAT_SAMPLES = 5  # how many samples the float statistics look at, as msModelSlim does
@@ -50,6 +53,7 @@ class Calibrator:
         self.samples = samples
         self.forward = forward or model
         self.layers: dict[str, Layer] = {}
+        self.smoothed: list[str] = []  # norms that smoothing changed
         self._weights: dict[str, QuantizedWeight] = {}
 
     def run(self) -> list[Layer]:
@@ -59,16 +63,21 @@ class Calibrator:
 
     @torch.no_grad()
     def quantize(self) -> None:
-        """Replace every selected `nn.Linear` by an `Int8Linear` with its integers."""
+        """Replace every selected `nn.Linear` by a module with its integers."""
         shapes = linear_names(self.model)
         self.layers = {name: Layer(name, shape, quantized=False) for name, shape in shapes.items()}
         if self.quantizer.quant_type == "FLOAT":
             return
-        if not self.samples:
+        observer = self.quantizer.observer if isinstance(self.quantizer, StaticQuantizer) else ""
+        if not self.samples and (observer or self.quantizer.fallback_level):
             raise ValueError("static activations need calibration samples, and there are none")
         ignored = self.quantizer.ignored(list(shapes))
         selected = [name for name in shapes if name not in ignored]
-        self._measure_tails(selected)
+        if getattr(self.quantizer, "do_smooth", False):
+            runs = [partial(self._run, index) for index in range(len(self.samples))]
+            self.smoothed = smooth(self.model, self.quantizer, set(selected), runs)
+        if self.quantizer.fallback_level or observer == "auto":
+            self._measure_inputs(selected)
         for name in self._fallback(selected):
             self.layers[name].fallback = True
         for name in selected:
@@ -78,17 +87,18 @@ class Calibrator:
     @torch.no_grad()
     def calibrate(self, progress: Progress = lambda done, total: None) -> list[Layer]:
         """Run the samples through the quantized model and fix every input grid."""
-        observers = {
-            name: make_observer(self.quantizer.observer, self.layers[name].range_parameter) for name in self._weights
-        }
+        observers = {}
+        if isinstance(self.quantizer, StaticQuantizer):
+            kind = self.quantizer.observer
+            observers = {name: make_observer(kind, self.layers[name].range_parameter) for name in self._weights}
         hooks = [
             self._module(name).register_forward_pre_hook(self._observe(name, observer))
             for name, observer in observers.items()
         ]
         try:
-            for done, sample in enumerate(self.samples if observers else [], start=1):
-                self._run(sample)
-                progress(done, len(self.samples))
+            for index in range(len(self.samples) if observers else 0):
+                self._run(index)
+                progress(index + 1, len(self.samples))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -113,11 +123,9 @@ class Calibrator:
     def _grid(observer: Observer, dtype: torch.dtype) -> ActivationGrid:
         return activation_grid(*observer.range(), dtype)
 
-    def _measure_tails(self, names: Sequence[str]) -> None:
-        """Heaviness of the tails of each linear's input in the float model, over the first samples."""
-        if self.quantizer.observer != "auto" and self.quantizer.fallback_level == 0:
-            return
-        lows, highs, stds = ({name: 0.0 for name in names} for _ in range(3))
+    def _measure_inputs(self, names: Sequence[str]) -> None:
+        """Peak and heaviness of the tails of each linear's input in the float model, over the first samples."""
+        lows, highs, stds, peaks = ({name: 0.0 for name in names} for _ in range(4))
 
         def measure(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -132,39 +140,50 @@ class Calibrator:
 
         hooks = [self._module(name).register_forward_pre_hook(measure(name)) for name in names]
         try:
-            for sample in self.samples[:FLOAT_SAMPLES]:
-                self._run(sample)
+            for index in range(min(FLOAT_SAMPLES, len(self.samples))):
+                self._run(index)
+                if index == 0:
+                    peaks = {name: max(-lows[name], highs[name]) for name in names}
         finally:
             for handle in hooks:
                 handle.remove()
         for name in names:
             self.layers[name].range_parameter = range_parameter(stds[name], lows[name], highs[name])
+            self.layers[name].first_peak = peaks[name]
 
     def _fallback(self, names: Sequence[str]) -> list[str]:
-        """The `fallback_level` linears with the heaviest input tails, first in module order on ties."""
-        ranked = sorted(names, key=lambda name: -self.layers[name].range_parameter)
+        """The first `fallback_level` linears in the method's ranking, in module order on ties."""
+        ranked = sorted(names, key=lambda name: -float(getattr(self.layers[name], self.quantizer.ranks_by)))
         return ranked[: self.quantizer.fallback_level]
 
     def _quantize_layer(self, name: str) -> None:
         linear = self._module(name)
         assert isinstance(linear, nn.Linear)
-        try:
-            quantized = self.quantizer.quantize_weight(linear.weight)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        layer = self.layers[name]
-        layer.quantized = True
-        layer.sqnr_db, layer.clipped = _weight_error(linear.weight, quantized)
+        with align_module_device(linear):  # an offloaded weight comes to where its linear runs
+            try:
+                quantized = self.quantizer.quantize_weight(linear.weight)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            layer = self.layers[name]
+            layer.quantized = True
+            layer.sqnr_db, layer.clipped = _weight_error(linear.weight, quantized)
+            bias = None if linear.bias is None else linear.bias.detach().clone()
+            replacement = quantized_linear(self.quantizer.quant_type, quantized, bias, linear.weight.dtype)
         self._weights[name] = quantized
-        bias = None if linear.bias is None else linear.bias.detach()
         parent, _, child = name.rpartition(".")
-        setattr(self._module(parent), child, Int8Linear(quantized.values, bias, linear.weight.dtype))
+        setattr(self._module(parent), child, replacement)
 
-    def _run(self, sample: Sample) -> None:
-        if isinstance(sample, Mapping):
-            self.forward(**sample)
-        else:
-            self.forward(*sample)
+    def _run(self, index: int) -> Any:
+        """The model on one sample; ValueError says which when it does not fit."""
+        sample = self.samples[index]
+        try:
+            return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
+        except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:
+            if "out of memory" in str(error).lower():
+                raise
+            call = "model(**sample)" if isinstance(sample, Mapping) else "model(*sample)"
+            first = str(error).strip().split("\n")[0]
+            raise ValueError(f"calibration sample {index}: {call} fails: {first}") from error
 
     def _module(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)

@@ -1,37 +1,71 @@
-"""The quantized linear as a torch module, and the tensors it is stored as."""
+"""The quantized linears as torch modules, and the tensors they are stored as: one class a file format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ops.quant.base import ActivationGrid, QuantizedWeight, dequantization, int8_linear
-
-STORED = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
+from ops.quant.base import ActivationGrid, QuantizedWeight, dequantization, dynamic_linear, int8_linear
 
 
-class Int8Linear(nn.Module):
-    """An `nn.Linear` [n, k] that runs the deployed int8 arithmetic; outputs have the dtype of its inputs.
+class QuantizedLinear(nn.Module):
+    """An `nn.Linear` [n, k] with int8 weights; outputs have the dtype of its inputs.
 
-    `dtype` is the model's, in which the input scale and the redundant float bias are stored.
+    `dtype` is the model's, in which scales and the float bias are stored.
     """
 
+    suffixes: ClassVar[tuple[str, ...]] = ("weight",)  # of the tensors it cannot do without
+
     weight: Tensor  # int8 [n, k]
-    quant_bias: Tensor  # int32 [n]
-    deq_scale: Tensor  # float32 [n] or [1]
-    bias: Tensor | None  # [n], kept for tools that read it; the arithmetic has it in quant_bias
+    bias: Tensor | None  # [n]
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.dtype = dtype
-        self.grid = ActivationGrid(1.0, 0)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+
+    def set_weight(self, weight: QuantizedWeight) -> None:
+        """Take the step of the weight."""
+        raise NotImplementedError
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors of the file format, by suffix."""
+        stored = {"weight": self.weight}
+        return stored if self.bias is None else {**stored, "bias": self.bias.to(self.dtype)}
+
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Take the tensors that `stored` gave; ValueError when one has another shape or dtype."""
+        raise NotImplementedError
+
+    def _check_rows(self, name: str, tensor: Tensor) -> Tensor:
+        if tensor.numel() not in (1, self.out_features) or not tensor.dtype.is_floating_point:
+            raise ValueError(
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, allowed: floats, one or {self.out_features}"
+            )
+        return tensor
+
+
+class Int8Linear(QuantizedLinear):
+    """W8A8S: the deployed integer arithmetic with a static input grid."""
+
+    suffixes: ClassVar[tuple[str, ...]] = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
+
+    quant_bias: Tensor  # int32 [n]
+    deq_scale: Tensor  # float32 [n] or [1]
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(weight, bias, dtype)
+        self.grid = ActivationGrid(1.0, 0)
         self.register_buffer("quant_bias", torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device))
         self.register_buffer("deq_scale", torch.ones(1, device=weight.device))
+
+    def set_weight(self, weight: QuantizedWeight) -> None:
+        """The step waits for the input grid."""
 
     def set_grid(self, weight: QuantizedWeight, grid: ActivationGrid) -> None:
         """Fix the input grid and fold scales and bias for it."""
@@ -43,39 +77,136 @@ class Int8Linear(nn.Module):
         return int8_linear(x, self.weight, self.grid, self.quant_bias, self.deq_scale)
 
     def stored(self) -> dict[str, Tensor]:
-        """The tensors of the W8A8S file format, by suffix.
+        """Weight, input grid, and scales and bias folded for the fixed-point operator.
 
-        deq_scale is the float32's bits in the low word of an int64 (the fixed-point operator's format), or plain
-        float32 in a bfloat16 model; scale and offset of the input have the model's dtype.
+        deq_scale is the float32's bits in the low word of an int64 (the operator's format), or plain float32 in a
+        bfloat16 model; scale and offset of the input have the model's dtype.
         """
         deq_scale = self.deq_scale
         if self.dtype != torch.bfloat16:
             deq_scale = deq_scale.view(torch.int32).to(torch.int64)  # positive floats: the sign bit is 0
-        stored = {
-            "weight": self.weight,
+        return {
+            **super().stored(),
             "input_scale": torch.tensor([self.grid.scale], dtype=self.dtype),
             "input_offset": torch.tensor([self.grid.offset], dtype=self.dtype),
             "quant_bias": self.quant_bias,
             "deq_scale": deq_scale,
         }
-        return stored if self.bias is None else {**stored, "bias": self.bias.to(self.dtype)}
 
-    @classmethod
-    def from_stored(cls, stored: Mapping[str, Tensor]) -> Int8Linear:
-        """The module that `stored` was made from; ValueError when a tensor is missing or has another shape."""
-        missing = [suffix for suffix in STORED if suffix not in stored]
-        if missing:
-            raise ValueError(f"lacks {', '.join(missing)}")
-        weight, deq_scale = stored["weight"], stored["deq_scale"]
-        rows = weight.shape[0]
-        if weight.dtype != torch.int8 or weight.ndim != 2 or stored["quant_bias"].shape != (rows,):
-            raise ValueError("does not hold an int8 matrix with one quant_bias a row")
-        if deq_scale.shape not in ((rows,), (1,)):
-            raise ValueError(f"deq_scale has shape {tuple(deq_scale.shape)}, allowed: ({rows},) or (1,)")
-        module = cls(weight, stored.get("bias"), stored["input_scale"].dtype)
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Take the stored tensors."""
+        deq_scale = stored["deq_scale"]
         if deq_scale.dtype == torch.int64:
             deq_scale = deq_scale.to(torch.int32).view(torch.float32)
-        module.deq_scale = deq_scale.to(torch.float32)
-        module.quant_bias = stored["quant_bias"]
-        module.grid = ActivationGrid(float(stored["input_scale"]), int(stored["input_offset"]))
-        return module
+        self.deq_scale = self._check_rows("deq_scale", deq_scale).to(torch.float32)
+        if stored["quant_bias"].shape != (self.out_features,):
+            raise ValueError("does not hold an int8 matrix with one quant_bias a row")
+        self.quant_bias = stored["quant_bias"]
+        self.grid = ActivationGrid(float(stored["input_scale"]), int(stored["input_offset"]))
+
+
+class ScaledInt8Linear(Int8Linear):
+    """W8A8: as W8A8S, and the weight's own step is stored too."""
+
+    suffixes = (*Int8Linear.suffixes, "weight_scale", "weight_offset")
+
+    weight_scale: Tensor  # [n, 1] or [1]
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(weight, bias, dtype)
+        self.register_buffer("weight_scale", torch.ones(1, dtype=dtype, device=weight.device))
+
+    def set_weight(self, weight: QuantizedWeight) -> None:
+        """Take the step of the weight."""
+        self.weight_scale = stored_scale(weight, self.dtype)
+
+    def stored(self) -> dict[str, Tensor]:
+        """As W8A8S, with weight_scale and weight_offset."""
+        return {**super().stored(), **scale_tensors(self.weight_scale)}
+
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Take the stored tensors."""
+        super().restore(stored)
+        self.weight_scale = self._check_rows("weight_scale", stored["weight_scale"])
+
+
+class WeightOnlyLinear(QuantizedLinear):
+    """W8A16: weights are dequantized for each product, activations stay float."""
+
+    suffixes = ("weight", "weight_scale", "weight_offset")
+
+    weight_scale: Tensor  # [n, 1] or [1], in the dtype it is stored in: what runs is what is read back
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(weight, bias, dtype)
+        self.register_buffer("weight_scale", torch.ones(1, dtype=dtype, device=weight.device))
+
+    def set_weight(self, weight: QuantizedWeight) -> None:
+        """Take the step of the weight."""
+        self.weight_scale = stored_scale(weight, self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., k] -> [..., n]."""
+        weight = (self.weight * self.weight_scale.to(torch.float32)).to(x.dtype)
+        return nn.functional.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+    def stored(self) -> dict[str, Tensor]:
+        """Weight, weight_scale and weight_offset."""
+        return {**super().stored(), **scale_tensors(self.weight_scale)}
+
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Take the stored tensors."""
+        self.weight_scale = self._check_rows("weight_scale", stored["weight_scale"])
+
+
+class DynamicInt8Linear(WeightOnlyLinear):
+    """W8A8_DYNAMIC: integer products, the input scale is taken from each token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., k] -> [..., n]."""
+        return dynamic_linear(x, self.weight, self.weight_scale, self.bias)
+
+
+FORMATS: dict[str, type[QuantizedLinear]] = {
+    "W8A8S": Int8Linear,
+    "W8A8": ScaledInt8Linear,
+    "W8A8_DYNAMIC": DynamicInt8Linear,
+    "W8A16": WeightOnlyLinear,
+}
+
+
+def quantized_linear(
+    quant_type: str, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype
+) -> QuantizedLinear:
+    """The module that runs this weight in the format `quant_type`."""
+    module = FORMATS[quant_type](weight.values, bias, dtype)
+    module.set_weight(weight)
+    return module
+
+
+def restored_linear(quant_type: str, stored: Mapping[str, Tensor]) -> QuantizedLinear:
+    """The module that `stored()` was called on; ValueError when a tensor is missing or not what it has to be."""
+    if quant_type not in FORMATS:
+        raise ValueError(f"has the type {quant_type}; known: {', '.join(FORMATS)}")
+    kind = FORMATS[quant_type]
+    missing = [suffix for suffix in kind.suffixes if suffix not in stored]
+    if missing:
+        raise ValueError(f"lacks {', '.join(missing)}")
+    weight = stored["weight"]
+    if weight.dtype != torch.int8 or weight.ndim != 2:
+        raise ValueError("does not hold an int8 matrix with one quant_bias a row")
+    scale = stored["input_scale" if "input_scale" in kind.suffixes else "weight_scale"]
+    module = kind(weight, stored.get("bias"), scale.dtype)
+    module.restore(stored)
+    return module
+
+
+def stored_scale(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """The step as the files hold it: [n, 1], or [1] for one a tensor, in the model's dtype."""
+    scale = weight.scale if weight.scale.numel() > 1 or weight.values.shape[0] == 1 else weight.scale.reshape(1)
+    return scale.to(dtype)
+
+
+def scale_tensors(scale: Tensor) -> dict[str, Tensor]:
+    """weight_scale and the zero weight_offset of a symmetric grid."""
+    return {"weight_scale": scale, "weight_offset": torch.zeros_like(scale)}

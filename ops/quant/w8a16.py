@@ -1,0 +1,18 @@
+"""W8A16: 8-bit weights on a min-max grid, float activations.
+
+No calibration; saves memory and bandwidth, not arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import MinMaxQuantizer
+
+
+@dataclass(frozen=True)
+class W8A16(MinMaxQuantizer):
+    """Min-max weights, float activations."""
+
+    quant_type: ClassVar[str] = "W8A16"

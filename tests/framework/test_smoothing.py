@@ -1,0 +1,88 @@
+"""Smoothing of whole models: the float function stays, norms and linears take it, what cannot be folded is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ops.framework.pytorch.calibrator import Calibrator
+from ops.framework.pytorch.smoothing import smooth
+from ops.quant.lowbit import Lowbit
+
+from ..conftest import tiny
+
+TOKENS = [torch.arange(3, 40).unsqueeze(0), torch.arange(100, 140).unsqueeze(0)]
+QUANTIZER = Lowbit(do_smooth=True)
+
+
+class Gated(nn.Module):
+    """A norm, two linears, and a choice of what else happens to the norm's output."""
+
+    def __init__(self, norm: nn.Module, beside: bool = False) -> None:
+        super().__init__()
+        self.norm = norm
+        self.first = nn.Linear(32, 48)
+        self.second = nn.Linear(32, 48, bias=False)
+        self.beside = beside
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        out = self.first(x) * torch.sigmoid(self.second(x))
+        return out + x.sum(dim=-1, keepdim=True) if self.beside else out
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+
+def heavy_input() -> Tensor:
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    x[:, 3] *= 80
+    return x
+
+
+def test_a_llama_computes_the_same_and_every_norm_before_linears_has_a_bias() -> None:
+    model = tiny(tie_word_embeddings=False).module
+    with torch.no_grad():
+        model.model.layers[0].input_layernorm.weight[7] = 90.0
+        before = model(input_ids=TOKENS[0]).logits
+        names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
+        runs = [lambda ids=ids: model.model(input_ids=ids) for ids in TOKENS]
+        smoothed = smooth(model, QUANTIZER, names, runs)
+        after = model(input_ids=TOKENS[0]).logits
+    norms = {f"model.layers.{i}.{kind}" for i in (0, 1) for kind in ("input_layernorm", "post_attention_layernorm")}
+    assert set(smoothed) == norms
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+    keys = model.state_dict().keys()
+    assert {f"{name}.bias" for name in norms} <= keys
+    assert "model.layers.0.self_attn.k_proj.bias" in keys
+    assert "model.layers.0.self_attn.o_proj.bias" not in keys
+    assert model.model.layers[0].input_layernorm.weight[7] < 30
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_smoothed_models_lose_less(norm: type[nn.Module]) -> None:
+    errors = []
+    for do_smooth in (False, True):
+        torch.manual_seed(1)
+        model = Gated(norm(32))
+        exact = model(heavy_input())
+        quantizer = Lowbit(do_smooth=do_smooth, ignore_last_linear=False, observer="minmax")
+        Calibrator(model, quantizer, [[heavy_input()]]).run()
+        errors.append(float((model(heavy_input()) - exact).detach().norm() / exact.detach().norm()))
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_a_norm_whose_output_goes_elsewhere_is_refused() -> None:
+    model = Gated(nn.RMSNorm(32), beside=True)
+    with pytest.raises(ValueError, match=r"changes what this model computes.*do_smooth=false"):
+        smooth(model, QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])
+
+
+def test_a_norm_that_is_not_its_weight_times_something_is_refused() -> None:
+    model = Gated(OffsetRMSNorm(32, eps=1e-6))
+    with pytest.raises(ValueError, match=r"norm \(OffsetRMSNorm\) is not normalization times weight"):
+        smooth(model, QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])
