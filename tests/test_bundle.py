@@ -19,11 +19,15 @@ from ops.compress.base import Codec
 from ops.compress.compressor import Compressor
 from ops.compress.native import Native
 from ops.compress.none import NoCompression
+from ops.compress.nz import NZ
 from ops.framework.pytorch import PyTorch, TorchModel
 from ops.quant.base import Quantizer
+from ops.quant.lowbit import Lowbit
 from ops.quant.none import NoQuantization
 from ops.quant.w8a8 import W8A8
+from ops.quant.w8a8_dynamic import W8A8Dynamic
 from ops.quant.w8a8s import W8A8S
+from ops.quant.w8a16 import W8A16
 
 from .conftest import CPU, TEXTS, tiny
 
@@ -46,10 +50,21 @@ def artifact(tmp_path: Path, tiny_model: TorchModel) -> Path:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(
-    "quantizer", [NoQuantization(), W8A8(), W8A8S(per_channel=False), W8A8S(fallback_level=3)], ids=repr
+    "quantizer",
+    [
+        NoQuantization(),
+        W8A8(),
+        W8A8Dynamic(),
+        W8A16(per_channel=False),
+        W8A8S(per_channel=False),
+        W8A8S(fallback_level=3),
+        Lowbit(do_smooth=True, fallback_level=2),
+    ],
+    ids=repr,
 )
-@pytest.mark.parametrize("codec", [NoCompression(), Native()], ids=["none", "native"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("codec", "tied"), [(NoCompression(), True), (Native(), False), (NZ(), True)], ids=["none", "native", "nz"]
+)
 def test_the_reloaded_model_computes_the_same(
     tmp_path: Path, dtype: str, quantizer: Quantizer, codec: Codec, tied: bool
 ) -> None:

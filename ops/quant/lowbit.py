@@ -77,7 +77,9 @@ def largest_within_sigma(magnitude: Tensor, factor: float) -> Tensor:
 
     So 3.0 protects about 7 % of gaussian weights: the deviation is that of the magnitudes.
     """
-    limit = factor * magnitude.std(dim=1, keepdim=True).nan_to_num()  # one column: no deviation
+    if magnitude.shape[1] == 1:
+        return magnitude  # one weight has no deviation
+    limit = factor * magnitude.std(dim=1, keepdim=True)
     return magnitude.masked_fill(magnitude > limit, 0).amax(dim=1, keepdim=True)
 
 

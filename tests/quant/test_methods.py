@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ops.quant.base import Quantizer
+from ops.quant.lowbit import Lowbit
 from ops.quant.w8a8 import W8A8
 from ops.quant.w8a8s import W8A8S, outlier_threshold
 
@@ -69,6 +70,23 @@ def test_w8a8_golden() -> None:
     found = W8A8().quantize_weight(torch.tensor([[1.27, -0.635, 0.01], [0.0, 0.0, 0.0]]))
     assert found.values.tolist() == [[127, -64, 1], [0, 0, 0]]  # -63.5 rounds half to even
     torch.testing.assert_close(found.scale, torch.tensor([[0.01], [0.01]]))
+
+
+def test_lowbit_golden() -> None:
+    weight = torch.tensor([[0.7, -0.1, 0.25, 9.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.27]])
+    weight = torch.cat([weight, torch.zeros(3, 16)], dim=1)
+    found = Lowbit(fraction=0.1).quantize_weight(weight)  # floor(0.1 * 20) = 2: the second largest is the threshold
+    assert found.values[:, :4].tolist() == [[7, -1, 2, 90], [0, 0, 0, 0], [0, 0, 0, 127]]
+    torch.testing.assert_close(found.scale.reshape(-1), torch.tensor([0.1, 0.1, 0.01]))
+    closed = Lowbit(open_outlier=False).quantize_weight(weight)
+    assert closed.values[0, :4].tolist() == [1, 0, 0, 7]
+    assert int(closed.values.abs().max()) == 7
+
+
+@pytest.mark.parametrize("weight", [torch.full((3, 8), 0.5), torch.tensor([[0.5], [-0.25]])], ids=["equal", "column"])
+def test_lowbit_sigma_without_spread_keeps_the_weights(weight: torch.Tensor) -> None:
+    found = Lowbit(use_sigma=True).quantize_weight(weight)
+    torch.testing.assert_close(found.values * found.scale, weight, rtol=0.01, atol=0)
 
 
 def test_outliers_use_the_same_step_and_saturate() -> None:
@@ -151,8 +169,14 @@ def test_share_of_outliers_is_at_most_the_fraction(fraction: float) -> None:
     ],
 )
 def test_knobs_are_validated(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
-        W8A8S(**arguments)  # type: ignore[arg-type]
+    for method in (W8A8S, Lowbit):
+        with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+            method(**arguments)  # type: ignore[arg-type]
+
+
+def test_sigma_factor_is_validated() -> None:
+    with pytest.raises(ValueError, match=r"sigma_factor=2.9 is out of range; allowed: 3.0 to 4.0"):
+        Lowbit(sigma_factor=2.9)
 
 
 def test_ignored_names_globs_and_the_last_linear() -> None:
