@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["Calibrator", "Compressor", "load_bundle"]
 
 
-def load_bundle(folder: str | Path, device: str = "cpu") -> LoadedModel:
-    """The running model of a bundle, from nothing but its folder; ValueError when a file of it is damaged."""
+def load_bundle(folder: str | Path, device: str = "cpu", trust_remote_code: bool = False) -> LoadedModel:
+    """The running model of a bundle, from nothing but its folder; ValueError when a file of it is damaged.
+
+    `trust_remote_code` runs the Python code that the bundle of a custom model carries; only for bundles you trust.
+    """
     from ops.framework.base import Device
     from ops.framework.pytorch import PyTorch
 
-    return PyTorch().restore(Path(folder), Device(name=device, type=device))
+    return PyTorch().restore(Path(folder), Device(name=device, type=device), trust_remote_code)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from ops.quant.base import Quantizer
 
 SOURCES = ("embedded", "pretrained", "random")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+MEMORY_SIZE = re.compile(r"\d+(\.\d+)?([KMG]i?B)?")
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]  # (done, total)
@@ -57,13 +60,36 @@ class Device:
     """Where the model runs, as conf/device says it: data only, so that a new device is one yaml.
 
     `type` is torch's name of it, `module` the package that brings it (null for built-in ones), `install` what to
-    tell a user on whose machine it is missing.
+    tell a user on whose machine it is missing. `environment` is exported before that package is imported; null
+    values are left as they are.
+
+    `device_map` spreads the model over all visible cards, then memory, then disk; `max_memory` limits each ("0", "1",
+    ... for cards, "cpu"; a size such as 10GiB), empty: what is free. What lies on disk is in a private folder inside
+    `offload_folder` (null: the system's temporary folder), removed when the process ends.
     """
 
     name: str
     type: str
     module: str | None = None
     install: str = ""
+    device_map: str | None = None
+    max_memory: dict[str, str] = field(default_factory=dict)
+    offload_folder: str | None = None
+    environment: dict[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.device_map is not None and self.device_map not in DEVICE_MAPS:
+            raise ValueError(f"device_map={self.device_map} is not known; allowed: null, {', '.join(DEVICE_MAPS)}")
+        if self.device_map is None and (self.max_memory or self.offload_folder):
+            raise ValueError("device_map=null keeps the model on one device, without max_memory and offload_folder")
+        for key, size in self.max_memory.items():
+            if not (key == "cpu" or key.isdecimal()):
+                raise ValueError(f"max_memory.{key} names no memory; allowed: cpu, or the number of a card: 0, 1, ...")
+            if not MEMORY_SIZE.fullmatch(size):
+                raise ValueError(
+                    f"max_memory.{key}={size} is no size; allowed: a number with KiB, MiB, GiB, KB, MB, GB"
+                )
 
 
 @dataclass
@@ -77,7 +103,8 @@ class Layer:
     observer: str = ""
     input_low: float = 0.0
     input_high: float = 0.0
-    range_parameter: float = 0.0
+    range_parameter: float = 0.0  # max|x| / std(x) of the float model's input: how heavy its tails are
+    first_peak: float = 0.0  # max|x| of the float model's input on the first sample
     sqnr_db: float = float("nan")  # signal to quantization noise of the weight
     clipped: float = 0.0  # share of weights at +-127 that the grid cuts by more than half a step
 
@@ -135,5 +162,8 @@ class Framework(Protocol):
     def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
         """A Calibrator of the model on these texts, each cut to `length` tokens."""
 
-    def restore(self, folder: Path, device: Device) -> LoadedModel:
-        """The running model of a bundle folder, from nothing but its files."""
+    def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> LoadedModel:
+        """The running model of a bundle folder, from nothing but its files.
+
+        A model that brings its own Python code runs only with `trust_remote_code`; ValueError names the flag.
+        """

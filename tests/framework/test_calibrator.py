@@ -43,16 +43,16 @@ def test_preset_of_the_seed_fits_chatglm2s_names(chatglm: ChatGLMForConditionalG
     assert isinstance(chatglm.get_submodule("transformer.encoder.layers.1.self_attention.query_key_value"), Int8Linear)
 
 
-@pytest.mark.parametrize("quantizer", [W8A8(), W8A8S(fraction=0.1)], ids=["w8a8", "w8a8s"])
+@pytest.mark.parametrize(("quantizer", "error"), [(W8A8(), 0.08), (W8A8S(fraction=0.1), 0.25)], ids=["w8a8", "w8a8s"])
 def test_quantized_model_stays_close_and_keeps_biases(
-    chatglm: ChatGLMForConditionalGeneration, quantizer: W8A8
+    chatglm: ChatGLMForConditionalGeneration, quantizer: W8A8, error: float
 ) -> None:
     ids = samples(1, seed=9)[0][0]
     expected = chatglm(ids).logits.detach()
     bias = chatglm.get_submodule("transformer.encoder.layers.0.self_attention.query_key_value").bias.detach()
     Calibrator(chatglm, quantizer, samples()).run()
     found = chatglm(ids).logits.detach()
-    assert float((found - expected).norm() / expected.norm()) < 0.12
+    assert float((found - expected).norm() / expected.norm()) < error
     fused = chatglm.get_submodule("transformer.encoder.layers.0.self_attention.query_key_value")
     assert torch.equal(fused.stored()["bias"], bias)
     without = (fused.quant_bias.double() + fused.grid.offset * fused.weight.sum(dim=1)) * fused.deq_scale

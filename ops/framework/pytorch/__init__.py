@@ -18,6 +18,7 @@ from ops.quant.base import Quantizer
 from . import loading
 from .calibrator import Calibrator, linear_names
 from .language_model import TorchModel, check_output_head
+from .placement import input_device, place
 
 __all__ = ["Calibrator", "PyTorch", "TorchModel"]
 
@@ -49,17 +50,20 @@ class PyTorch:
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> TorchModel:
         """The float model on the device."""
+        loading.check_device(device)
         if model.source == "random":
             module, tokenizer = loading.random_model(model, seed)
+            module = place(module, device)
             described = json.dumps([model.architecture, seed, torch.__version__], sort_keys=True)
             fingerprint = hashlib.sha256(described.encode()).hexdigest()
         else:
             folder = embedded.folder(cache) if model.source == "embedded" else Path(str(model.path)).expanduser()
             path = folder if folder.is_dir() else str(model.path)
-            module, tokenizer = loading.load_pretrained(path, model), loading.load_tokenizer(path, model)
+            module, tokenizer = loading.load_pretrained(path, model, device), loading.load_tokenizer(path, model)
             commit = getattr(module.config, "_commit_hash", None)
             fingerprint = loading.folder_hash(folder) if folder.is_dir() else f"{model.path}@{commit}"
-        loaded = TorchModel(module.to(device.type), tokenizer, model.name, f"{fingerprint}:{module.dtype}")
+        fingerprint = f"{fingerprint}:{module.dtype}"
+        loaded = TorchModel(module, tokenizer, model.name, fingerprint, input_device(module, device))
         check_output_head(loaded)
         return loaded
 
@@ -74,11 +78,14 @@ class PyTorch:
         forward = model.module.base_model if quantizer.ignore_last_linear else model.module
         return Calibrator(model.module, quantizer, samples, forward)
 
-    def restore(self, folder: Path, device: Device) -> TorchModel:
+    def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> TorchModel:
         """The running model of a bundle folder, from nothing but its files."""
+        loading.check_device(device)
         stored = bundle.read(folder)
-        module, tokenizer = loading.rebuild(folder, stored.tensors, stored.quantized)
-        return TorchModel(module.to(device.type), tokenizer, folder.name, "bundle")
+        module, tokenizer = loading.rebuild(folder, stored, trust_remote_code)
+        del stored
+        module = place(module, device)
+        return TorchModel(module, tokenizer, folder.name, "bundle", input_device(module, device))
 
 
 def _is_path(model: Model) -> bool:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
@@ -169,6 +170,8 @@ class Calibrator:
             layer.sqnr_db, layer.clipped = _weight_error(linear.weight, quantized)
             bias = None if linear.bias is None else linear.bias.detach().clone()
             replacement = quantized_linear(self.quantizer.quant_type, quantized, bias, linear.weight.dtype)
+        if hasattr(linear, "_hf_hook"):  # one of several devices: its inputs have to be brought to it still
+            add_hook_to_module(replacement, AlignDevicesHook(execution_device=quantized.values.device))
         self._weights[name] = quantized
         parent, _, child = name.rpartition(".")
         setattr(self._module(parent), child, replacement)

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.dynamic_module_utils import custom_object_save
 
-from .int8_linear import Int8Linear
+from .int8_linear import QuantizedLinear
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -26,22 +28,26 @@ class TorchModel:
 
     Scores come from the base model's last hidden states and the output head apart, so that a caller runs the head
     only where it needs it. One prefix is run once for all its continuations; generation is one left-padded batch
-    with a KV cache. All results depend on the call's shapes alone, never on earlier calls.
+    with a KV cache. All results depend on the call's shapes alone, never on earlier calls. The module may be spread
+    over several devices: `device` is where its inputs go, and results come back to it.
     """
 
-    def __init__(self, module: Any, tokenizer: Any, name: str, fingerprint: str) -> None:
+    def __init__(
+        self, module: Any, tokenizer: Any, name: str, fingerprint: str, device: torch.device | None = None
+    ) -> None:
         self.module = module.eval()
         self.tokenizer = tokenizer
         self.name = name
         self.fingerprint = fingerprint
-        self.device = torch.device(module.device)
+        self.device = device or torch.device(module.device)
         self._base = module.base_model
-        self._head = module.get_output_embeddings()
+        self._head = output_layer(module)
 
     @property
     def context(self) -> int:
         """Longest window in tokens."""
-        return int(getattr(self.module.config, "max_position_embeddings", 2048))
+        config = self.module.config  # ChatGLM calls it seq_length
+        return int(getattr(config, "max_position_embeddings", getattr(config, "seq_length", 2048)))
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, no special ones."""
@@ -83,7 +89,7 @@ class TorchModel:
     @torch.inference_mode()
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         """Token log-probabilities of each option after the prefix, which is run once."""
-        cache = DynamicCache(config=self.module.config)
+        cache = self._new_cache()
         first = self._base(input_ids=self._tensor([list(prefix)]), past_key_values=cache, use_cache=True)
         start = first.last_hidden_state[:, -1:]
         count, length = len(options), max(len(option) for option in options)
@@ -93,7 +99,7 @@ class TorchModel:
             cache.batch_repeat_interleave(count)
             later = self._base(input_ids=padded[:, :-1], past_key_values=cache, use_cache=True).last_hidden_state
             states = torch.cat([states, later], dim=1)
-        scores = torch.log_softmax(self._head(states).float(), dim=-1)
+        scores = torch.log_softmax(self._head(states).to(self.device).float(), dim=-1)
         chosen = scores.gather(2, padded.unsqueeze(2)).squeeze(2)
         return [_float_array(row[: len(option)]) for row, option in zip(chosen, options)]
 
@@ -107,7 +113,7 @@ class TorchModel:
         lengths = self._tensor([len(prompt) for prompt in prompts])
         columns = torch.arange(longest + max_new_tokens, device=self.device)
         mask = (columns >= longest - lengths.unsqueeze(1)).long()
-        cache = DynamicCache(config=self.module.config)
+        cache = self._new_cache()
         positions = (mask[:, :longest].cumsum(1) - 1).clamp_min(0)
         produced: list[Tensor] = []
         finished = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
@@ -119,7 +125,7 @@ class TorchModel:
                 past_key_values=cache,
                 use_cache=True,
             )
-            token = self._head(out.last_hidden_state[:, -1]).argmax(dim=-1)
+            token = self._head(out.last_hidden_state[:, -1]).argmax(dim=-1).to(self.device)
             finished |= torch.isin(token, self._tensor(sorted(stop)))
             produced.append(torch.where(finished, torch.full_like(token, -1), token))
             if bool(finished.all()):
@@ -140,24 +146,11 @@ class TorchModel:
 
     def quantized(self) -> list[str]:
         """Names of the quantized linears, in module order."""
-        return [name for name, module in self.module.named_modules() if isinstance(module, Int8Linear)]
+        return [name for name, module in self.module.named_modules() if isinstance(module, QuantizedLinear)]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the bundle stores: quantized linears in their file format, the rest untouched, tied ones once."""
-        quantized = {name: self.module.get_submodule(name) for name in self.quantized()}
-        stored = {
-            f"{name}.{suffix}": tensor
-            for name, linear in quantized.items()
-            for suffix, tensor in linear.stored().items()
-        }
-        seen: set[tuple[int, int]] = set()
-        for key, tensor in self.module.state_dict().items():
-            identity = (tensor.data_ptr(), tensor.numel())
-            if key.rpartition(".")[0] in quantized or identity in seen:
-                continue
-            seen.add(identity)
-            stored[key] = tensor
-        return {key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}
+        """What the bundle stores; see `stored_tensors`."""
+        return stored_tensors(self.module)
 
     def save_description(self, folder: Path) -> None:
         """config.json (rope theta also at the top level, where older readers look) and the tokenizer's files."""
@@ -165,6 +158,7 @@ class TorchModel:
         theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
         if theta is not None:
             config.rope_theta = theta
+        save_code(self.module, folder)
         config.save_pretrained(folder)
         if self.module.can_generate():
             self.module.generation_config.save_pretrained(folder)
@@ -172,13 +166,60 @@ class TorchModel:
 
     def _stop_tokens(self) -> set[int]:
         stop: set[int] = set()
-        for holder in (self.module.generation_config, self.module.config, self.tokenizer):
+        for holder in (getattr(self.module, "generation_config", None), self.module.config, self.tokenizer):
             ids = getattr(holder, "eos_token_id", None)
             stop.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
         return stop
 
+    def _new_cache(self) -> DynamicCache:
+        config = self.module.config  # without num_hidden_layers (custom code) the cache grows by what it is given
+        return DynamicCache(config=config) if hasattr(config, "num_hidden_layers") else DynamicCache()
+
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, dtype=torch.long, device=self.device)
+
+
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Quantized linears in their file format, every other tensor untouched; tied ones once, offloaded ones read."""
+    quantized = {name: child for name, child in module.named_modules() if isinstance(child, QuantizedLinear)}
+    stored: dict[str, Tensor] = {}
+    for name, linear in quantized.items():
+        with align_module_device(linear):
+            stored |= {f"{name}.{suffix}": tensor.cpu() for suffix, tensor in linear.stored().items()}
+    state = module.state_dict()
+    offloaded = {key for key, tensor in state.items() if tensor.is_meta}
+    tied = getattr(module, "all_tied_weights_keys", {})  # what is read from disk twice has two addresses
+    state |= _read_offloaded(module, offloaded)
+    seen = set()
+    for key, tensor in state.items():
+        identity = tied.get(key, key) if key in offloaded else (tensor.device, tensor.data_ptr(), tensor.numel())
+        if key.rpartition(".")[0] in quantized or identity in seen:
+            continue
+        seen.add(identity)
+        stored[key] = tensor
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}
+
+
+def _read_offloaded(module: nn.Module, keys: set[str]) -> dict[str, Tensor]:
+    """The values of these offloaded tensors of the module, in main memory."""
+    found = {}
+    for name in sorted({key.rpartition(".")[0] for key in keys}):
+        owner = module.get_submodule(name)
+        with align_module_device(owner, torch.device("cpu")):
+            own = owner.state_dict(prefix=f"{name}." if name else "")
+            found.update({key: tensor for key, tensor in own.items() if key in keys and not tensor.is_meta})
+    return found
+
+
+def output_layer(module: Any) -> Any:
+    """The output layer: what the model calls so, else its last linear (custom code rarely says)."""
+    found = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    if found is not None:
+        return found
+    linears = [child for child in module.modules() if isinstance(child, nn.Linear | QuantizedLinear)]
+    if not linears:
+        raise ValueError(f"{type(module).__name__} has no linear that could be its output layer")
+    return linears[-1]
 
 
 def check_output_head(model: TorchModel) -> None:
@@ -187,10 +228,27 @@ def check_output_head(model: TorchModel) -> None:
     ids = torch.tensor([[1, 2, 3, 4]], device=model.device)
     with torch.inference_mode():
         logits = module(input_ids=ids, use_cache=False).logits
-        states = module.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        apart = module.get_output_embeddings()(states)
+        states = getattr(module.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        if states is None or states.shape[:2] != ids.shape:
+            raise ValueError(
+                f"{type(module).__name__} has no base model that gives last_hidden_state [batch, tokens, channels] "
+                "apart from its output layer; this is not supported"
+            )
+        apart = output_layer(module)(states).to(logits.device)
     if logits.shape != apart.shape or not torch.allclose(logits, apart, rtol=1e-3, atol=1e-3):
         raise ValueError(f"{type(module).__name__} changes its logits after the output layer; this is not supported")
+
+
+def save_code(module: Any, folder: Path) -> None:
+    """The Python files of a model that brings its own code, named in the config's auto_map as lying in the folder."""
+    config = module.config
+    for owner in (config, module):
+        if type(owner).__module__.startswith("transformers_modules."):
+            custom_object_save(owner, folder, config=config)
+    named = getattr(config, "auto_map", None) or {}
+    for kind, target in list(named.items()):
+        if isinstance(target, str):  # "owner/name--file.Class" means a hub
+            named[kind] = target.rpartition("--")[2]
 
 
 def _float_array(tensor: Tensor) -> FloatArray:

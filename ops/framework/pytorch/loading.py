@@ -6,7 +6,8 @@ import hashlib
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,22 @@ import transformers
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from ops.bundle import Bundle
 from ops.framework.base import Device, Model, Unavailable
 
-from .int8_linear import Int8Linear
+from .int8_linear import restored_linear
+from .placement import find_device_map, private_folder
+from .smoothing import add_bias
 
 BYTE_SPECIALS = ("<pad>", "<s>", "</s>")
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def check_device(device: Device) -> None:
-    """Unavailable unless torch can compute on the device."""
+    """Export the device's environment; Unavailable unless torch can compute on it."""
+    os.environ.update({name: value for name, value in device.environment.items() if value is not None})
     if device.module is not None:
         if importlib.util.find_spec(device.module) is None:
             raise Unavailable(f"device={device.name} needs the package {device.module}: {device.install}")
@@ -43,6 +47,9 @@ def check_device(device: Device) -> None:
     backend = getattr(torch, device.type, None)
     if backend is None or not backend.is_available():
         raise Unavailable(f"device={device.name}: torch finds no such device here: {device.install}")
+    cards = [int(key) for key in device.max_memory if key.isdecimal()]
+    if cards and max(cards) >= backend.device_count():
+        raise Unavailable(f"device.max_memory.{max(cards)}: torch sees {backend.device_count()} cards here, from 0 on")
 
 
 def read_config(model: Model) -> Any:
@@ -82,12 +89,22 @@ def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def load_pretrained(path: Path | str, model: Model) -> Any:
-    """The float model of a folder or hub id, on the CPU."""
+def load_pretrained(path: Path | str, model: Model, device: Device) -> Any:
+    """The float model of a folder or hub id, on the device or spread as its device_map says."""
     dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
+    source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    if device.device_map is None:
+        with _quiet_transformers():
+            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **source).to(device.type)
+    config = AutoConfig.from_pretrained(path, **source)
+    if model.dtype != "auto":
+        config.dtype = dtype  # what the skeleton is measured in
+    empty = skeleton(config, trust_remote_code=model.trust_remote_code)
+    empty.tie_weights()
+    device_map = find_device_map(empty, device)
     with _quiet_transformers():
         return AutoModelForCausalLM.from_pretrained(
-            path, revision=model.revision, dtype=dtype, trust_remote_code=model.trust_remote_code
+            path, dtype=dtype, device_map=device_map, offload_folder=private_folder(device), **source
         )
 
 
@@ -115,29 +132,40 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
 
 
-def rebuild(folder: Path, tensors: Mapping[str, Tensor], quantized: list[str]) -> tuple[Any, Any]:
+def rebuild(folder: Path, stored: Bundle, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer) of a bundle folder from its decoded tensors; ValueError when they do not fit the config."""
-    config = AutoConfig.from_pretrained(folder)
-    module = skeleton(config)
-    for name in quantized:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(f"{folder} brings its own code: give trust_remote_code=True if you trust it") from error
+    module = skeleton(config, trust_remote_code=trust_remote_code)
+    rest = dict(stored.tensors)
+    for name in stored.quantized:
         prefix = f"{name}."
-        stored = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        own = {key.removeprefix(prefix): rest.pop(key) for key in stored.tensors if key.startswith(prefix)}
         try:
-            linear = Int8Linear.from_stored(stored)
+            linear = restored_linear(stored.quant_type, own)
         except ValueError as error:
             raise ValueError(f"{folder}: {name} {error}") from error
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, linear)
-    owners = {f"{name}." for name in quantized}
-    rest = {key: value for key, value in tensors.items() if f"{key.rpartition('.')[0]}." not in owners}
+    for key in rest.keys() - module.state_dict().keys():
+        owner, _, suffix = key.rpartition(".")
+        if suffix == "bias" and f"{owner}.weight" in rest:  # smoothing gave it one
+            add_bias(module.get_submodule(owner), rest.pop(key))
     unexpected = module.load_state_dict(rest, strict=False, assign=True).unexpected_keys
-    module.tie_weights()
+    tied = module.all_tied_weights_keys  # a quantized output layer is no longer the embeddings
+    module.all_tied_weights_keys = {key: source for key, source in tied.items() if key not in stored.tensors}
+    module.tie_weights(recompute_mapping=False)
     missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
     if missing or unexpected:
         raise ValueError(f"{folder} does not fit its config.json: missing {missing[:3]}, unexpected {unexpected[:3]}")
     if (folder / "generation_config.json").is_file():
         module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return module, AutoTokenizer.from_pretrained(folder)
+    return module, tokenizer
 
 
 def folder_hash(path: Path) -> str:

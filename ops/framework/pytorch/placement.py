@@ -1,0 +1,84 @@
+"""A model over several devices, main memory and disk: which module goes where, and the way there."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from typing import Any
+
+import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import get_balanced_memory, get_max_memory
+from torch import nn
+
+from ops.framework.base import Device
+
+
+def place(module: Any, device: Device) -> Any:
+    """A model in memory, moved to the device or spread as its device_map says."""
+    if device.device_map is None:
+        return module.to(device.type)
+    return dispatch_model(
+        module,
+        find_device_map(module, device, offload_buffers=True),
+        offload_dir=private_folder(device),
+        offload_buffers=True,  # the weights of quantized linears are buffers
+        skip_keys=getattr(module, "_skip_keys_device_placement", None),
+    )
+
+
+def find_device_map(module: Any, device: Device, *, offload_buffers: bool = False) -> dict[str, int | str]:
+    """Module name -> number of a card, "cpu" or "disk"; weights may be on the meta device.
+
+    Decoder layers stay whole and tied weights together.
+    """
+    limits = _limits(device)
+    whole = list(getattr(module, "_no_split_modules", None) or [])
+    if device.device_map == "sequential":
+        limits = get_max_memory(limits)
+    else:
+        limits = get_balanced_memory(
+            module, limits, no_split_module_classes=whole, low_zero=device.device_map == "balanced_low_0"
+        )
+    found = infer_auto_device_map(
+        module, max_memory=limits, no_split_module_classes=whole, offload_buffers=offload_buffers
+    )
+    if set(found.values()) == {"disk"}:  # accelerate writes to disk only what has a name
+        return {name: "disk" for name, _ in [*module.named_children(), *module.named_parameters(recurse=False)]}
+    if (
+        len(set(found.values())) == 1
+    ):  # one card has to be named in full: accelerate never moves a model to the number 0 of an NPU
+        return {name: f"{device.type}:{where}" if isinstance(where, int) else where for name, where in found.items()}
+    return dict(found)
+
+
+def private_folder(device: Device) -> str:
+    """A new folder for offloaded weights, readable by its owner only, removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="slimrun-offload-", dir=device.offload_folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def input_device(module: Any, device: Device) -> torch.device:
+    """Where the model's inputs go: where its embeddings are looked up, also when these are offloaded."""
+    embeddings: nn.Module = module.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    for part in getattr(hook, "hooks", [hook]):
+        where = getattr(part, "execution_device", None)
+        if where is not None:
+            return torch.device(device.type, where) if isinstance(where, int) else torch.device(where)
+    return next(embeddings.parameters()).device
+
+
+def _limits(device: Device) -> dict[int | str, Any] | None:
+    """What to use of each card and of main memory, cards first: what is free, less where max_memory says so.
+
+    None lets accelerate look itself, with its reserve for activations.
+    """
+    if not device.max_memory and device.type != "cpu":
+        return None
+    limits = {key: free for key, free in get_max_memory().items() if key == "cpu" or device.type != "cpu"}
+    for key, size in device.max_memory.items():
+        limits[int(key) if key.isdecimal() else key] = int(size) if size.isdecimal() else size
+    return dict(sorted(limits.items(), key=lambda item: (item[0] == "cpu", item[0])))

@@ -1,0 +1,250 @@
+"""Models over several devices: the same numbers as on one, and the plan for cards that are not here."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from ops import bundle
+from ops.compress.compressor import Compressor
+from ops.compress.native import Native
+from ops.framework.base import Device, Model, Unavailable
+from ops.framework.pytorch import PyTorch, TorchModel, loading
+from ops.framework.pytorch.placement import find_device_map, input_device, private_folder
+from ops.quant.w8a8s import W8A8S
+from runner.config import build, composed
+from tests.conftest import ARCHITECTURE, CPU, TEXTS, tiny
+
+from .chatglm import write_folder
+
+
+def on_disk(memory: str) -> Device:
+    return Device("cpu_disk", "cpu", device_map="auto", max_memory={"cpu": memory})
+
+
+def write_llama(folder: Path, **changes: object) -> Path:
+    model = tiny(**{"num_hidden_layers": 4} | changes)
+    model.module.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tied(folder: Path) -> Path:
+    return write_llama(folder)
+
+
+def untied(folder: Path) -> Path:
+    return write_llama(folder, tie_word_embeddings=False)
+
+
+def answers(model: TorchModel) -> tuple[object, ...]:
+    prompts = [model.encode("hi there"), model.encode("x")]
+    scores = [row.tolist() for row in model.continuations(prompts[0], prompts)]
+    return model.logits_checksum(), model.generate(prompts, 4), scores
+
+
+def run(model: Model, device: Device, quantizer: W8A8S, artifact: Path) -> tuple[list[object], list[object]]:
+    """(everything that has to be equal on every device, where the modules were: float and read back)."""
+    framework = PyTorch()
+    loaded = framework.load(model, device, artifact.parent, seed=0)
+    found: list[object] = [loaded.fingerprint, *answers(loaded), loaded.tensors()]
+    framework.calibrator(loaded, quantizer, TEXTS, 32).run()
+    tensors = loaded.tensors()
+    coded = Compressor(Native()).run({name: tensors[f"{name}.weight"].numpy() for name in loaded.quantized()})
+    bundle.write(artifact, tensors, coded, quantizer.quant_type, Native(), loaded.save_description)
+    bundle.verify(artifact, tensors)
+    restored = framework.restore(artifact, device, model.trust_remote_code)
+    assert restored.logits_checksum() == loaded.logits_checksum()
+    found += [tensors, *answers(restored), restored.tensors()]
+    return found, [getattr(part.module, "hf_device_map", None) for part in (loaded, restored)]
+
+
+def assert_same(expected: list[object], found: list[object]) -> None:
+    for left, right in zip(expected, found, strict=True):
+        if isinstance(left, dict):
+            assert isinstance(right, dict)
+            assert left.keys() == right.keys()
+            for key, tensor in left.items():
+                assert tensor.dtype == right[key].dtype
+                assert torch.equal(tensor, right[key]), key
+        else:
+            assert left == right
+
+
+@pytest.mark.parametrize(
+    ("write", "memory", "all_linears"),
+    [(tied, "400KB", False), (tied, "400KB", True), (untied, "400KB", False), (untied, "1KB", True),
+     (write_folder, "75KB", False), (write_folder, "1KB", True)],
+)  # fmt: skip
+def test_cpu_and_disk_give_what_the_cpu_gives(
+    write: Callable[[Path], Path], memory: str, all_linears: bool, tmp_path: Path
+) -> None:
+    model = Model("m", "pretrained", str(write(tmp_path / "model")), trust_remote_code=write is write_folder)
+    quantizer = W8A8S(fraction=0.1, ignore_last_linear=not all_linears)
+    expected, _ = run(model, CPU, quantizer, tmp_path / "plain")
+    found, (float_map, restored_map) = run(model, on_disk(memory), quantizer, tmp_path / "spread")
+    assert isinstance(float_map, dict)
+    assert set(float_map.values()) == ({"disk"} if memory == "1KB" else {"cpu", "disk"})
+    assert isinstance(restored_map, dict)
+    if memory == "1KB":
+        assert set(restored_map.values()) == {"disk"}
+    assert_same(expected, found)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch has no Python backends",
+)
+def test_two_pretend_cards_give_what_the_cpu_gives(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, str(here / "pretend" / "two_cards.py")],
+        env=os.environ | {"PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here / 'pretend'}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["glm ['0', '1']", "llama ['0', '1', 'cpu']"]
+
+
+def test_half_precision_and_random_weights_are_spread_alike(tmp_path: Path) -> None:
+    folder = Model("m", "pretrained", str(tied(tmp_path / "model")), dtype="bfloat16")
+    fresh = Model("m", "random", architecture=ARCHITECTURE)
+    for model, memory in ((folder, "200KB"), (fresh, "250KB")):
+        plain, spread = (PyTorch().load(model, device, tmp_path, 0) for device in (CPU, on_disk(memory)))
+        assert set(spread.module.hf_device_map.values()) == {"cpu", "disk"}
+        assert spread.device == torch.device("cpu")
+        assert answers(spread) == answers(plain)
+
+
+class TestPretendCards:
+    """Plans for weights on the meta device: nothing here needs a card."""
+
+    def plan(self, device_map: str, memory: dict[str, str], **changes: object) -> dict[str, int | str]:
+        shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
+        model = loading.skeleton(LlamaConfig(**shape | changes, num_attention_heads=32, dtype="float16"))
+        model.tie_weights()
+        return find_device_map(model, Device("cards", "npu", device_map=device_map, max_memory=memory))
+
+    def test_llama2_7b_over_two_cards_memory_and_disk(self) -> None:
+        plan = self.plan("sequential", {"0": "5GiB", "1": "4GiB", "cpu": "3GiB"})
+        assert list(dict.fromkeys(plan.values())) == [0, 1, "cpu", "disk"]
+        layers = [plan[f"model.layers.{i}"] for i in range(32)]  # whole layers, in order
+        order = [0, 1, "cpu", "disk"]
+        assert layers == sorted(layers, key=order.index)
+        assert plan["model.embed_tokens"] == 0
+
+    def test_balanced_cards_hold_about_the_same(self) -> None:
+        plan = self.plan("auto", {"0": "40GiB", "1": "40GiB"})
+        assert set(plan.values()) == {0, 1}
+        counts = [sum(plan[f"model.layers.{i}"] == card for i in range(32)) for card in (0, 1)]
+        assert abs(counts[0] - counts[1]) <= 4
+
+    def test_one_card_is_named_in_full(self) -> None:
+        assert self.plan("sequential", {"0": "40GiB"}) == {"": "npu:0"}
+
+    def test_tied_weights_share_a_card(self) -> None:
+        plan = self.plan("sequential", {"0": "5GiB", "1": "40GiB"}, tie_word_embeddings=True)
+        assert set(plan.values()) == {0, 1}
+        assert plan["lm_head"] == plan["model.embed_tokens"] == 0
+
+
+def test_inputs_go_to_the_embeddings(tmp_path: Path) -> None:
+    spread = PyTorch().load(Model("m", "random", architecture=ARCHITECTURE), on_disk("1KB"), tmp_path, 0)
+    assert next(spread.module.get_input_embeddings().parameters()).is_meta
+    assert input_device(spread.module, on_disk("1KB")) == torch.device("cpu")
+
+
+def test_the_offload_folder_is_private_and_goes_with_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving: list[Callable[[], object]] = []
+    monkeypatch.setattr(atexit, "register", lambda call, *args, **kwargs: leaving.append(lambda: call(*args, **kwargs)))
+    device = Device("d", "cpu", device_map="auto", offload_folder=str(tmp_path))
+    folders = [Path(private_folder(device)) for _ in range(2)]
+    assert folders[0] != folders[1]
+    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
+    (folders[0] / "weight.dat").write_bytes(b"x")
+    for leave in leaving:
+        leave()
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestDevicesOfTheYaml:
+    def device(self, *overrides: str) -> Device:
+        return build(composed(["model=tiny_llama", "tracking=none", *overrides])).device
+
+    def test_npu_multi_without_its_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("PYTORCH_NPU_ALLOC_CONF", "ASCEND_RT_VISIBLE_DEVICES"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+        device = self.device("device=npu_multi")
+        assert device.device_map == "auto"
+        with pytest.raises(Unavailable, match=r"device=npu_multi needs the package torch_npu: install CANN"):
+            PyTorch().check(Model("tiny", "random", architecture=ARCHITECTURE), device, Path("unused"))
+        assert os.environ.pop("PYTORCH_NPU_ALLOC_CONF") == "expandable_segments:False"
+        assert "ASCEND_RT_VISIBLE_DEVICES" not in os.environ
+
+    def test_the_users_own_environment_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTORCH_NPU_ALLOC_CONF", "max_split_size_mb:64")
+        monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1,2,3")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        assert self.device("device=npu_multi").environment == {
+            "PYTORCH_NPU_ALLOC_CONF": "max_split_size_mb:64",
+            "ASCEND_RT_VISIBLE_DEVICES": "0,1,2,3",
+        }
+        assert self.device("device=cuda_multi").environment == {"CUDA_VISIBLE_DEVICES": "1"}
+
+    def test_limits_from_the_command_line(self) -> None:
+        device = self.device("device=npu_multi", "+device.max_memory.0=28GiB", "+device.max_memory.cpu=1000000")
+        assert device.max_memory == {"0": "28GiB", "cpu": "1000000"}
+        assert self.device("device=cpu_disk").max_memory == {"cpu": "2GiB"}
+
+
+def test_environment_is_exported_before_the_package_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vendor_of_cards.py").write_text("import os\nSEEN = os.environ['CARD_SETTING']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CARD_SETTING", "before")
+    monkeypatch.setenv("OTHER_SETTING", "kept")
+    environment = {"CARD_SETTING": "exported", "OTHER_SETTING": None}
+    loading.check_device(Device("x", "cpu", "vendor_of_cards", environment=environment))
+    import vendor_of_cards  # type: ignore[import-not-found]
+
+    assert vendor_of_cards.SEEN == "exported"
+    assert os.environ["OTHER_SETTING"] == "kept"
+
+
+def test_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    device = Device("cards", "cuda", device_map="auto", max_memory={"1": "1GiB", "2": "1GiB"})
+    with pytest.raises(Unavailable, match=r"device.max_memory.2: torch sees 2 cards here"):
+        loading.check_device(device)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"device_map": "spread"}, "device_map=spread is not known; allowed: null, auto"),
+        ({"max_memory": {"cpu": "1GiB"}}, "device_map=null keeps the model on one device"),
+        ({"device_map": "auto", "max_memory": {"gpu": "1GiB"}}, "max_memory.gpu names no memory"),
+        ({"device_map": "auto", "max_memory": {"0": "lots"}}, "max_memory.0=lots is no size"),
+    ],
+)
+def test_wrong_devices(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Device("d", "cpu", **values)  # type: ignore[arg-type]
