@@ -1,0 +1,1 @@
+"""The names, files and scripts of msModelSlim, on slimrun's own implementation."""

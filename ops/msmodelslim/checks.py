@@ -1,0 +1,31 @@
+"""Checks of keywords, with the messages that msModelSlim's users know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def check_type(name: str, value: object, kind: type, called: str = "") -> None:
+    """TypeError in the original's words; bool is no int here."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name} must be {called or kind.__name__}, not {type(value).__name__}.")
+
+
+def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    """ValueError when the value lies outside."""
+    if value < low:
+        raise ValueError(f"{name} = {value} is smaller than {low}.")
+    if high is not None and value > high:
+        raise ValueError(f"{name} = {value} is larger than {high}.")
+
+
+def named(method: str, names: Sequence[str], values: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Positional and keyword arguments by name."""
+    if len(values) > len(names):
+        raise TypeError(f"{method}() takes {len(names)} arguments, got {len(values)}; allowed: {', '.join(names)}.")
+    by_position = dict(zip(names, values))
+    twice = by_position.keys() & keywords.keys()
+    if twice:
+        raise TypeError(f"{method}() got {sorted(twice)[0]} twice.")
+    return {**by_position, **keywords}

@@ -1,0 +1,189 @@
+"""The names and keywords of msModelSlim's large-model quantization, on slimrun's own implementation.
+
+Scripts written for it run with `from ops.msmodelslim.pytorch import Calibrator, QuantConfig`. A `QuantConfig` says
+which method of `ops.quant` with which knobs; the `Calibrator` runs it. Where the original silently changes what was
+asked for, a warning names the key. What this program does not build is refused by name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ops.files import staging
+from ops.framework.pytorch import calibrator as pytorch
+from ops.framework.pytorch.language_model import stored_tensors
+from ops.msmodelslim import files
+from ops.msmodelslim.checks import check_range, check_type
+from ops.msmodelslim.quant_config import DEVICES, QuantConfig
+from ops.quant.base import Quantizer, nearest
+
+__all__ = ["Calibrator", "QuantConfig"]
+
+log = logging.getLogger(__name__)
+
+SAVE_TYPES = ("numpy", "safe_tensor", "ascendV1")
+GIBIBYTE = 1 << 30
+
+
+class Calibrator:
+    """msModelSlim's Calibrator: quantizes `model` in place.
+
+    calib_data is a list of samples, each a list (`model(*sample)`) or a dict (`model(**sample)`). disable_level "Lk"
+    keeps k linears float: those with the heaviest input tails, or with lowbit the largest inputs of the first sample.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: QuantConfig,
+        calib_data: list[Any] | None = None,
+        disable_level: str = "L0",
+        all_tensors: None = None,
+        mix_cfg: None = None,
+    ) -> None:
+        check_type("model", model, nn.Module, "Module")
+        check_type("cfg", cfg, QuantConfig)
+        check_type("calib_data", calib_data if calib_data is not None else [], list)
+        for index, sample in enumerate(calib_data or []):
+            if not isinstance(sample, list | dict):
+                raise TypeError(f"calib_data[{index}] must be list or dict, not {type(sample).__name__}.")
+        if not isinstance(disable_level, str) or not re.fullmatch(r"L(0|[1-9]\d*)", disable_level):
+            raise ValueError(
+                f"Please check the `disable_level` configuration: {disable_level!r}; allowed: 'L0', 'L1', ..."
+            )
+        for name, value in (("all_tensors", all_tensors), ("mix_cfg", mix_cfg)):
+            if value is not None:
+                raise ValueError(f"{name} is not built; allowed: None.")
+        _check_device(cfg.dev_type, model)
+        self.model = model
+        self.cfg = cfg
+        quantizer = cfg.quantizer()
+        self.quantizer = type(quantizer)(**{**vars(quantizer), "fallback_level": int(disable_level[1:])})
+        _check_layers(model, self.quantizer)
+        if not calib_data and quantizer.quant_type in ("W8A8", "W8A8S"):
+            raise ValueError(f"{quantizer.quant_type} does not support Data-Free: calib_data is empty.")
+        self._calibrator = pytorch.Calibrator(model, self.quantizer, calib_data or [])
+        self._tensors: dict[str, Tensor] = {}
+
+    def run(self, int_infer: bool = False) -> None:
+        """Quantize the weights, calibrate the inputs. The model always computes with integers, int_infer or not."""
+        check_type("int_infer", int_infer, bool)
+        training = self.model.training
+        self.model.eval()
+        try:
+            self._calibrator.run()
+        finally:
+            self.model.train(training)
+        self._tensors = stored_tensors(self.model)
+
+    def save(
+        self,
+        output_path: str,
+        safetensors_name: str | None = None,
+        json_name: str | None = None,
+        save_type: list[str] | str | None = None,
+        part_file_size: int | None = None,
+    ) -> None:
+        """Write the quantized model into the folder `output_path`, atomically.
+
+        save_type: "numpy" (the default), "safe_tensor", "ascendV1", or a list of them. part_file_size cuts the
+        safetensors file into parts of so many GiB. ValueError before `run`, or for a value that is not allowed.
+        """
+        check_type("output_path", output_path, str)
+        kinds = [save_type] if isinstance(save_type, str) else ["numpy"] if save_type is None else save_type
+        for kind in kinds:
+            if kind not in SAVE_TYPES:
+                raise ValueError(f"save_type = {kind} is invalid; allowed: {', '.join(SAVE_TYPES)}.")
+        if part_file_size is not None:
+            check_type("part_file_size", part_file_size, int)
+            check_range("part_file_size", part_file_size, 1)
+        quant_type = self.quantizer.quant_type.lower()
+        weights = _file_name("safetensors_name", safetensors_name, f"quant_model_weight_{quant_type}", ".safetensors")
+        description = _file_name("json_name", json_name, f"quant_model_description_{quant_type}", ".json")
+        if not self._tensors:
+            raise ValueError("save() needs a quantized model: call run() first.")
+        folder = Path(output_path)
+        shard_bytes = None if part_file_size is None else part_file_size * GIBIBYTE
+        with staging(folder) as scratch:
+            if "numpy" in kinds:
+                files.write_numpy(scratch, self._linears(), self._norms())
+            if "safe_tensor" in kinds or "ascendV1" in kinds:
+                files.write_safetensors(scratch, weights, self._tensors | self._norms(), shard_bytes)
+            if "safe_tensor" in kinds:
+                files.write_json(scratch / description, self._description())
+            if "ascendV1" in kinds:
+                versioned = {"version": "1.0.0", **self._description()}
+                files.write_json(scratch / "quant_model_description.json", versioned)
+            written = {path.name for path in scratch.iterdir()}
+        if any(name.startswith(weights.removesuffix(".safetensors")) for name in written):
+            files.remove_older(folder, weights, written)
+
+    def _linears(self) -> dict[str, dict[str, Tensor]]:
+        """name -> suffix -> tensor of every quantized linear."""
+        quantized = [layer.name for layer in self._calibrator.layers.values() if layer.quantized]
+        return {
+            name: {
+                key.removeprefix(f"{name}."): tensor
+                for key, tensor in self._tensors.items()
+                if key.rpartition(".")[0] == name
+            }
+            for name in quantized
+        }
+
+    def _norms(self) -> dict[str, Tensor]:
+        """With smoothing: the norms' weight and bias, twice as the original has them, under `.module.` too."""
+        if not self._calibrator.smoothed:
+            return {}
+        found: dict[str, Tensor] = {}
+        for name, weight in self._tensors.items():
+            owner, _, suffix = name.rpartition(".")
+            if suffix == "weight" and weight.ndim == 1 and "Norm" in type(self.model.get_submodule(owner)).__name__:
+                bias = self._tensors.get(f"{owner}.bias", torch.zeros_like(weight))
+                found |= {f"{owner}.weight": weight, f"{owner}.bias": bias}
+                found |= {f"{owner}.module.weight": weight.clone(), f"{owner}.module.bias": bias.clone()}
+        return found
+
+    def _description(self) -> dict[str, object]:
+        """Tensor name -> its type."""
+        quant_type = self.quantizer.quant_type
+        linears = self._linears()
+        types: dict[str, object] = {"model_quant_type": quant_type}
+        for key in sorted(self._tensors | self._norms()):
+            owner, _, suffix = key.rpartition(".")
+            of_linear = owner in linears and suffix != "bias"
+            types[key] = quant_type if of_linear or owner.endswith(".module") else "FLOAT"
+        return types
+
+
+def _check_device(kind: str, model: nn.Module) -> None:
+    if kind == "npu" and importlib.util.find_spec("torch_npu") is None:
+        raise ModuleNotFoundError("dev_type = npu needs the package torch_npu; install it with CANN, or take 'cpu'.")
+    parameter = next(iter(model.parameters()), None)
+    found = "cpu" if parameter is None or parameter.is_meta else parameter.device.type
+    if found != DEVICES[kind]:
+        log.warning("dev_type=%s, but the model is on %s: it is quantized where it is", kind, found)
+
+
+def _check_layers(model: nn.Module, quantizer: Quantizer) -> None:
+    names = list(pytorch.linear_names(model))
+    if not names:
+        raise ValueError("No nn.Linear found in the model, please check the model.")
+    for name in quantizer.ignore:
+        if name not in names:
+            near = nearest(name, names)
+            raise ValueError(f"`disable_names` has invalid key `{name}`, please check your model configurations{near}.")
+
+
+def _file_name(key: str, value: str | None, default: str, suffix: str) -> str:
+    name = default + suffix if value is None else value
+    check_type(key, name, str)
+    if Path(name).name != name or not name.endswith(suffix) or name == suffix:
+        raise ValueError(f"{key} = {name} is invalid; allowed: the name of a file that ends in {suffix}.")
+    return name
