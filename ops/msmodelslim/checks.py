@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -29,3 +30,13 @@ def named(method: str, names: Sequence[str], values: Sequence[Any], keywords: Ma
     if twice:
         raise TypeError(f"{method}() got {sorted(twice)[0]} twice.")
     return {**by_position, **keywords}
+
+
+def file_name(key: str, value: str | None, default: str) -> str:
+    """The name of a file with the default's suffix, and no folder in it; None takes the default."""
+    name = default if value is None else value
+    check_type(key, name, str)
+    suffix = Path(default).suffix
+    if Path(name).name != name or not name.endswith(suffix) or name == suffix or "\0" in name:
+        raise ValueError(f"{key} = {name!r} is invalid; allowed: the name of a file that ends in {suffix}.")
+    return name

@@ -1,20 +1,22 @@
-"""The files that msModelSlim's `save` leaves: dictionaries in numpy files, or safetensors with a description.
+"""The files that msModelSlim leaves: dictionaries in numpy files, or safetensors with a description.
 
-Weights are 0400, descriptions and indices 0600.
+Weights are 0400, descriptions, indices and tables 0600.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ops.files import DESCRIPTION_MODE, WEIGHT_MODE, replacing
+from ops.files import DESCRIPTION_MODE, WEIGHT_MODE, make_folder, replacing
 from ops.msmodelslim import npy
 
 NUMPY_FILES = {  # file -> suffix of the tensors of a quantized linear that it holds
@@ -58,10 +60,35 @@ def write_safetensors(folder: Path, name: str, tensors: Mapping[str, Tensor], sh
             save_file({key: tensors[key] for key in keys}, scratch, metadata={"format": "pt"})
 
 
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, and each with a memory of its own, as safetensors wants them: tied weights are stored twice."""
+    seen: set[int] = set()
+    owned: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        memory = whole.untyped_storage().data_ptr()
+        owned[name] = whole.clone() if memory in seen else whole
+        seen.add(memory)
+    return owned
+
+
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """A description: an object of JSON, 0600."""
     with replacing(path, DESCRIPTION_MODE) as scratch:
         scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """A table, 0600."""
+    with replacing(path, DESCRIPTION_MODE) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made when it is not there; PermissionError if nothing can be written into it."""
+    if not os.access(make_folder(folder), os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: no permission to write into this folder")
+    return folder
 
 
 def remove_older(folder: Path, name: str, written: set[str]) -> None:

@@ -20,7 +20,7 @@ from ops.files import staging
 from ops.framework.pytorch import calibrator as pytorch
 from ops.framework.pytorch.language_model import stored_tensors
 from ops.msmodelslim import files
-from ops.msmodelslim.checks import check_range, check_type
+from ops.msmodelslim.checks import check_range, check_type, file_name
 from ops.msmodelslim.quant_config import DEVICES, QuantConfig
 from ops.quant.base import Quantizer, nearest
 
@@ -105,8 +105,8 @@ class Calibrator:
             check_type("part_file_size", part_file_size, int)
             check_range("part_file_size", part_file_size, 1)
         quant_type = self.quantizer.quant_type.lower()
-        weights = _file_name("safetensors_name", safetensors_name, f"quant_model_weight_{quant_type}", ".safetensors")
-        description = _file_name("json_name", json_name, f"quant_model_description_{quant_type}", ".json")
+        weights = file_name("safetensors_name", safetensors_name, f"quant_model_weight_{quant_type}.safetensors")
+        description = file_name("json_name", json_name, f"quant_model_description_{quant_type}.json")
         if not self._tensors:
             raise ValueError("save() needs a quantized model: call run() first.")
         folder = Path(output_path)
@@ -179,11 +179,3 @@ def _check_layers(model: nn.Module, quantizer: Quantizer) -> None:
         if name not in names:
             near = nearest(name, names)
             raise ValueError(f"`disable_names` has invalid key `{name}`, please check your model configurations{near}.")
-
-
-def _file_name(key: str, value: str | None, default: str, suffix: str) -> str:
-    name = default + suffix if value is None else value
-    check_type(key, name, str)
-    if Path(name).name != name or not name.endswith(suffix) or name == suffix:
-        raise ValueError(f"{key} = {name} is invalid; allowed: the name of a file that ends in {suffix}.")
-    return name

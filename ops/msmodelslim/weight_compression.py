@@ -2,13 +2,11 @@
 
 Scripts written for it run with `from ops.msmodelslim.weight_compression import CompressConfig, Compressor`. Files have
 the names, shapes and types of the original's; what the coded bytes mean is ours (the description says so: container
-"slimrun-nz"). `read_dat` and `read_safetensors` restore the matrices, `verify` proves that they are the same.
+"slimrun-nz"). `ops.msmodelslim.restore` reads them again and proves that the matrices are the same.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -23,20 +21,21 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ops import bundle
 from ops.compress import entropy_bits
 from ops.compress.base import TILING, Int8Array, Parts, to_nz
 from ops.compress.nz import NZ
-from ops.files import DESCRIPTION_MODE, WEIGHT_MODE, make_folder, replacing, staging
+from ops.files import WEIGHT_MODE, replacing, staging
 from ops.msmodelslim import files, npy
-from ops.msmodelslim.checks import check_type
+from ops.msmodelslim.checks import check_type, file_name
+from ops.msmodelslim.matrices import as_tensor, matrices, pseudo_sparse
 from ops.quant.base import nearest
 
 log = logging.getLogger(__name__)
 
+Arrays = dict[str, NDArray[Any]]
+
 QUANT_TYPE = "W8A8SC"
-INT8_TYPES = ("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16")  # of a description; their weights are int8
-NOT_BUILT = "W16A16S"
+PARTS = ("weight", "index", "info")  # of a coded matrix
 WEIGHTS_FILE, DESCRIPTION_FILE = "quant_model_weight_w8a8sc.safetensors", "quant_model_description_w8a8sc.json"
 DETAIL_FILE = "compress_detail.csv"
 DETAIL_COLUMNS = ("key", "shape", "raw bytes", "packed bytes", "ratio", "entropy bits")  # packed: index and info too
@@ -70,7 +69,8 @@ class CompressConfig:
         """Validate."""
         check_type("do_pseudo_sparse", self.do_pseudo_sparse, bool)
         ratio = self.sparse_ratio
-        if self.do_pseudo_sparse and not (_is_number(ratio) and 0 <= ratio <= 1):
+        number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+        if self.do_pseudo_sparse and not (number and 0 <= ratio <= 1):
             raise ValueError(f"sparse_ratio is invalid, expected an value in [0, 1], but got {ratio}")
         check_type("is_debug", self.is_debug, bool)
         layers = () if self.compress_disable_layers is None else self.compress_disable_layers
@@ -118,9 +118,7 @@ class Compressor:
         self.weight = _load(weight_path, config.confirm) if weight is None else dict(weight)
         self._coded: dict[str, Parts] = {}
 
-    def run(
-        self, weight_transpose: bool = False
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    def run(self, weight_transpose: bool = False) -> tuple[Arrays, Arrays, Arrays]:
         """weight, index and info of each matrix, by its key: what `export` writes.
 
         weight is the coded stream (int8), index 8 bytes a tile (int8), info int64[5]: tiling_k, tiling_n, k, n and 1.
@@ -133,14 +131,14 @@ class Compressor:
         for layer in disabled:
             if layer not in self.weight:
                 raise ValueError(f"compress_disable_layers has invalid key `{layer}`{nearest(layer, list(found))}")
-        details = _writable(Path(self.config.record_detail_root)) / DETAIL_FILE if self.config.is_debug else None
+        details = files.writable(Path(self.config.record_detail_root)) / DETAIL_FILE if self.config.is_debug else None
         codec = NZ(threads=self._threads())
         coded: dict[str, Parts] = {}
         rows: list[tuple[object, ...]] = []
         for key in track(found, "compress", console=Console(stderr=True)):
             matrix = found[key]
             if self.config.do_pseudo_sparse and key not in disabled:
-                matrix = _pseudo_sparse(key, matrix, self.config.sparse_ratio, self.config.seed)
+                matrix = pseudo_sparse(key, matrix, self.config.sparse_ratio, self.config.seed)
             matrix = np.ascontiguousarray(matrix.T if weight_transpose else matrix)
             try:
                 coded[key] = _uncoded(matrix) if key in disabled else codec.encode(matrix)
@@ -149,7 +147,7 @@ class Compressor:
             if details:
                 rows.append(_detail(key, matrix, coded[key]))
         if details:
-            _write_details(details, rows)
+            files.write_csv(details, [DETAIL_COLUMNS, *rows])
         self._coded = coded
         weight, index, info = ({key: parts[part] for key, parts in coded.items()} for part in PARTS)
         return weight, index, info
@@ -169,7 +167,7 @@ class Compressor:
                 raise ValueError(f"the key {key!r} is refused: it is to be the name of a file")
             if array.dtype != dtype:
                 raise ValueError(f"{key} holds {array.dtype}, but dtype is {np.dtype(dtype)}: give that of the arrays")
-        folder = _writable(Path(path))
+        folder = files.writable(Path(path))
         for key, array in arr.items():
             with replacing(folder / f"{key}.dat", WEIGHT_MODE) as scratch:
                 scratch.write_bytes(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
@@ -181,8 +179,8 @@ class Compressor:
 
         The weight file is 0400, the description 0600; both take their places once both are written.
         """
-        weights = _file_name("safetensors_name", safetensors_name, WEIGHTS_FILE)
-        description = _file_name("json_name", json_name, DESCRIPTION_FILE)
+        weights = file_name("safetensors_name", safetensors_name, WEIGHTS_FILE)
+        description = file_name("json_name", json_name, DESCRIPTION_FILE)
         if self.description is None:
             raise ValueError(
                 "export_safetensors needs the types of all tensors: "
@@ -196,15 +194,15 @@ class Compressor:
             if key not in self._coded:
                 if key not in types:
                     raise ValueError(f"quant_model_description does not name {key}")
-                tensors[key] = _tensor(key, value)
+                tensors[key] = as_tensor(key, value)
         for key, parts in self._coded.items():
             for suffix in PARTS:
                 name = f"{key.removesuffix('.weight')}.{suffix}"
                 tensors[name], types[name] = torch.from_numpy(parts[suffix]), QUANT_TYPE
         types["model_quant_type"] = QUANT_TYPE
         types["container"] = {"name": NZ.container, "version": NZ.version}
-        with staging(_writable(Path(path))) as scratch:
-            files.write_safetensors(scratch, weights, _apart(tensors), None)
+        with staging(files.writable(Path(path))) as scratch:
+            files.write_safetensors(scratch, weights, files.apart(tensors), None)
             files.write_json(scratch / description, types)
 
     def _threads(self) -> int:
@@ -213,76 +211,6 @@ class Compressor:
             log.info("multiprocess_num=%d is more than the %d cores of this machine: 1 is used", asked, cores)
             return 1
         return asked
-
-
-PARTS = ("weight", "index", "info")  # of a coded matrix
-
-
-def matrices(
-    weight: Mapping[str, npy.Entry], quant_model_description: Mapping[str, Any] | None = None
-) -> dict[str, Int8Array]:
-    """The entries that are compressed, as int8 [n, k].
-
-    With a description these are the `.weight` of its int8 types but norms, without one all. An int8 matrix is taken as
-    it is, a matrix of floats if all are integers from -128 to 127. Other floats and vectors are left out with a
-    warning that names them. ValueError names any other entry, or says that nothing is left.
-    """
-    keys = list(weight) if quant_model_description is None else _described(weight, quant_model_description)
-    found: dict[str, Int8Array] = {}
-    skipped = []
-    for key in keys:
-        check_type("key of weight", key, str)
-        matrix = _matrix(key, weight[key])
-        if matrix is None:
-            skipped.append(key)
-        else:
-            found[key] = matrix
-    if skipped:
-        log.warning("not compressed, since they are no int8 matrices: %s", ", ".join(skipped))
-    if not found:
-        raise ValueError(f"there is no int8 matrix to compress among the {len(weight)} entries of the weights")
-    return found
-
-
-def read_dat(weight_root: str | Path, index_root: str | Path, info_root: str | Path) -> dict[str, Int8Array]:
-    """The matrices of the files that `export` wrote into three folders, by key; ValueError names a damaged file."""
-    weights = {path.name.removesuffix(".dat"): path for path in sorted(Path(weight_root).glob("*.dat"))}
-    if not weights:
-        raise ValueError(f"{weight_root} holds no .dat file")
-    restored: dict[str, Int8Array] = {}
-    for key, path in weights.items():
-        index, info = Path(index_root) / path.name, Path(info_root) / path.name
-        parts = {"weight": _read(path, "i1"), "index": _read(index, "i1"), "info": _read(info, "<i8")}
-        try:
-            restored[key] = NZ().decode(parts)
-        except ValueError as error:
-            raise ValueError(f"{path}, with index and info of this name: {error}") from error
-    return restored
-
-
-def read_safetensors(folder: str | Path) -> dict[str, Int8Array]:
-    """The matrices of the files that `export_safetensors` wrote under their own names, by key.
-
-    ValueError names a damaged file or tensor.
-    """
-    found = bundle.read(Path(folder))
-    return {f"{name}.weight": found.tensors[f"{name}.weight"].numpy() for name in found.quantized}
-
-
-def verify(original: Mapping[str, npy.Entry], restored: Mapping[str, npy.Entry]) -> None:
-    """Prove that both hold the same keys, shapes and numbers; ValueError names the first key that differs.
-
-    `original` may be `matrices(...)` of a model's weights, or matrices of integers in any dtype.
-    """
-    for key in [*original, *restored]:
-        if key not in original or key not in restored:
-            raise ValueError(f"{key} is missing in what was {'restored' if key in original else 'compressed'}")
-        first, second = _numpy(original[key]), _numpy(restored[key])
-        if first.shape != second.shape:
-            raise ValueError(f"{key} differs: shape {first.shape} became {second.shape}")
-        different = np.flatnonzero(first != second)
-        if different.size:
-            raise ValueError(f"{key} differs in {different.size} of {first.size} elements")
 
 
 def _load(path: Any, confirm: bool) -> dict[str, npy.Entry]:
@@ -306,71 +234,6 @@ def _answer() -> str:
         return ""
 
 
-def _described(weight: Mapping[str, npy.Entry], description: Mapping[str, Any]) -> list[str]:
-    """The keys whose types say that they are int8 weights."""
-    keys = []
-    for key, kind in description.items():
-        check_type("key of quant_model_description", key, str)
-        if not key.endswith(".weight") or "norm" in key or kind not in (*INT8_TYPES, NOT_BUILT):
-            continue
-        if kind == NOT_BUILT:
-            raise ValueError(f"{key} has the type {kind}, which is not built; allowed: {', '.join(INT8_TYPES)}")
-        if key not in weight:
-            raise ValueError(f"quant_model_description names {key}, which weight lacks")
-        keys.append(key)
-    return keys
-
-
-def _matrix(key: str, value: Any) -> Int8Array | None:
-    """The entry as int8 [n, k], None if it is one to leave out."""
-    if not isinstance(value, np.ndarray | Tensor):
-        raise ValueError(f"{key} is {type(value).__name__}, expected an int8 matrix")
-    array = _numpy(value)
-    matrix = array.ndim == 2 and array.size > 0
-    if matrix and array.dtype == np.int8:
-        return array
-    if matrix and array.dtype.kind == "f" and np.all((array >= -128) & (array <= 127) & (array == np.rint(array))):
-        return array.astype(np.int8)
-    if array.dtype.kind == "f" or (array.ndim == 1 and array.dtype.kind in "biu"):
-        return None
-    raise ValueError(f"{key} is {array.dtype} with shape {array.shape}, expected an int8 matrix")
-
-
-def _numpy(value: npy.Entry) -> NDArray[Any]:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return value
-
-
-def _tensor(key: str, value: Any) -> Tensor:
-    """An entry that is stored as it is."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
-        raise ValueError(f"{key} is {getattr(value, 'dtype', type(value).__name__)}, expected an array of numbers")
-    return torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, and each with a memory of its own, as safetensors wants them: tied weights are stored twice."""
-    seen: set[int] = set()
-    apart: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        whole = tensor.contiguous()
-        memory = whole.untyped_storage().data_ptr()
-        apart[name] = whole.clone() if memory in seen else whole
-        seen.add(memory)
-    return apart
-
-
-def _pseudo_sparse(key: str, matrix: Int8Array, ratio: float, seed: int) -> Int8Array:
-    """Each weight kept with probability `ratio`; a generator for each key, so that their order does not matter."""
-    name = int.from_bytes(hashlib.sha256(key.encode()).digest(), "little")
-    kept = np.random.default_rng([seed, name]).random(matrix.shape, np.float32) < ratio
-    return matrix * kept.astype(np.int8)
-
-
 def _uncoded(matrix: Int8Array) -> Parts:
     """A disabled layer: its fractals, no index, and the sizes that restore it."""
     n, k = matrix.shape
@@ -382,40 +245,3 @@ def _detail(key: str, matrix: Int8Array, parts: Parts) -> tuple[object, ...]:
     packed = sum(part.nbytes for part in parts.values())
     shape = "x".join(map(str, matrix.shape))
     return key, shape, matrix.nbytes, packed, f"{matrix.nbytes / packed:.4f}", f"{entropy_bits(matrix):.4f}"
-
-
-def _write_details(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with (
-        replacing(path, DESCRIPTION_MODE) as scratch,
-        scratch.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        csv.writer(stream).writerows([DETAIL_COLUMNS, *rows])
-
-
-def _read(path: Path, dtype: str) -> NDArray[Any]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    if len(data) % np.dtype(dtype).itemsize:
-        raise ValueError(f"{path}: {len(data)} bytes are no whole numbers of {np.dtype(dtype)}: is it truncated?")
-    return np.frombuffer(data, dtype)
-
-
-def _writable(folder: Path) -> Path:
-    if not os.access(make_folder(folder), os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder}: no permission to write into this folder")
-    return folder
-
-
-def _file_name(key: str, value: str | None, default: str) -> str:
-    name = default if value is None else value
-    check_type(key, name, str)
-    suffix = Path(default).suffix
-    if Path(name).name != name or not name.endswith(suffix) or name == suffix or "\0" in name:
-        raise ValueError(f"{key} = {name!r} is invalid; allowed: the name of a file that ends in {suffix}.")
-    return name
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -244,8 +244,13 @@ def test_run_and_save_check_their_arguments(tmp_path: Path) -> None:
         ((), {"save_type": ["onnx"]}, ValueError, "save_type = onnx is invalid; allowed: numpy, safe_tensor, ascendV1"),
         ((), {"part_file_size": 0}, ValueError, "part_file_size = 0 is smaller than 1."),
         ((), {"part_file_size": 1.5}, TypeError, "part_file_size must be int, not float."),
-        ((), {"safetensors_name": "../x.safetensors"}, ValueError, "safetensors_name = ../x.safetensors is invalid"),
-        ((), {"json_name": "x.txt"}, ValueError, "json_name = x.txt is invalid; allowed: the name of a file that ends"),
+        ((), {"safetensors_name": "../x.safetensors"}, ValueError, "safetensors_name = '../x.safetensors' is invalid"),
+        (
+            (),
+            {"json_name": "x.txt"},
+            ValueError,
+            "json_name = 'x.txt' is invalid; allowed: the name of a file that ends",
+        ),
         ((), {}, ValueError, "save() needs a quantized model: call run() first."),
     ]
     for arguments, keywords, error, message in cases:

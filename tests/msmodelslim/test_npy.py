@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ops.files import WEIGHT_MODE
-from ops.msmodelslim import npy
+from ops.msmodelslim import npy, pickle_machine
 
 RECONSTRUCT = np.zeros(0).__reduce__()[0]
 HEADER = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (), }".ljust(117) + b"\n"
@@ -301,7 +301,7 @@ def test_data_referred_to_again_and_again_is_no_bomb(tmp_path: Path) -> None:
 
 
 def test_more_operations_than_any_model_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npy, "MAX_OPERATIONS", 1000)
+    monkeypatch.setattr(pickle_machine, "MAX_OPERATIONS", 1000)
     with pytest.raises(ValueError, match="has more than 1000 operations"):
         npy.load(write(tmp_path / "x.npy", b"\x80\x02" + b"]" * 2000 + b"."))
 

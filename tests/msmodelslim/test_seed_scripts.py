@@ -15,7 +15,7 @@ import pytest
 
 from ops.framework import embedded
 from ops.msmodelslim import npy
-from ops.msmodelslim.weight_compression import read_dat, verify
+from ops.msmodelslim.restore import read_dat, verify
 
 from ..conftest import cache_folder
 from ..framework.chatglm import write_folder
@@ -36,9 +36,7 @@ def run(script: str, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("model", "linears"), [("chatglm2", 5), pytest.param("smollm2", 207, marks=pytest.mark.real)]
-)
+@pytest.mark.parametrize(("model", "linears"), [("chatglm2", 5), pytest.param("smollm2", 207, marks=pytest.mark.real)])
 def test_the_guides_scripts(model: str, linears: int, tmp_path: Path) -> None:
     if model == "smollm2":
         (tmp_path / model).symlink_to(embedded.folder(cache_folder()))
