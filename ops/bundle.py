@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -31,6 +32,7 @@ from ops.compress.none import NoCompression
 from ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
 
 FLOAT = "FLOAT"
+PARTS = ("info", "index", "weight")  # of a coded weight
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ class Bundle:
     tensors: dict[str, Tensor]
     quantized: list[str]
     quant_type: str  # of the linears, whether coded or not
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the files of a bundle hold, weights still coded."""
+
+    tensors: dict[str, Tensor]  # without the weights of quantized linears
+    coded: dict[str, dict[str, npt.NDArray[Any]]]  # linear -> stored parts of its weight
+    codec: Codec
+    quant_type: str
+    weights: Path
 
 
 def write(
@@ -87,32 +100,41 @@ def write(
 
 def read(folder: Path) -> Bundle:
     """Read a bundle and decode its weights; ValueError names the file or tensor that is wrong."""
+    stored = open_stored(folder)
+    tensors = stored.tensors
+    for name, parts in stored.coded.items():
+        try:
+            tensors[f"{name}.weight"] = torch.from_numpy(stored.codec.decode(parts))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{stored.weights}: {name}: {error}") from error
+    return Bundle(tensors, list(stored.coded), stored.quant_type)
+
+
+def open_stored(folder: Path) -> Stored:
+    """The tensors of a bundle as they are stored; ValueError names the file that is wrong."""
     description = _description(folder)
     quant_type = str(description.get("model_quant_type"))
     weights = folder / f"quant_model_weight_{quant_type.lower()}.safetensors"
-    stored: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     try:
         with safe_open(weights, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 if key not in description:
                     raise ValueError(f"{weights} holds {key}, which its description does not name")
-                stored[key] = file.get_tensor(key)
+                tensors[key] = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{weights}: {error}") from error
     codec = _codec(folder, description)
     quantized = [
         key.removesuffix(".weight")
-        for key, tensor in stored.items()
+        for key, tensor in tensors.items()
         if key.endswith(".weight") and description[key] != FLOAT and tensor.dtype == torch.int8
     ]
-    for name in quantized:
-        keys = [f"{name}.{suffix}" for suffix in ("info", "index", "weight")]
-        parts = {key.rpartition(".")[2]: stored.pop(key).numpy() for key in keys if key in stored}
-        try:
-            stored[f"{name}.weight"] = torch.from_numpy(codec.decode(parts))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{weights}: {name}: {error}") from error
-    return Bundle(stored, quantized, quant_type.removesuffix("C") if codec.container else quant_type)
+    coded = {
+        name: {part: tensors.pop(key).numpy() for part in PARTS if (key := f"{name}.{part}") in tensors}
+        for name in quantized
+    }
+    return Stored(tensors, coded, codec, quant_type.removesuffix("C") if codec.container else quant_type, weights)
 
 
 def can_decode(codec: Codec) -> bool:

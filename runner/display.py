@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+WIDE = 200  # columns
 Tick = Callable[[int, int], None]  # (done, total)
 
 
@@ -55,4 +56,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # as text: [perplexity] is no markup
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE  # nobody's window: do not fold cells for it
+    console.print(table)

@@ -16,6 +16,7 @@ from ops import _native
 
 CONTAINER_NAME: Final = "slimrun"
 CONTAINER_VERSION: Final = _native.VERSION
+TILE_KINDS: Final = ("rans", "raw", "constant")
 TILE_SIZE: Final = 65536  # elements; half of it costs 0.4 % more, 2^20 costs 0.4 % less
 
 Buffer = bytes | bytearray | memoryview | NDArray[Any]
@@ -40,6 +41,8 @@ class ContainerInfo:
     low_bits: int  # bits of each element that are stored as they are
     packed_bytes: int  # all three sections
     raw_bytes: int
+    tile_bytes: tuple[int, ...]  # packed bytes of each tile
+    tile_kinds: tuple[str, ...]  # "rans", "raw" or "constant" of each
 
     @property
     def ratio(self) -> float:
@@ -113,9 +116,9 @@ def split(buffer: Buffer) -> Sections:
 def inspect(container: Buffer | Sections) -> ContainerInfo:
     """Validate all but the tiles and tell what the container holds. Raises ValueError."""
     sections = container if isinstance(container, Sections) else split(container)
-    shape, tile_size, n_tiles, low_bits = _native.inspect(
-        _flat(sections.info), _flat(sections.index), _flat(sections.payload)
-    )
+    flat = _flat(sections.info), _flat(sections.index), _flat(sections.payload)
+    shape, tile_size, n_tiles, low_bits = _native.inspect(*flat)
+    tile_bytes, tile_kinds = _native.tiles(*flat)
     return ContainerInfo(
         shape=shape,
         tile_size=tile_size,
@@ -123,6 +126,8 @@ def inspect(container: Buffer | Sections) -> ContainerInfo:
         low_bits=low_bits,
         packed_bytes=sum(section.nbytes for section in sections),
         raw_bytes=int(np.prod(shape, dtype=np.int64)),
+        tile_bytes=tuple(tile_bytes.tolist()),
+        tile_kinds=tuple(TILE_KINDS[kind] for kind in tile_kinds.tolist()),
     )
 
 

@@ -124,6 +124,19 @@ void nz_decode_into(const py::array& payload, const py::array& index, py::array 
     nz_decode(container, workers, to);
 }
 
+py::tuple tiles(const py::array& info, const py::array& index, const py::array& payload) {
+    const Container container = open(info, index, payload);
+    const uint64_t count = container.header().tiles();
+    py::array_t<uint32_t> sizes(static_cast<py::ssize_t>(count));
+    py::array_t<uint8_t> kinds(static_cast<py::ssize_t>(count));
+    for (uint64_t t = 0; t < count; ++t) {
+        const Tile tile = container.tile(t);
+        sizes.mutable_data()[t] = static_cast<uint32_t>(tile.size);
+        kinds.mutable_data()[t] = static_cast<uint8_t>(tile.kind);
+    }
+    return py::make_tuple(sizes, kinds);
+}
+
 uint32_t checksum(const py::array& data, bool portable) {
     return portable ? crc32c_portable(bytes_of(data)) : crc32c(bytes_of(data));
 }
@@ -195,6 +208,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("section_sizes", &section_sizes, arg("container"), "Bytes of info, index and payload.");
     m.def("inspect", &inspect, arg("info"), arg("index"), arg("payload"),
           "Validates all but the tiles' bytes; returns shape, tile_size, tiles, low_bits.");
+    m.def("tiles", &tiles, arg("info"), arg("index"), arg("payload"),
+          "Packed bytes (uint32) and kind (uint8: 0 rans, 1 raw, 2 constant) of each tile.");
     m.def("decode_into", &decode_into, arg("info"), arg("index"), arg("payload"), arg("out"), arg("threads"),
           "Verifies and decodes all elements into out.");
     m.def("decode_tile", &unpack_one, arg("info"), arg("index"), arg("payload"), arg("tile"),

@@ -1,0 +1,119 @@
+"""`slimrun-inspect FILE`: bits, entropy, ratio and tiles of each tensor of a bundle, or of a file of the codec."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ops import bundle, compress
+from runner.display import print_table
+
+COLUMNS = ["tensor", "shape", "packed bytes", "bits", "entropy", "over", "ratio", "tiles"]
+MAP_WIDTH = 64
+DONE, WRONG = 0, 2
+
+
+def main() -> None:
+    """Exit status 0 done, 2 the file is not what it has to be (one line on stderr)."""
+    parser = argparse.ArgumentParser(prog="slimrun-inspect", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a bundle's folder or weight file, or a coded array")
+    parser.add_argument("--map", metavar="TENSOR", help="print bits an element of every tile of this tensor")
+    arguments = parser.parse_args()
+    try:
+        show(arguments.file, arguments.map)
+    except (ValueError, OSError) as error:
+        print(f"slimrun-inspect: {error}", file=sys.stderr)
+        sys.exit(WRONG)
+    sys.exit(DONE)
+
+
+def show(path: Path, mapped: str | None) -> None:
+    """Print the table, or the tile map of one tensor; ValueError when the file is damaged or no tensor has the name."""
+    names = []
+    rows = []
+    for name, parts, array in tensors(path):
+        names.append(name)
+        if mapped is None:
+            rows.append(row(name, parts, array))
+        elif mapped == name:
+            print_map(name, parts)
+            return
+    if mapped is not None:
+        raise ValueError(f"{path} holds no coded tensor {mapped}; the first are: {', '.join(names[:3]) or 'none'}")
+    print_table(str(path), COLUMNS, rows)
+
+
+def tensors(path: Path) -> Iterator[tuple[str, dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int8]]]:
+    """(name, stored parts, decoded array) of every coded tensor; every checksum is verified on the way."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() or path.suffix == ".safetensors":
+        stored = bundle.open_stored(folder)
+        for name, parts in stored.coded.items():
+            try:
+                yield name, parts, stored.codec.decode(parts)
+            except ValueError as error:
+                raise ValueError(f"{stored.weights}: {name}: {error}") from error
+        return
+    packed = np.fromfile(path, np.uint8)
+    try:
+        sections = compress.split(packed)
+        array = compress.decode(packed)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    yield path.name, {"info": sections.info, "index": sections.index, "weight": sections.payload}, array
+
+
+def row(name: str, parts: dict[str, npt.NDArray[np.generic]], array: npt.NDArray[np.int8]) -> list[str]:
+    """The cells of a tensor; `over` is what all its parts take more than its order-0 entropy."""
+    packed = sum(part.nbytes for part in parts.values())
+    bits, entropy = 8 * packed / max(array.size, 1), compress.entropy_bits(array)
+    over = f"{bits / entropy - 1:+.2%}" if entropy else ""
+    shape = "x".join(map(str, array.shape))
+    return [
+        name,
+        shape,
+        f"{packed:,}",
+        f"{bits:.3f}",
+        f"{entropy:.3f}",
+        over,
+        f"{array.nbytes / packed:.3f}" if packed else "",
+        tiles(parts),
+    ]
+
+
+def tiles(parts: dict[str, npt.NDArray[np.generic]]) -> str:
+    """How many tiles of which kind, for our own row-major container."""
+    info = container(parts)
+    if info is None:
+        return ""
+    counts = {kind: info.tile_kinds.count(kind) for kind in compress.TILE_KINDS}
+    return " ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+
+
+def print_map(name: str, parts: dict[str, npt.NDArray[np.generic]]) -> None:
+    """Bits an element of each tile, row after row; ValueError when the container has no such tiles."""
+    info = container(parts)
+    if info is None:
+        raise ValueError(f"{name} is not in the container {compress.CONTAINER_NAME}: its tiles are not known here")
+    print(f"{name}: {info.n_tiles} tiles of {info.tile_size} elements, low bits {info.low_bits}; bits an element:")
+    numel = math.prod(info.shape)
+    width = max(1, MAP_WIDTH // 6)
+    cells = [
+        f"{8 * size / min(info.tile_size, numel - tile * info.tile_size):.2f}{'*' if kind == 'raw' else ' '}"
+        for tile, (size, kind) in enumerate(zip(info.tile_bytes, info.tile_kinds))
+    ]
+    for start in range(0, len(cells), width):
+        print(f"{start:8d}  {' '.join(cells[start : start + width])}")
+
+
+def container(parts: dict[str, npt.NDArray[np.generic]]) -> compress.ContainerInfo | None:
+    """The header of our own row-major container; None for another one, and for weights that are not coded."""
+    if not {"info", "index", "weight"} <= parts.keys() or parts["info"].size <= 5:
+        return None
+    return compress.inspect(compress.Sections(*(parts[part] for part in ("info", "index", "weight"))))  # type: ignore[arg-type]

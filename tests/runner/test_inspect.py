@@ -1,0 +1,69 @@
+"""slimrun-inspect on bundles, coded arrays and what is neither."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ops import compress
+from ops.compress.base import Codec
+from ops.compress.native import Native
+from ops.compress.none import NoCompression
+from ops.compress.nz import NZ
+from ops.framework.pytorch import TorchModel
+from ops.quant.w8a8s import W8A8S
+
+from ..test_bundle import write
+
+NAME = "model.layers.1.mlp.down_proj"
+
+
+def inspect(*arguments: object) -> tuple[int, str, str]:
+    command = [sys.executable, "-c", "from runner.inspect import main; main()", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("codec", [Native(tile_size=4096), NZ(), NoCompression()], ids=["native", "nz", "none"])
+def test_a_bundle(tmp_path: Path, tiny_model: TorchModel, codec: Codec) -> None:
+    tensors = write(tmp_path / "artifact", tiny_model, W8A8S(), codec)
+    status, out, err = inspect(tmp_path / "artifact")
+    assert (status, err) == (0, "")
+    line = next(line for line in out.splitlines() if NAME in line)
+    entropy = compress.entropy_bits(tensors[f"{NAME}.weight"].numpy())
+    assert "64x128" in line
+    assert f"{entropy:.3f}" in line
+    assert ("2 rans" in line) == isinstance(codec, Native)
+
+
+def test_the_tile_map_of_a_coded_array(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    parts = [np.zeros(4096), rng.integers(-128, 128, 4096), rng.normal(0, 2, 5000).round()]
+    (tmp_path / "a.slrn").write_bytes(compress.encode(np.concatenate(parts).astype(np.int8), tile_size=4096))
+    status, out, _ = inspect(tmp_path / "a.slrn")
+    assert status == 0
+    assert "13192" in out
+    assert "2 rans 1 raw 1 constant" in out
+    status, out, _ = inspect(tmp_path / "a.slrn", "--map", "a.slrn")
+    assert status == 0
+    assert "4 tiles of 4096 elements" in out
+    assert "8.00*" in out
+    assert "0.00" in out
+
+
+def test_what_is_wrong_is_one_line(tmp_path: Path, tiny_model: TorchModel) -> None:
+    write(tmp_path / "artifact", tiny_model, W8A8S(), Native())
+    (tmp_path / "text").write_text("no container, but long enough for one" * 9)
+    for arguments, message in (
+        ([tmp_path / "nothing"], "No such file"),
+        ([tmp_path / "text"], "not a slimrun container"),
+        ([tmp_path], "is no bundle"),
+        ([tmp_path / "artifact", "--map", "x"], "holds no coded tensor x; the first are: model.layers"),
+    ):
+        status, out, err = inspect(*arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1), err
+        assert message in err
