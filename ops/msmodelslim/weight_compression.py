@@ -34,9 +34,7 @@ log = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[Any]]
 
-QUANT_TYPE = "W8A8SC"
 PARTS = ("weight", "index", "info")  # of a coded matrix
-WEIGHTS_FILE, DESCRIPTION_FILE = "quant_model_weight_w8a8sc.safetensors", "quant_model_description_w8a8sc.json"
 DETAIL_FILE = "compress_detail.csv"
 DETAIL_COLUMNS = ("key", "shape", "raw bytes", "packed bytes", "ratio", "entropy bits")  # packed: index and info too
 NOTICE = (
@@ -177,10 +175,9 @@ class Compressor:
     ) -> None:
         """Write all tensors of the model, compressed or not, with their description, into the folder `path`.
 
-        The weight file is 0400, the description 0600; both take their places once both are written.
+        Names and types are those of the description with a C: W8A8S becomes quant_model_weight_w8a8sc.safetensors and
+        W8A8SC. The weight file is 0400, the description 0600; both take their places once both are written.
         """
-        weights = file_name("safetensors_name", safetensors_name, WEIGHTS_FILE)
-        description = file_name("json_name", json_name, DESCRIPTION_FILE)
         if self.description is None:
             raise ValueError(
                 "export_safetensors needs the types of all tensors: "
@@ -188,6 +185,10 @@ class Compressor:
             )
         if not self._coded:
             raise ValueError("export_safetensors needs compressed weights: call run() first.")
+        coded_type = f"{self.description[next(iter(self._coded))]}C"
+        stem = coded_type.lower()
+        weights = file_name("safetensors_name", safetensors_name, f"quant_model_weight_{stem}.safetensors")
+        description = file_name("json_name", json_name, f"quant_model_description_{stem}.json")
         types: dict[str, Any] = {key: value for key, value in self.description.items() if key not in self._coded}
         tensors: dict[str, Tensor] = {}
         for key, value in self.weight.items():
@@ -198,8 +199,8 @@ class Compressor:
         for key, parts in self._coded.items():
             for suffix in PARTS:
                 name = f"{key.removesuffix('.weight')}.{suffix}"
-                tensors[name], types[name] = torch.from_numpy(parts[suffix]), QUANT_TYPE
-        types["model_quant_type"] = QUANT_TYPE
+                tensors[name], types[name] = torch.from_numpy(parts[suffix]), coded_type
+        types["model_quant_type"] = coded_type
         types["container"] = {"name": NZ.container, "version": NZ.version}
         with staging(files.writable(Path(path))) as scratch:
             files.write_safetensors(scratch, weights, files.apart(tensors), None)

@@ -154,7 +154,9 @@ def rebuild(folder: Path, stored: Bundle, trust_remote_code: bool = False) -> tu
         setattr(module.get_submodule(parent), child, linear)
     for key in rest.keys() - module.state_dict().keys():
         owner, _, suffix = key.rpartition(".")
-        if suffix == "bias" and f"{owner}.weight" in rest:  # smoothing gave it one
+        if owner.endswith(".module") and f"{owner.removesuffix('.module')}.{suffix}" in stored.tensors:
+            del rest[key]  # msModelSlim's files hold a smoothed norm twice
+        elif suffix == "bias" and f"{owner}.weight" in rest:  # smoothing gave it one
             add_bias(module.get_submodule(owner), rest.pop(key))
     unexpected = module.load_state_dict(rest, strict=False, assign=True).unexpected_keys
     tied = module.all_tied_weights_keys  # a quantized output layer is no longer the embeddings
