@@ -1,0 +1,286 @@
+"""The codec against memcpy, zstd, lz4, zipnn and constriction on quantized weights: size and speed, in one run.
+
+    python tests/benchmarks/codec.py [--rounds 5] [--tensors gaussian,smollm2] [--json FILE] [--png FILE]
+
+Sizes count everything, against the tensor's order-0 entropy. Speeds are GB of int8 weights per second of the process's
+CPU time (of wall time with 2 threads), rounds interleaved over the codecs, medians. zstd comes from the
+system's library, with and without literals forced to Huffman codes; lz4, zipnn and constriction are measured where
+they are installed (`pip install lz4 zipnn constriction`). Prints ratios of one run; never asserts a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import ctypes.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ops import compress
+from ops.framework import embedded
+from ops.framework.base import Device, Model
+from ops.framework.pytorch import PyTorch
+from ops.quant.base import Quantizer
+from ops.quant.lowbit import Lowbit
+from ops.quant.w8a8 import W8A8
+from ops.quant.w8a8s import W8A8S
+from runner.display import print_table
+
+LLAMA_SHAPES = ((4096, 4096), (11008, 4096))
+FRACTIONS = (0.01, 0.03, 0.1)
+ZSTD_LEVELS = (-5, -1, 1, 3, 9, 19)
+ZSTD_LEVEL, ZSTD_LITERALS, HUFFMAN = 100, 1002, 1  # parameters of zstd.h; the second one is experimental there
+FEATURES = ("avx2", "avx512f", "avx512_vbmi2", "avx512_vnni", "gfni", "asimd")
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A way to make bytes of an int8 array and to get it back."""
+
+    name: str
+    encode: Callable[[np.ndarray], Any]
+    decode: Callable[[Any, np.ndarray], Any]  # (packed, out): fills out, or returns the array where it cannot
+    size: Callable[[Any], int] = len
+
+
+class Zstd:
+    """The system's libzstd: one level, literals as it likes or always Huffman coded."""
+
+    library = ctypes.CDLL(ctypes.util.find_library("zstd") or "libzstd.so.1")
+    for name in (
+        "ZSTD_createCCtx",
+        "ZSTD_compress2",
+        "ZSTD_decompress",
+        "ZSTD_compressBound",
+        "ZSTD_CCtx_setParameter",
+    ):
+        getattr(library, name).restype = ctypes.c_void_p if name == "ZSTD_createCCtx" else ctypes.c_size_t
+
+    def __init__(self, level: int, huffman: bool) -> None:
+        self.context = ctypes.c_void_p(self.library.ZSTD_createCCtx())
+        settings = {ZSTD_LEVEL: level, **({ZSTD_LITERALS: HUFFMAN} if huffman else {})}
+        for key, value in settings.items():
+            if self.library.ZSTD_isError(
+                ctypes.c_size_t(self.library.ZSTD_CCtx_setParameter(self.context, key, value))
+            ):
+                raise RuntimeError(f"this libzstd does not know parameter {key}")
+
+    def encode(self, array: np.ndarray) -> np.ndarray:
+        out = np.empty(self.library.ZSTD_compressBound(ctypes.c_size_t(array.nbytes)), np.uint8)
+        size = self.library.ZSTD_compress2(self.context, *_memory(out), *_memory(array))
+        return out[:size]
+
+    def decode(self, packed: np.ndarray, out: np.ndarray) -> None:
+        self.library.ZSTD_decompress(*_memory(out), *_memory(packed))
+
+
+def codecs() -> list[Codec]:
+    def ours(threads: int, tile_size: int = compress.TILE_SIZE) -> Codec:
+        name = f"slimrun {threads} thread{'s' if threads > 1 else ''}"
+        return Codec(
+            name,
+            lambda array: compress.encode(array, tile_size=tile_size, threads=threads),
+            lambda packed, out: compress.decode(packed, out=out, threads=threads),
+        )
+
+    found = [Codec("memcpy", lambda array: array.copy(), lambda packed, out: np.copyto(out, packed)), ours(1), ours(2)]
+    for level in ZSTD_LEVELS:
+        for huffman in (False, True):
+            codec = Zstd(level, huffman)
+            found.append(Codec(f"zstd {level}{' huffman' if huffman else ''}", codec.encode, codec.decode))
+    return [*found, *_installed()]
+
+
+def _installed() -> Iterator[Codec]:
+    """Peers from the package index; a missing one is said, not an error."""
+    try:
+        import lz4.block
+
+        yield Codec(
+            "lz4",
+            lambda array: lz4.block.compress(array.tobytes(), store_size=False),
+            lambda packed, out: lz4.block.decompress(packed, uncompressed_size=out.nbytes),
+        )
+    except ImportError:
+        print("lz4 is not installed", file=sys.stderr)
+    try:
+        from zipnn import ZipNN
+
+        zipped = ZipNN(bytearray_dtype="float8_e4m3fn", input_format="byte", threads=1)  # its one-byte kind
+        yield Codec(
+            "zipnn", lambda array: zipped.compress(array.tobytes()), lambda packed, out: zipped.decompress(packed)
+        )
+    except ImportError:
+        print("zipnn is not installed", file=sys.stderr)
+    try:
+        import constriction
+
+        yield Codec("constriction", *_constriction(constriction), size=lambda packed: packed[0].nbytes + 4 * 256)
+    except ImportError:
+        print("constriction is not installed", file=sys.stderr)
+
+
+def _constriction(library: Any) -> tuple[Callable[[np.ndarray], Any], Callable[[Any, np.ndarray], Any]]:
+    """Its ANS coder with the tensor's own histogram; 256 float32 probabilities count as part of the size."""
+
+    def encode(array: np.ndarray) -> Any:
+        symbols = array.reshape(-1).view(np.uint8)
+        counts = np.bincount(symbols, minlength=256).astype(np.float32)
+        model = library.stream.model.Categorical(counts / counts.sum(), perfect=False)
+        coder = library.stream.stack.AnsCoder()
+        coder.encode_reverse(symbols.astype(np.int32), model)
+        return coder.get_compressed(), model, symbols.size
+
+    def decode(packed: Any, out: np.ndarray) -> Any:
+        return library.stream.stack.AnsCoder(packed[0]).decode(packed[1], packed[2])
+
+    return encode, decode
+
+
+def tensors(which: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, int8 matrix): real ones of SmolLM2 by three methods, and synthetic ones of LLaMA-7B's shapes."""
+    if "smollm2" in which:
+        cache = Path("~/.cache/slimrun").expanduser()
+        model = Model("smollm2", "pretrained", str(embedded.folder(cache)))
+        module: Any = PyTorch().load(model, Device("cpu", "cpu"), cache, 0).module
+        for method, quantizer in (("w8a8s", W8A8S()), ("lowbit", Lowbit()), ("w8a8", W8A8())):
+            for layer in ("model.layers.10.mlp.gate_proj", "model.layers.20.mlp.down_proj"):
+                yield f"{layer.removeprefix('model.')} {method}", _values(quantizer, module.get_submodule(layer).weight)
+    if "gaussian" in which:
+        generator = torch.Generator().manual_seed(0)
+        for rows, columns in LLAMA_SHAPES:
+            # rows and columns of unequal scale, half of the rows from Student's t with 7 degrees of freedom
+            weight = torch.randn(rows, columns, generator=generator)
+            heavy = weight[: rows // 2]
+            chi_square = sum(torch.randn(heavy.shape, generator=generator).square_() for _ in range(7))
+            heavy *= (7 / chi_square) ** 0.5
+            weight *= (0.3 * torch.randn(rows, 1, generator=generator)).exp()
+            weight *= (0.1 * torch.randn(1, columns, generator=generator)).exp()
+            for fraction in FRACTIONS:
+                for per_channel in (True, False):
+                    grid = "row" if per_channel else "tensor"
+                    quantizer = W8A8S(fraction=fraction, per_channel=per_channel)
+                    yield f"{rows}x{columns} fraction {fraction} per {grid}", _values(quantizer, weight)
+
+
+def measure(array: np.ndarray, candidates: list[Codec], rounds: int) -> dict[str, dict[str, float]]:
+    """name -> bytes, and GB/s of both ways; what does not come back the same is an error."""
+    packed = {codec.name: codec.encode(array) for codec in candidates}
+    out = np.empty_like(array)
+    times: dict[str, dict[str, list[float]]] = {codec.name: {"encode": [], "decode": []} for codec in candidates}
+    for _ in range(rounds):
+        for codec in candidates:
+            # a codec slower than 0.05 GB/s is timed once: nobody's choice, and hours of waiting
+            if times[codec.name]["encode"] and times[codec.name]["encode"][0] > array.nbytes / 5e7:
+                continue
+            clock = (
+                time.perf_counter if "2 threads" in codec.name else time.process_time
+            )  # some peers start threads of their own
+            start = clock()
+            codec.encode(array)
+            times[codec.name]["encode"].append(clock() - start)
+            start = clock()
+            codec.decode(packed[codec.name], out)
+            times[codec.name]["decode"].append(clock() - start)
+    for codec in candidates:
+        out.fill(0)
+        returned = codec.decode(packed[codec.name], out)
+        same = out if returned is None or returned is out else np.frombuffer(bytes(_as_bytes(returned)), np.int8)
+        if not np.array_equal(same.reshape(-1), array.reshape(-1)):
+            raise AssertionError(f"{codec.name} does not give back what it was given")
+    return {
+        codec.name: {
+            "bytes": codec.size(packed[codec.name]) if codec.name != "memcpy" else array.nbytes,
+            **{f"{way}_gbs": array.nbytes / statistics.median(seconds) / 1e9 for way, seconds in taken.items()},
+        }
+        for codec, taken in zip(candidates, times.values())
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tensors", default="smollm2,gaussian")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--png", type=Path)
+    arguments = parser.parse_args()
+    results = {}
+    for name, array in tensors(set(arguments.tensors.split(","))):
+        found = measure(array, codecs(), arguments.rounds)
+        entropy = compress.entropy_bits(array)
+        results[name] = {"entropy_bits": entropy, "weights": array.size, "codecs": found}
+        report(name, array.size, entropy, found)
+    print("processor:", " ".join(sorted(_features())))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"features": sorted(_features()), "tensors": results}, indent=1) + "\n")
+    if arguments.png:
+        draw(arguments.png, results)
+
+
+def report(name: str, weights: int, entropy: float, found: dict[str, dict[str, float]]) -> None:
+    """One table a tensor; speeds also against memcpy and against the smallest zstd."""
+    zstd = min((codec for codec in found if codec.startswith("zstd")), key=lambda codec: found[codec]["bytes"])
+    rows = []
+    for codec, result in found.items():
+        bits = 8 * result["bytes"] / weights
+        rows.append(
+            [
+                codec + (" (smallest zstd)" if codec == zstd else ""),
+                f"{bits:.3f}",
+                f"{bits / entropy - 1:+.2%}",
+                f"{result['encode_gbs']:.3f}",
+                f"{result['decode_gbs']:.3f}",
+                f"{result['decode_gbs'] / found['memcpy']['decode_gbs']:.3f}",
+                f"{result['encode_gbs'] / found[zstd]['encode_gbs']:.2f}",
+                f"{result['decode_gbs'] / found[zstd]['decode_gbs']:.2f}",
+            ]
+        )
+    columns = ["codec", "bits", "over entropy", "encode GB/s", "decode GB/s", "decode/memcpy", "encode/zstd"]
+    print_table(f"{name}: {weights:,} weights, {entropy:.3f} bits", [*columns, "decode/zstd"], rows)
+
+
+def draw(path: Path, results: dict[str, Any]) -> None:
+    """Size against decoding speed, the last tensor."""
+    from matplotlib import pyplot
+
+    name, result = list(results.items())[-1]
+    figure, axes = pyplot.subplots(figsize=(9, 6))
+    for number, (codec, values) in enumerate(result["codecs"].items()):
+        bits = 8 * values["bytes"] / result["weights"]
+        axes.plot(values["decode_gbs"], bits, "os^vD*"[number % 6], label=codec)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    axes.axhline(result["entropy_bits"], linestyle=":", color="gray")
+    axes.set(xscale="log", xlabel="decode, GB/s", ylabel="bits a weight (dotted: order-0 entropy)", title=name)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def _values(quantizer: Quantizer, weight: torch.Tensor) -> np.ndarray:
+    return quantizer.quantize_weight(weight).values.numpy()
+
+
+def _memory(array: np.ndarray) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
+    return ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+
+
+def _as_bytes(value: Any) -> bytes:
+    return (
+        value.astype(np.uint8).tobytes() if isinstance(value, np.ndarray) and value.dtype != np.int8 else bytes(value)
+    )
+
+
+def _features() -> set[str]:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return {word for word in text.split() if word in FEATURES}
+
+
+if __name__ == "__main__":
+    main()
