@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ops import _native
 
+FloatArray = npt.NDArray[np.float64]
+
 HISTOGRAM_BINS = 4096
-RANGE_STEPS = 64
+SHRINK: FloatArray = torch.linspace(1.0, 1.0 / 64, 64, dtype=torch.float64).numpy()  # of each side, that is tried
+EPSILON = float(torch.finfo(torch.float32).eps)
 HEAVY_TAIL = 50.0  # max/std above which a range search cuts spikes the model needs
 
 
@@ -88,16 +93,16 @@ class HistogramObserver:
         """The range, shrunk from the extremes on either side, that quantizes what was seen with least error."""
         if self.width == 0.0:
             return 0.0, 0.0
-        used = self.counts.nonzero().reshape(-1)
-        centers = ((used - HISTOGRAM_BINS // 2).double() + 0.5) * self.width
-        counts = self.counts[used]
-        shrink = torch.linspace(1.0, 1.0 / RANGE_STEPS, RANGE_STEPS, dtype=torch.float64)
+        counts = self.counts.numpy()
+        used = counts.nonzero()[0]
+        centers = np.asarray((used - HISTOGRAM_BINS // 2 + 0.5) * self.width, dtype=np.float64)
+        counts = counts[used]
         low, high = self.low, self.high
         for _ in range(2):  # one side, the other, and once more from there
-            highs = self.high * shrink
-            high = float(highs[_errors(centers, counts, torch.full_like(highs, low), highs).argmin()])
-            lows = self.low * shrink
-            low = float(lows[_errors(centers, counts, lows, torch.full_like(lows, high)).argmin()])
+            highs = self.high * SHRINK
+            high = float(highs[_errors(centers, counts, np.full_like(highs, low), highs).argmin()])
+            lows = self.low * SHRINK
+            low = float(lows[_errors(centers, counts, lows, np.full_like(lows, high)).argmin()])
         return low, high
 
     def _double(self) -> None:
@@ -117,10 +122,10 @@ def range_parameter(samples_std: float, low: float, high: float) -> float:
     return max(abs(low), abs(high)) / samples_std if samples_std > 0 else 0.0
 
 
-def _errors(centers: Tensor, counts: Tensor, lows: Tensor, highs: Tensor) -> Tensor:
+def _errors(centers: FloatArray, counts: FloatArray, lows: FloatArray, highs: FloatArray) -> FloatArray:
     """Squared quantization error of the histogram on each 8-bit grid [lows[i], highs[i]]: [candidates]."""
-    scale = ((highs - lows) / 255).clamp_min(torch.finfo(torch.float32).eps)
-    offset = (-lows / scale).round() - 128
-    errors = torch.empty_like(scale)
-    _native.grid_errors(centers.numpy(), counts.numpy(), scale.numpy(), offset.numpy(), errors.numpy())
+    scales = np.maximum((highs - lows) / 255, EPSILON)
+    offsets = np.rint(-lows / scales) - 128
+    errors = np.empty_like(scales)
+    _native.grid_errors(centers, counts, scales, offsets, errors)
     return errors

@@ -7,6 +7,7 @@ the grid follows it at once. Nothing here can be shared between runs that quanti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -195,8 +196,9 @@ class Calibrator:
 def _weight_error(weight: Tensor, quantized: QuantizedWeight) -> tuple[float, float]:
     """(signal to noise in dB, share of clipped weights) of the quantized weight."""
     weight = weight.detach().to(torch.float32)
-    error = weight - quantized.values * quantized.scale
-    noise = float(error.square().mean())
-    signal = float(weight.square().mean())
-    sqnr = 10 * torch.log10(torch.tensor(signal / noise)).item() if noise > 0 and signal > 0 else float("inf")
-    return sqnr, float((error.abs() > 0.5001 * quantized.scale).float().mean())
+    error = (quantized.values * quantized.scale).sub_(weight)
+    noise, signal = float(torch.linalg.vector_norm(error)), float(torch.linalg.vector_norm(weight))
+    sqnr = 20 * math.log10(signal / noise) if noise > 0 and signal > 0 else float("inf")
+    edge = (quantized.values >= 127) | (quantized.values <= -127)  # only there the grid can cut
+    clipped = error[edge].abs() > 0.5001 * quantized.scale.expand_as(error)[edge]
+    return sqnr, float(clipped.sum()) / weight.numel()
