@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ops.files import staging
-from ops.framework.pytorch import calibrator as pytorch
+from ops.framework.pytorch import network as pytorch
 from ops.framework.pytorch.language_model import stored_tensors
 from ops.msmodelslim import files
 from ops.msmodelslim.checks import check_range, check_type, file_name

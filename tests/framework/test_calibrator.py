@@ -9,9 +9,9 @@ import torch
 import yaml
 from torch import nn
 
+from ops.framework.int8_linear import Int8Linear
 from ops.framework.pytorch import Calibrator
-from ops.framework.pytorch.calibrator import linear_names
-from ops.framework.pytorch.int8_linear import Int8Linear
+from ops.framework.pytorch.network import linear_names
 from ops.quant.base import activation_grid
 from ops.quant.none import NoQuantization
 from ops.quant.w8a8 import W8A8

@@ -13,8 +13,8 @@ import yaml
 from ops.framework import embedded
 from ops.framework.base import Device, Model, Unavailable
 from ops.framework.pytorch import PyTorch
-from ops.framework.pytorch.calibrator import linear_names
 from ops.framework.pytorch.loading import read_config, skeleton
+from ops.framework.pytorch.network import linear_names
 from tests.conftest import ARCHITECTURE, CPU, cache_folder
 
 YAML = Path(__file__).parents[2] / "conf" / "model" / "smollm2_135m.yaml"

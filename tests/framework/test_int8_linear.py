@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops.framework.pytorch.int8_linear import Int8Linear, restored_linear
+from ops.framework.int8_linear import Int8Linear, restored_linear
 from ops.quant.base import QuantizedWeight, activation_grid
 
 

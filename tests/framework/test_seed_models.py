@@ -11,8 +11,8 @@ from accelerate import init_empty_weights
 from transformers import LlamaConfig
 
 from ops.framework.pytorch import loading
-from ops.framework.pytorch.calibrator import linear_names
 from ops.framework.pytorch.language_model import output_layer
+from ops.framework.pytorch.network import linear_names
 from ops.quant.w8a8s import W8A8S
 
 from .chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration

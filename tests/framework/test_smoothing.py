@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ops.framework.pytorch.calibrator import Calibrator
+from ops.framework.pytorch.network import Calibrator
 from ops.framework.pytorch.smoothing import smooth
 from ops.quant.lowbit import Lowbit
 

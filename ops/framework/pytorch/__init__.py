@@ -16,8 +16,8 @@ from ops.framework.base import Device, LoadedModel, Model, Unavailable
 from ops.quant.base import Quantizer
 
 from . import loading
-from .calibrator import Calibrator, linear_names
 from .language_model import TorchModel, check_output_head
+from .network import Calibrator, linear_names
 from .placement import input_device, place
 
 __all__ = ["Calibrator", "PyTorch", "TorchModel"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.dynamic_module_utils import custom_object_save
 
-from .int8_linear import QuantizedLinear
+from ops.framework.int8_linear import QuantizedLinear
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ops.bundle import Bundle
 from ops.framework.base import Device, Model, Unavailable
+from ops.framework.int8_linear import restored_linear
 
-from .int8_linear import restored_linear
 from .placement import find_device_map, private_folder
 from .smoothing import add_bias
 

@@ -1,4 +1,4 @@
-"""From a float torch model to its quantized form: which linears, their integers, their input grids.
+"""From a float model to its quantized form, in any framework: which linears, their integers, their input grids.
 
 Calibration is sequential: one sample after the other runs through the model whose linears are already quantized, so
 a layer is observed on what its quantized predecessors produce. Each linear's observer takes the sample's input and
@@ -9,54 +9,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from accelerate.utils import align_module_device
-from torch import Tensor, nn
+from torch import Tensor
 
 from ops.framework.base import Layer, Progress
+from ops.framework.int8_linear import Int8Linear, QuantizedLinear, quantized_linear
 from ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, StaticQuantizer, activation_grid
 from ops.quant.observer import Observer, make_observer, range_parameter
 
-from .int8_linear import Int8Linear, quantized_linear
-from .smoothing import smooth
-
 Sample = Sequence[Any] | Mapping[str, Any]  # model(*sample) or model(**sample)
+Watcher = Callable[[Tensor], None]
 FLOAT_SAMPLES = 5  # how many samples the float statistics look at, as msModelSlim does
 
 
-def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Name and shape [n, k] of every `nn.Linear`, in module order."""
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+class Network(Protocol):
+    """What the Calibrator needs of a model: its linears by name, as torch tensors that share their memory."""
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name and shape [n, k] of every float linear, in module order."""
+
+    def linear(self, name: str) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+        """Weight and bias of a float linear, good until the context ends."""
+
+    def replace(self, name: str, linear: QuantizedLinear) -> None:
+        """Put a quantized linear in the place of the float one."""
+
+    def watching(self, watchers: Mapping[str, Watcher]) -> AbstractContextManager[None]:
+        """Meanwhile each linear's input goes to its watcher before the linear computes.
+
+        A watcher may change the quantized linear it was given for; what is computed next follows.
+        """
+
+    def smooth(self, quantizer: Quantizer, selected: set[str], runs: Sequence[Callable[[], Any]]) -> list[str]:
+        """Smooth every norm that feeds a selected linear; `runs` run one sample each. Names of the changed norms."""
+
+    def run(self, sample: Sample) -> Any:
+        """The model on one sample."""
 
 
 class Calibrator:
-    """Quantizes `model` in place with `quantizer`, calibrated on `samples`.
+    """Quantizes the network in place with `quantizer`, calibrated on `samples`."""
 
-    `forward` runs one sample; by default the model itself is called.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        quantizer: Quantizer,
-        samples: Sequence[Sample],
-        forward: Callable[..., Any] | None = None,
-    ) -> None:
-        self.model = model
+    def __init__(self, network: Network, quantizer: Quantizer, samples: Sequence[Sample]) -> None:
+        self.network = network
         self.quantizer = quantizer
         self.samples = samples
-        self.forward = forward or model
         self.layers: dict[str, Layer] = {}
         self.smoothed: list[str] = []  # norms that smoothing changed
         self._weights: dict[str, QuantizedWeight] = {}
+        self._linears: dict[str, QuantizedLinear] = {}
 
     def run(self) -> list[Layer]:
         """Quantize the weights, then calibrate the inputs; returns the per-layer table."""
@@ -65,8 +70,8 @@ class Calibrator:
 
     @torch.no_grad()
     def quantize(self) -> None:
-        """Replace every selected `nn.Linear` by a module with its integers."""
-        shapes = linear_names(self.model)
+        """Replace every selected linear by its integers."""
+        shapes = self.network.linears()
         self.layers = {name: Layer(name, shape, quantized=False) for name, shape in shapes.items()}
         if self.quantizer.quant_type == "FLOAT":
             return
@@ -77,7 +82,7 @@ class Calibrator:
         selected = [name for name in shapes if name not in ignored]
         if getattr(self.quantizer, "do_smooth", False):
             runs = [partial(self._run, index) for index in range(len(self.samples))]
-            self.smoothed = smooth(self.model, self.quantizer, set(selected), runs)
+            self.smoothed = self.network.smooth(self.quantizer, set(selected), runs)
         if self.quantizer.fallback_level or observer == "auto":
             self._measure_inputs(selected)
         for name in self._fallback(selected):
@@ -93,33 +98,29 @@ class Calibrator:
         if isinstance(self.quantizer, StaticQuantizer):
             kind = self.quantizer.observer
             observers = {name: make_observer(kind, self.layers[name].range_parameter) for name in self._weights}
-        hooks = [
-            self._module(name).register_forward_pre_hook(self._observe(name, observer))
-            for name, observer in observers.items()
-        ]
-        try:
+        watchers = {name: self._observe(name, observer) for name, observer in observers.items()}
+        with self.network.watching(watchers):
             for index in range(len(self.samples) if observers else 0):
                 self._run(index)
                 progress(index + 1, len(self.samples))
-        finally:
-            for hook in hooks:
-                hook.remove()
         for name, observer in observers.items():
             layer = self.layers[name]
             layer.observer = type(observer).__name__.removesuffix("Observer").lower()
             layer.input_low, layer.input_high = observer.range()
         self._weights.clear()
+        self._linears.clear()
         return list(self.layers.values())
 
-    def _observe(self, name: str, observer: Observer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        """A pre-hook that moves the linear's grid to what its observer has seen, this input included."""
+    def _observe(self, name: str, observer: Observer) -> Watcher:
+        """A watcher that moves the linear's grid to what its observer has seen, this input included."""
+        linear, weight = self._linears[name], self._weights[name]
+        assert isinstance(linear, Int8Linear)
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(module, Int8Linear)
-            observer.update(inputs[0])
-            module.set_grid(self._weights[name], self._grid(observer, module.dtype))
+        def watch(x: Tensor) -> None:
+            observer.update(x)
+            linear.set_grid(weight, self._grid(observer, linear.dtype))
 
-        return hook
+        return watch
 
     @staticmethod
     def _grid(observer: Observer, dtype: torch.dtype) -> ActivationGrid:
@@ -129,26 +130,22 @@ class Calibrator:
         """Peak and heaviness of the tails of each linear's input in the float model, over the first samples."""
         lows, highs, stds, peaks = ({name: 0.0 for name in names} for _ in range(4))
 
-        def measure(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                x = inputs[0].detach().to(torch.float32).reshape(-1, inputs[0].shape[-1])
+        def measure(name: str) -> Watcher:
+            def watch(inputs: Tensor) -> None:
+                x = inputs.detach().to(torch.float32).reshape(-1, inputs.shape[-1])
                 low, high = torch.aminmax(x, dim=0)
                 lows[name] = min(lows[name], float(low.min()))
                 highs[name] = max(highs[name], float(high.max()))
                 # the original's shift is the sum of the extremes, not half of it: kept, the ranking depends on it
                 stds[name] = max(stds[name], float((x - (low + high)).std()))
 
-            return hook
+            return watch
 
-        hooks = [self._module(name).register_forward_pre_hook(measure(name)) for name in names]
-        try:
+        with self.network.watching({name: measure(name) for name in names}):
             for index in range(min(FLOAT_SAMPLES, len(self.samples))):
                 self._run(index)
                 if index == 0:
                     peaks = {name: max(-lows[name], highs[name]) for name in names}
-        finally:
-            for handle in hooks:
-                handle.remove()
         for name in names:
             self.layers[name].range_parameter = range_parameter(stds[name], lows[name], highs[name])
             self.layers[name].first_peak = peaks[name]
@@ -159,38 +156,29 @@ class Calibrator:
         return ranked[: self.quantizer.fallback_level]
 
     def _quantize_layer(self, name: str) -> None:
-        linear = self._module(name)
-        assert isinstance(linear, nn.Linear)
-        with align_module_device(linear):  # an offloaded weight comes to where its linear runs
+        with self.network.linear(name) as (weight, bias):
             try:
-                quantized = self.quantizer.quantize_weight(linear.weight)
+                quantized = self.quantizer.quantize_weight(weight)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             layer = self.layers[name]
             layer.quantized = True
-            layer.sqnr_db, layer.clipped = _weight_error(linear.weight, quantized)
-            bias = None if linear.bias is None else linear.bias.detach().clone()
-            replacement = quantized_linear(self.quantizer.quant_type, quantized, bias, linear.weight.dtype)
-        if hasattr(linear, "_hf_hook"):  # one of several devices: its inputs have to be brought to it still
-            add_hook_to_module(replacement, AlignDevicesHook(execution_device=quantized.values.device))
-        self._weights[name] = quantized
-        parent, _, child = name.rpartition(".")
-        setattr(self._module(parent), child, replacement)
+            layer.sqnr_db, layer.clipped = _weight_error(weight, quantized)
+            linear = quantized_linear(self.quantizer.quant_type, quantized, bias, weight.dtype)
+        self._weights[name], self._linears[name] = quantized, linear
+        self.network.replace(name, linear)
 
     def _run(self, index: int) -> Any:
         """The model on one sample; ValueError says which when it does not fit."""
         sample = self.samples[index]
         try:
-            return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
+            return self.network.run(sample)
         except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:
             if "out of memory" in str(error).lower():
                 raise
             call = "model(**sample)" if isinstance(sample, Mapping) else "model(*sample)"
             first = str(error).strip().split("\n")[0]
             raise ValueError(f"calibration sample {index}: {call} fails: {first}") from error
-
-    def _module(self, name: str) -> nn.Module:
-        return self.model.get_submodule(name)
 
 
 def _weight_error(weight: Tensor, quantized: QuantizedWeight) -> tuple[float, float]:

@@ -1,0 +1,98 @@
+"""What the Calibrator does to a torch model: find its linears, replace them, watch what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+
+from ops.framework import calibrator
+from ops.framework.calibrator import Sample, Watcher
+from ops.framework.int8_linear import QuantizedLinear
+from ops.quant.base import Quantizer
+
+from .smoothing import smooth
+
+
+def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name and shape [n, k] of every `nn.Linear`, in module order."""
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+class TorchNetwork:
+    """A torch model as `ops.framework.calibrator.Network`; `forward` runs one sample, by default the model itself."""
+
+    def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> None:
+        self.model = model
+        self.forward = forward or model
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name and shape [n, k] of every `nn.Linear`, in module order."""
+        return linear_names(self.model)
+
+    @contextmanager
+    def linear(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Weight and bias; an offloaded weight comes to where its linear runs."""
+        linear = self.model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        with align_module_device(linear):
+            yield linear.weight.detach(), None if linear.bias is None else linear.bias.detach().clone()
+
+    def replace(self, name: str, linear: QuantizedLinear) -> None:
+        """Put a quantized linear in the place of the float one."""
+        if hasattr(self.model.get_submodule(name), "_hf_hook"):  # one of several devices: its inputs go there still
+            add_hook_to_module(linear, AlignDevicesHook(execution_device=linear.weight.device))
+        parent, _, child = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, linear)
+
+    @contextmanager
+    def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
+        """Meanwhile each linear's input goes to its watcher before the linear computes."""
+        handles = [
+            self.model.get_submodule(name).register_forward_pre_hook(_hook(watcher))
+            for name, watcher in watchers.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def smooth(self, quantizer: Quantizer, selected: set[str], runs: Sequence[Callable[[], Any]]) -> list[str]:
+        """Smooth the norms that feed selected linears; their names."""
+        return smooth(self.model, quantizer, selected, runs)
+
+    def run(self, sample: Sample) -> Any:
+        """The model on one sample: `model(*sample)` or `model(**sample)`."""
+        return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
+
+
+class Calibrator(calibrator.Calibrator):
+    """Quantizes the torch `model` in place with `quantizer`, calibrated on `samples`.
+
+    `forward` runs one sample; by default the model itself is called.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        quantizer: Quantizer,
+        samples: Sequence[Sample],
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(TorchNetwork(model, forward), quantizer, samples)
+
+
+def _hook(watcher: Watcher) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        watcher(inputs[0])
+
+    return hook
