@@ -32,7 +32,8 @@ class Model:
     """Which model, as conf/model says it.
 
     `source` is "embedded" (fetched once from the package index), "pretrained" (`path`: a folder or a hub id) or
-    "random" (random weights of the shape in `architecture`).
+    "random" (random weights of the shape in `architecture`). With framework=mindspore a `loader` ("package.function",
+    which returns network and tokenizer) brings the user's own network instead.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Model:
     revision: str | None = None
     dtype: str = "auto"
     trust_remote_code: bool = False
+    loader: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,6 +51,10 @@ class Model:
             raise ValueError(f"source={self.source} is not known; allowed: {', '.join(SOURCES)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype} is not known; allowed: {', '.join(DTYPES)}")
+        if self.loader is not None:
+            if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", self.loader):
+                raise ValueError(f"loader={self.loader} names no function; allowed: PACKAGE.FUNCTION")
+            return
         if self.source == "pretrained" and not self.path:
             raise ValueError("path=null names no model; give a folder or a hub id: model=hf model.path=DIR_OR_HUB_ID")
         if self.source != "pretrained" and not self.architecture:

@@ -16,14 +16,13 @@ from transformers import DynamicCache
 from transformers.dynamic_module_utils import custom_object_save
 
 from ops.framework.int8_linear import QuantizedLinear
+from ops.framework.text import CHECKSUM_PROMPTS, TextModel
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
-CHECKSUM_PROMPTS = ("The capital of France is", "def add(a, b):\n    return", "中国的首都在哪里？")
 
-
-class TorchModel:
+class TorchModel(TextModel):
     """A causal language model of transformers with its tokenizer, in evaluation mode.
 
     Scores come from the base model's last hidden states and the output head apart, so that a caller runs the head
@@ -35,35 +34,13 @@ class TorchModel:
     def __init__(
         self, module: Any, tokenizer: Any, name: str, fingerprint: str, device: torch.device | None = None
     ) -> None:
+        super().__init__(tokenizer, module.config, getattr(module, "generation_config", None))
         self.module = module.eval()
-        self.tokenizer = tokenizer
         self.name = name
         self.fingerprint = fingerprint
         self.device = device or torch.device(module.device)
         self._base = module.base_model
         self._head = output_layer(module)
-
-    @property
-    def context(self) -> int:
-        """Longest window in tokens."""
-        config = self.module.config  # ChatGLM calls it seq_length
-        return int(getattr(config, "max_position_embeddings", getattr(config, "seq_length", 2048)))
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text, no special ones."""
-        return list(self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """Tokens of a user's turn: through the chat template when the tokenizer has one, else plain text."""
-        if self.tokenizer.chat_template is None:
-            return list(self.tokenizer(text)["input_ids"])
-        turn = [{"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        return self.encode(rendered)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of tokens, special ones skipped."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @torch.inference_mode()
     def hidden(self, ids: IntArray) -> FloatArray:
@@ -106,7 +83,7 @@ class TorchModel:
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of all prompts in one batch, stop token not included."""
-        stop = self._stop_tokens()
+        stop = self.stop_tokens()
         filler = min(stop, default=0)
         longest = max(len(prompt) for prompt in prompts)
         ids = self._tensor([[*[filler] * (longest - len(prompt)), *prompt] for prompt in prompts])
@@ -163,13 +140,6 @@ class TorchModel:
         if self.module.can_generate():
             self.module.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-    def _stop_tokens(self) -> set[int]:
-        stop: set[int] = set()
-        for holder in (getattr(self.module, "generation_config", None), self.module.config, self.tokenizer):
-            ids = getattr(holder, "eos_token_id", None)
-            stop.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-        return stop
 
     def _new_cache(self) -> DynamicCache:
         config = self.module.config  # without num_hidden_layers (custom code) the cache grows by what it is given

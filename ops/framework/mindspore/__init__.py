@@ -1,0 +1,108 @@
+"""MindSpore: with `ops.framework.mindspore_llama` and `ops.msmodelslim.mindspore` the only place that imports it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ops.framework import embedded
+from ops.framework.base import Device, LoadedModel, Model, Unavailable
+from ops.quant.base import Quantizer
+
+if TYPE_CHECKING:
+    from ops.framework.calibrator import Calibrator
+
+    from .language_model import MindSporeModel
+
+DEVICES = {"cpu": "CPU", "npu": "Ascend"}  # device.type -> MindSpore's name
+INSTALL = "pip install 'slimrun[mindspore]'"
+VERSIONS = "mindspore>=2.9,<2.11, numpy>=1.26,<2, pyarrow<26 and pandas<3.1"
+
+
+def require() -> None:
+    """Unavailable, with what to install, unless MindSpore can be imported and works with the numpy that is here."""
+    if importlib.util.find_spec("mindspore") is None:
+        raise Unavailable(f"framework=mindspore needs the package mindspore: {INSTALL}, or take framework=pytorch")
+    if int(np.__version__.partition(".")[0]) >= 2:
+        raise Unavailable(
+            f"framework=mindspore: MindSpore crashes with numpy {np.__version__}; install {VERSIONS} ({INSTALL})"
+        )
+    try:
+        importlib.import_module("mindspore")
+    except Exception as error:  # a broken installation raises anything, and its reason is what the user needs
+        first = str(error).strip().split("\n")[0]
+        raise Unavailable(
+            f"framework=mindspore: mindspore does not load ({first}); install {VERSIONS} ({INSTALL})"
+        ) from error
+
+
+@dataclass(frozen=True)
+class MindSpore:
+    """Runs LLaMA models, or a user's own network (`model.loader`), with MindSpore on the CPU or on Ascend."""
+
+    def check(self, model: Model, device: Device, cache: Path) -> dict[str, tuple[int, int]]:
+        """Names and shapes of all linears; Unavailable with one line on whatever would stop the run later."""
+        _set_device(device)
+        from . import loading
+
+        if model.trust_remote_code and model.loader is None:
+            raise Unavailable(
+                "model.trust_remote_code=true is for framework=pytorch: the code that such a model brings is "
+                "PyTorch's; give your own network with model.loader=PACKAGE.FUNCTION"
+            )
+        if model.loader is None and model.source == "embedded" and not embedded.location(cache).is_dir():
+            embedded.check_cache(cache)
+        return loading.shapes(model, cache)
+
+    def load(self, model: Model, device: Device, cache: Path, seed: int) -> MindSporeModel:
+        """The float model on the device."""
+        _set_device(device)
+        from . import loading
+
+        return loading.load(model, cache, seed)
+
+    def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
+        """A Calibrator of the model on these texts, each cut to `length` tokens."""
+        from ops.framework.calibrator import Calibrator
+
+        from .language_model import MindSporeModel
+        from .network import MindSporeNetwork
+
+        assert isinstance(model, MindSporeModel)
+        samples = [[model.tokenizer(text, truncation=True, max_length=length)["input_ids"]] for text in texts]
+        forward = model.states if quantizer.ignore_last_linear else model.logits
+        return Calibrator(MindSporeNetwork(model.network, forward), quantizer, samples)
+
+    def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> MindSporeModel:
+        """The running model of a bundle folder, from nothing but its files."""
+        _set_device(device)
+        from . import loading
+
+        return loading.restore(folder, trust_remote_code)
+
+
+def _set_device(device: Device) -> None:
+    """Make the device MindSpore's; Unavailable when it cannot be."""
+    require()
+    if device.device_map is not None:
+        raise Unavailable(
+            f"device.device_map={device.device_map} is for framework=pytorch; framework=mindspore runs on one "
+            f"device: {', '.join(DEVICES)}"
+        )
+    if device.type not in DEVICES:
+        raise Unavailable(f"device={device.name}: framework=mindspore runs on {', '.join(DEVICES)}")
+    import mindspore
+
+    try:
+        mindspore.set_device(DEVICES[device.type])
+    except (RuntimeError, ValueError) as error:
+        raise Unavailable(
+            f"device={device.name}: MindSpore finds no {DEVICES[device.type]} here; install CANN with the driver of "
+            "your card and the MindSpore build for it (mindspore.cn/install), or take device=cpu"
+        ) from error

@@ -1,0 +1,255 @@
+"""A MindSpore causal language model as a run sees it: scoring and generation in compiled graphs, tensors to store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import numpy.typing as npt
+import torch
+from mindspore import Tensor, nn, ops
+
+from ops.framework.mindspore_llama import CHUNK, WIDTH, Llama, columns_of
+from ops.framework.text import CHECKSUM_PROMPTS, TextModel
+
+from .int8_cell import QuantizedCell
+from .tensors import to_torch
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+LOADER_KEY = "slimrun_loader"  # in the config.json of a network that the user's own function makes
+SHORT_CHUNK = 16  # tokens of the options after a prefix that are run at once, or a multiple
+CHECKSUM_WIDTH = 512  # tokens: that of the default windows, so that nothing is compiled for the checksum alone
+SHORTEST = 32  # tokens that a user's network is compiled for at least; then the powers of two
+
+
+class MindSporeModel(TextModel):
+    """A user's causal network that gives logits [B, T, V] of tokens [B, T], with a tokenizer of transformers.
+
+    Its "hidden states" are the logits themselves. Tokens are padded on the right, which a causal network does not
+    see, to powers of two: each is compiled once. Nothing is known of a cache, so generation runs the whole text anew.
+    """
+
+    def __init__(self, network: nn.Cell, tokenizer: Any, name: str, fingerprint: str, loader: str = "") -> None:
+        super().__init__(tokenizer, getattr(network, "config", None))
+        self.network = network.set_train(False)
+        self.name = name
+        self.fingerprint = fingerprint
+        self._loader = loader
+        self._compiled: tuple[list[str], Any] = ([], None)
+
+    def states(self, ids: Sequence[int]) -> Tensor:
+        """What calibration runs when the last linear stays float."""
+        return self.logits(ids)
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits [1, T, V], not compiled."""
+        return self.network(Tensor(np.array([ids], np.int32)))
+
+    def hidden(self, ids: IntArray) -> FloatArray:
+        """Logits [B, T, V] of tokens [B, T]."""
+        batch, length = ids.shape
+        width = max(SHORTEST, 1 << (length - 1).bit_length())
+        padded = np.zeros((batch, width), np.int32)
+        padded[:, :length] = ids
+        return _float_array(self._graph()(Tensor(padded)))[:, :length]
+
+    def log_probs(self, hidden: FloatArray) -> FloatArray:
+        """Log-probabilities [N, V] of hidden states [N, H]."""
+        return self.output_head()(hidden)
+
+    def output_head(self) -> Callable[[FloatArray], FloatArray]:
+        """`log_probs` as a function that keeps nothing but the output head alive."""
+        return _log_softmax
+
+    def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """Token log-probabilities of each option after the prefix."""
+        length = len(prefix) + max(map(len, options))
+        rows = [[*prefix, *option, *[0] * (length - len(prefix) - len(option))] for option in options]
+        scores = self.hidden(np.array(rows, np.int64))[:, len(prefix) - 1 :]
+        return [_chosen(self.log_probs(row[: len(option)]), option) for row, option in zip(scores, options)]
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuations of all prompts in one batch, stop token not included."""
+        stop = self.stop_tokens()
+        answers: list[list[int]] = [[] for _ in prompts]
+        going = set(range(len(prompts)))
+        width = max(map(len, prompts)) + max_new_tokens
+        for _ in range(max_new_tokens):
+            rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers)]
+            ids = np.array([[*row, *[0] * (width - len(row))] for row in rows], np.int64)
+            logits = self.hidden(ids)
+            for row in sorted(going):
+                token = int(logits[row, len(rows[row]) - 1].argmax())
+                if token in stop:
+                    going.remove(row)
+                else:
+                    answers[row].append(token)
+            if not going:
+                break
+        return answers
+
+    def logits_checksum(self) -> str:
+        """sha256 over the log-probabilities of a few fixed prompts."""
+        digest = hashlib.sha256()
+        for prompt in CHECKSUM_PROMPTS:
+            tokens = self.encode(prompt)
+            padded = np.zeros((1, max(len(tokens), min(CHECKSUM_WIDTH, self.context))), np.int64)
+            padded[0, : len(tokens)] = tokens
+            hidden = self.hidden(padded)[0, : len(tokens)]
+            digest.update(np.ascontiguousarray(self.log_probs(hidden)).tobytes())
+        return digest.hexdigest()
+
+    def quantized(self) -> list[str]:
+        """Names of the quantized linears, in the order of the cells."""
+        return [name for name, cell in self.network.cells_and_names() if isinstance(cell, QuantizedCell)]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the bundle stores; see `stored_tensors`."""
+        return stored_tensors(self.network)
+
+    def save_description(self, folder: Path) -> None:
+        """config.json, which names the function that makes the network, and the tokenizer's files."""
+        (folder / "config.json").write_text(json.dumps({LOADER_KEY: self._loader}) + "\n", encoding="utf-8")
+        self.tokenizer.save_pretrained(folder)
+
+    def _graph(self) -> Any:
+        """The compiled network; compiled anew once linears were replaced (MindSpore would go on with the old ones)."""
+        cells = self.quantized()
+        if self._compiled[1] is None or self._compiled[0] != cells:
+            self._compiled = (cells, self._compile())
+        return self._compiled[1]
+
+    def _compile(self) -> Any:
+        network = self.network
+
+        def logits(ids: Any) -> Any:
+            return network(ids)
+
+        return ms.jit(logits)
+
+
+class LlamaModel(MindSporeModel):
+    """The LLaMA of `ops.framework.mindspore_llama`, run with a key-value cache.
+
+    Scores come from the states before the output head and the head apart, one prefix is run once for all its
+    continuations, and generation computes each token once. A compilation takes seconds and serves one shape, so few
+    shapes occur: tokens come in chunks of `CHUNK`, padded on the right, and caches are multiples of `WIDTH` columns.
+    """
+
+    network: Llama
+
+    def __init__(
+        self, network: Llama, tokenizer: Any, name: str, fingerprint: str, generation_config: Any = None
+    ) -> None:
+        super().__init__(network, tokenizer, name, fingerprint)
+        self._generation_config = generation_config
+
+    def states(self, ids: Sequence[int]) -> Tensor:
+        """States [1, T, H] before the output head, not compiled."""
+        tokens = Tensor(np.array([ids], np.int32))
+        return self.network.model(tokens, columns_of(tokens))[0]
+
+    def hidden(self, ids: IntArray) -> FloatArray:
+        """Hidden states [B, T, H] before the output head, of tokens [B, T], in one call."""
+        width = _rounded(ids.shape[1], CHUNK)
+        states, _ = self._advance(ids, width, 0, self.network.new_cache(len(ids), width))
+        return states
+
+    def output_head(self) -> Callable[[FloatArray], FloatArray]:
+        """`log_probs` as a function that keeps nothing but the output head alive."""
+        head, dtype = self.network.lm_head, self.network.dtype
+
+        @ms.jit
+        def scores(hidden: Any) -> Any:
+            return ops.log_softmax(head(hidden.astype(dtype)).astype(ms.float32), -1)
+
+        return lambda hidden: _float_array(scores(Tensor(hidden)))
+
+    def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """Token log-probabilities of each option after the prefix, which is run once."""
+        count, length = len(options), max(map(len, options))
+        cache = self.network.new_cache(1, _rounded(len(prefix) + length, WIDTH))
+        tokens = np.array([prefix])
+        for start in range(0, len(prefix), CHUNK):
+            part, cache = self._advance(tokens[:, start : start + CHUNK], CHUNK, start, cache)
+        states = np.repeat(part[:, -1:], count, axis=0)
+        if length > 1:
+            repeated = [tuple(ops.tile(layer, (count, 1, 1, 1)) for layer in half) for half in cache]
+            ids = np.array([[*option, *[0] * (length - len(option))] for option in options])[:, :-1]
+            later, _ = self._advance(ids, _rounded(length - 1, SHORT_CHUNK), len(prefix), repeated)
+            states = np.concatenate([states, later], axis=1)
+        scores = self.log_probs(states.reshape(count * length, -1)).reshape(count, length, -1)
+        return [_chosen(row[: len(option)], option) for row, option in zip(scores, options)]
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuations of all prompts in one batch, stop token not included."""
+        return self.network.generate(prompts, max_new_tokens, self.stop_tokens(), self._graph())
+
+    def save_description(self, folder: Path) -> None:
+        """config.json (rope theta also at the top level, where older readers look) and the tokenizer's files."""
+        config = self.network.config
+        config.rope_theta = config.rope_parameters["rope_theta"]
+        config.architectures = ["LlamaForCausalLM"]
+        config.save_pretrained(folder)
+        if self._generation_config is not None:
+            self._generation_config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _advance(self, ids: IntArray, width: int, start: int, cache: Any) -> tuple[FloatArray, Any]:
+        """(states [B, T, H], cache) of tokens [B, T] that stand at the columns from `start` on, padded to `width`.
+
+        What padding writes into the cache lies behind the tokens, and the tokens that come there overwrite it.
+        """
+        tokens = np.zeros((len(ids), width), np.int32)
+        tokens[:, : ids.shape[1]] = ids
+        columns = np.broadcast_to(np.arange(start, start + width, dtype=np.int32), tokens.shape).copy()
+        states, *cache = self._graph()(Tensor(tokens), Tensor(columns), *(ms.mutable(half) for half in cache))
+        return _float_array(states)[:, : ids.shape[1]], cache
+
+    def _compile(self) -> Any:
+        backbone = self.network.model
+
+        def advance(ids: Any, columns: Any, keys: Any, values: Any) -> Any:
+            return backbone(ids, columns, keys, values)
+
+        return ms.jit(advance)
+
+
+def stored_tensors(network: nn.Cell) -> dict[str, torch.Tensor]:
+    """Quantized linears in their file format, every other parameter untouched; tied ones once."""
+    quantized = {name: cell for name, cell in network.cells_and_names() if isinstance(cell, QuantizedCell)}
+    stored = {
+        f"{name}.{suffix}": tensor
+        for name, cell in quantized.items()
+        for suffix, tensor in cell.linear.stored().items()
+    }
+    inside = {id(parameter) for cell in quantized.values() for parameter in cell.get_parameters()}
+    for parameter in network.get_parameters():
+        if id(parameter) not in inside:
+            stored[parameter.name] = to_torch(parameter)
+    return {name: tensor.detach().contiguous() for name, tensor in stored.items()}
+
+
+def _rounded(count: int, step: int) -> int:
+    """The next multiple of the step."""
+    return -(-count // step) * step
+
+
+def _chosen(log_probs: FloatArray, tokens: Sequence[int]) -> FloatArray:
+    return log_probs[np.arange(len(tokens)), list(tokens)]
+
+
+def _log_softmax(logits: FloatArray) -> FloatArray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _float_array(tensor: Tensor) -> FloatArray:
+    return np.asarray(tensor.astype(ms.float32).asnumpy())

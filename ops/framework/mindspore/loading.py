@@ -1,0 +1,206 @@
+"""Finding, checking and loading MindSpore networks: LLaMA folders, hub ids, random ones, user's own, and bundles."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import torch
+from huggingface_hub import snapshot_download
+from mindspore import nn
+from safetensors import safe_open
+from transformers import AutoTokenizer, GenerationConfig
+
+from ops import bundle
+from ops.framework import embedded
+from ops.framework.base import Model, Unavailable
+from ops.framework.int8_linear import restored_linear
+from ops.framework.mindspore_llama import Llama, rope
+from ops.framework.pytorch import _is_path
+from ops.framework.pytorch import loading as pytorch
+from ops.framework.pytorch.network import linear_names as torch_linear_names
+
+from . import checkpoint
+from .int8_cell import quantized_cell
+from .language_model import LOADER_KEY, LlamaModel, MindSporeModel
+from .network import activation_of, cell_of, linear_names, put
+from .tensors import DTYPES, to_torch
+
+FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+
+
+def shapes(model: Model, cache: Path) -> dict[str, tuple[int, int]]:
+    """Names and shapes of the model's linears; of a LLaMA without loading a weight."""
+    if model.loader is not None:
+        return linear_names(call_loader(model.loader)[0])
+    folder = _folder(model, cache)
+    if folder is not None:
+        check_folder(folder)
+    elif model.source == "pretrained" and _is_path(model):
+        raise Unavailable(f"model.path={model.path}: no such folder; give a folder or a hub id (owner/name)")
+    config = pytorch.read_config(model)
+    check_config(config, model)
+    return torch_linear_names(pytorch.skeleton(config))
+
+
+def load(model: Model, cache: Path, seed: int) -> MindSporeModel:
+    """The float model; a random one has the same weights as with framework=pytorch."""
+    if model.loader is not None:
+        network, tokenizer = call_loader(model.loader)
+        return MindSporeModel(network, tokenizer, model.name, _content(network), model.loader)
+    generation = None
+    if model.source == "random":
+        module, tokenizer = pytorch.random_model(model, seed)
+        config, weights, source = module.config, module.state_dict(), "random weights"
+        generation = module.generation_config
+        fingerprint = hashlib.sha256(json.dumps([model.architecture, seed, torch.__version__]).encode()).hexdigest()
+    else:
+        folder = embedded.folder(cache) if model.source == "embedded" else _fetched(model)
+        check_folder(folder)
+        config = pytorch.read_config(Model(model.name, "pretrained", str(folder)))
+        check_config(config, model)
+        tokenizer = pytorch.load_tokenizer(folder, model)
+        generation = generation_config(folder)
+        weights, source, fingerprint = read_weights(folder), str(folder), pytorch.folder_hash(folder)
+    dtype = dtype_name(model, config)
+    config.dtype = getattr(torch, dtype)
+    network = Llama(config, DTYPES[dtype])
+    checkpoint.load(network, weights, source)
+    fingerprint = f"mindspore-{ms.__version__}:{fingerprint}:{dtype}"
+    return LlamaModel(network, tokenizer, model.name, fingerprint, generation)
+
+
+def restore(folder: Path, trust_remote_code: bool) -> MindSporeModel:
+    """The running model of a bundle folder; ValueError names what does not fit."""
+    stored = bundle.read(folder)
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: MindSporeModel
+    if LOADER_KEY in described:
+        if not trust_remote_code:
+            raise ValueError(f"{folder} names its own code: give trust_remote_code=True if you trust it")
+        network, _ = call_loader(str(described[LOADER_KEY]))
+        model = MindSporeModel(network, tokenizer, folder.name, "bundle", str(described[LOADER_KEY]))
+    else:
+        source = Model(folder.name, "pretrained", str(folder))
+        config = pytorch.read_config(source)
+        check_config(config, source)
+        network = Llama(config, DTYPES[dtype_name(source, config)])
+        model = LlamaModel(network, tokenizer, folder.name, "bundle", generation_config(folder))
+    fill(network, stored.tensors, stored.quantized, stored.quant_type, folder)
+    return model
+
+
+def fill(
+    network: nn.Cell, tensors: Mapping[str, torch.Tensor], quantized: list[str], quant_type: str, source: Path | str
+) -> None:
+    """Make the float network the quantized one of these tensors; ValueError when they do not fit."""
+    known = linear_names(network)
+    for name in quantized:
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        if name not in known:
+            raise ValueError(f"{source} holds the linear {name}, which the network lacks")
+        try:
+            linear = restored_linear(quant_type, own)
+        except ValueError as error:
+            raise ValueError(f"{source}: {name} {error}") from error
+        if (linear.out_features, linear.in_features) != known[name]:
+            raise ValueError(f"{source}: {name} has the shape {tuple(linear.weight.shape)}, not {known[name]}")
+        put(network, name, quantized_cell(name, linear, activation_of(cell_of(network, name))))
+    inside = {parameter.name for name in quantized for parameter in cell_of(network, name).get_parameters()}
+    checkpoint.load(network, tensors, source, skip=inside)
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder's safetensors, else of its .ckpt files."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            found |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - safe_open is no mapping
+    if not found:
+        for file in sorted(folder.glob(f"*{checkpoint.SUFFIX}")):
+            found |= checkpoint.read(file)
+    return found
+
+
+def check_folder(folder: Path) -> None:
+    """Unavailable unless the folder holds config.json and whole safetensors, or .ckpt files."""
+    if not any(folder.glob(f"*{checkpoint.SUFFIX}")) or any(folder.glob("*.safetensors")):
+        pytorch.check_folder(folder)
+    elif not (folder / "config.json").is_file():
+        raise Unavailable(f"{folder} has no config.json; put the model's beside the .ckpt")
+
+
+def check_config(config: Any, model: Model) -> None:
+    """Unavailable unless the config describes a LLaMA that is built here, in a dtype that runs here."""
+    if config.model_type != "llama":
+        raise Unavailable(
+            f"model={model.name} is {config.model_type}; framework=mindspore builds llama: give your own network with "
+            "model.loader=PACKAGE.FUNCTION, or take framework=pytorch"
+        )
+    try:
+        rope(config)
+    except ValueError as error:
+        raise Unavailable(f"model={model.name}: {error}") from error
+    if dtype_name(model, config) == "bfloat16" and ms.get_context("device_target") == "CPU":
+        raise Unavailable(
+            f"model.dtype={model.dtype}: MindSpore has no bfloat16 products on the CPU; allowed: float32, float16"
+        )
+
+
+def dtype_name(model: Model, config: Any) -> str:
+    """The dtype to run in: the one asked for, else the config's, else float32."""
+    if model.dtype != "auto":
+        return model.dtype
+    own = getattr(config, "dtype", None)
+    return "float32" if own is None else str(own).removeprefix("torch.")
+
+
+def call_loader(loader: str) -> tuple[nn.Cell, Any]:
+    """(network, tokenizer) of the user's function "package.function"; Unavailable says what is wrong with it."""
+    module, _, function = loader.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise Unavailable(f"model.loader={loader} cannot be imported: {error}") from error
+    made = found()
+    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Cell):
+        raise Unavailable(f"model.loader={loader} gives {type(made).__name__}; expected (mindspore.nn.Cell, tokenizer)")
+    return made
+
+
+def generation_config(folder: Path) -> Any:
+    """The folder's generation_config.json, None when there is none."""
+    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+
+
+def _folder(model: Model, cache: Path) -> Path | None:
+    """The folder of an embedded or local model, if it is there."""
+    if model.source == "random":
+        return None
+    folder = embedded.location(cache) if model.source == "embedded" else Path(str(model.path)).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _fetched(model: Model) -> Path:
+    path = Path(str(model.path)).expanduser()
+    if path.is_dir():
+        return path
+    return Path(snapshot_download(str(model.path), revision=model.revision, allow_patterns=FILES))
+
+
+def _content(network: nn.Cell) -> str:
+    """Hash of all parameters of a user's network."""
+    digest = hashlib.sha256(f"mindspore-{ms.__version__}".encode())
+    for parameter in network.get_parameters():
+        digest.update(parameter.name.encode() + to_torch(parameter).contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
