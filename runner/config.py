@@ -89,6 +89,21 @@ def construct(node: Any, key: str) -> Any:
         raise ConfigError(f"{key}.{error}") from error
 
 
+def flat(config: DictConfig) -> dict[str, object]:
+    """The resolved configuration, keys joined by dots."""
+    flat: dict[str, object] = {}
+
+    def walk(value: object, prefix: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, child in value.items():
+                walk(child, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            flat[prefix] = value
+
+    walk(OmegaConf.to_container(config, resolve=True), "")
+    return flat
+
+
 def _scalar(config: DictConfig, name: str) -> Any:
     """A key of the top level that holds a plain value of the type its field says."""
     field = next(field for field in dataclasses.fields(Experiment) if field.name == name)

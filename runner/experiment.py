@@ -94,7 +94,8 @@ class Experiment:
             for name, task in self.task.items()
         }
         references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
-        identity = digest(self.describe(), code_hash(), model.fingerprint, texts, self._protocols())
+        fingerprint = model.fingerprint
+        identity = digest(self.describe(), code_hash(), fingerprint, texts, self._protocols())
 
         with stages("quantize"):
             calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
@@ -123,19 +124,22 @@ class Experiment:
         else:
             final = model
 
-        reports = {}
+        reports, quant_outputs = {}, {}
         for name, task in self.task.items():
             outputs = self._evaluate(stages, name, "quantized", task, final, references.pop(name))()
             reports[name] = task.compare(name, float_outputs.pop(name), outputs)
+            quant_outputs[name] = outputs
         result = Result(
             config_hash=identity,
             layers=sizes.layers,
             reports=reports,
+            outputs=quant_outputs,
             weight_file=weight_file,
             warnings=self._warnings(texts, readable),
             metrics={
                 **sizes.metrics,
                 "compress/verified": int(readable),
+                "model/fingerprint": fingerprint,
                 "artifact/logits_sha256": final.logits_checksum(),
                 **{key: value for report in reports.values() for key, value in report.metrics.items()},
                 **{f"time/{stage}_s": seconds for stage, seconds in stages.seconds.items()},

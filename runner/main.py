@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, CompositionError, ConfigError, build, composed
+from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, CompositionError, ConfigError, build, composed, flat
 from runner.display import Stages, print_table
 from runner.experiment import Experiment
 from runner.plan import show_plan
@@ -97,15 +97,15 @@ def run_job(config: DictConfig) -> str:
 
 def execute(experiment: Experiment, config: DictConfig, output: Path, parent: str | None) -> Result:
     """Run the experiment with its tracking, and write what it found."""
-    command = shlex.join(["slimrun", *HydraConfig.get().overrides.task])
+    command = reproduce()
     yaml = OmegaConf.to_yaml(config, resolve=True)
     log.info("effective configuration:\n%s", yaml)
-    with experiment.tracking.run(_run_name(), _flat(config), parent) as open_run, Stages() as stages:
+    with experiment.tracking.run(_run_name(), flat(config), parent) as open_run, Stages() as stages:
         result = experiment.run(output, stages)
         with stages("report"):
             result.write(output, yaml, command)
         with stages("track"):
-            open_run.finish(result, output)
+            open_run.finish(result, output, command)
     return result
 
 
@@ -151,27 +151,24 @@ def _conclude(result: Result, experiment: Experiment, output: Path, multirun: bo
         print(f"look next: {look}" if look else f"look next: {output / 'results.json'}")
 
 
+def reproduce() -> str:
+    """The command line that gives this job's numbers again, from wherever it is typed."""
+    context = HydraConfig.get()
+    folders = [source.path for source in context.runtime.config_sources if source.provider == "command-line"]
+    flags = [flag for folder in folders for flag in ("--config-dir", folder)]
+    name = str(context.job.config_name)
+    flags += ["--config-name", name] if name != CONFIG_NAME else []
+    searched = [item for item in context.overrides.hydra if item.startswith("hydra.searchpath")]
+    start = shlex.join(["cd", context.runtime.cwd])
+    return f"{start} && {shlex.join(['slimrun', *flags, *searched, *context.overrides.task])}"
+
+
 def _run_name() -> str:
     """What tells a run from its neighbours in a list: model, method, and what the command line changed."""
     context = HydraConfig.get()
     named = ("model=", "quant=", "tracking", "hydra", "cache")
     changes = [item.lstrip("+") for item in context.overrides.task if not item.lstrip("+").startswith(named)]
     return " ".join([str(context.runtime.choices["model"]), str(context.runtime.choices["quant"]), *changes])
-
-
-def _flat(config: DictConfig) -> dict[str, object]:
-    """The resolved configuration, keys joined by dots."""
-    flat: dict[str, object] = {}
-
-    def walk(value: object, prefix: str) -> None:
-        if isinstance(value, dict) and value:
-            for key, child in value.items():
-                walk(child, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            flat[prefix] = value
-
-    walk(OmegaConf.to_container(config, resolve=True), "")
-    return flat
 
 
 def _describe(error: BaseException) -> str:

@@ -17,14 +17,14 @@ from runner.result import Result
 
 PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAM, MAX_TAG, MAX_BATCH = 6000, 5000, 100  # what MLflow stores; longer text is cut
-UPLOADED = ("config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", "results.json")
+UPLOADED = ("config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", "outputs.npz", "results.json")
 
 
 class Log(Protocol):
     """An open run."""
 
-    def finish(self, result: Result, output: Path) -> None:
-        """Log a finished job: metrics, tags, and the files of its output folder."""
+    def finish(self, result: Result, output: Path, command: str) -> None:
+        """Log a finished job: metrics, tags, the command that reproduces it, and the files of its output folder."""
 
 
 class Tracker(Protocol):
@@ -156,7 +156,7 @@ class MLflow:
 
 
 class _Forget:
-    def finish(self, result: Result, output: Path) -> None:
+    def finish(self, result: Result, output: Path, command: str) -> None:
         """Nothing is kept."""
 
 
@@ -166,7 +166,7 @@ class _Open:
     def __init__(self, tracker: MLflow, client: Any, run_id: str) -> None:
         self.tracker, self.client, self.run_id = tracker, client, run_id
 
-    def finish(self, result: Result, output: Path) -> None:
+    def finish(self, result: Result, output: Path, command: str) -> None:
         """Metrics and tags from the result, files from the output folder, the weights by reference."""
         import time
 
@@ -178,6 +178,7 @@ class _Open:
         tags = {
             **texts,
             "config_hash": result.config_hash,
+            "repro": command,
             "weights.path": str(result.weight_file.resolve()),
             "weights.bytes": str(result.weight_file.stat().st_size),
             "weights.sha256": _sha256(result.weight_file),

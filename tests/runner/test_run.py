@@ -152,7 +152,40 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     assert run.data.tags["config_hash"] == found["config_hash"]
     assert len(run.data.tags["weights.sha256"]) == 64
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert names == {"config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", "results.json"}
+    assert names == {
+        "config.yaml",
+        "report.md",
+        "layers.csv",
+        "layers.png",
+        "scores.png",
+        "outputs.npz",
+        "results.json",
+    }
+
+
+def test_repro_gives_the_numbers_of_a_job_of_a_sweep_again(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "prompts.txt").write_text("one prompt\nanother one\n")
+    own = ["calibration.path=prompts.txt", "quant.ignore=[*.layers.0.*]"]  # relative, and with what a shell expands
+    status, _, err = slimrun(tmp_path / "here", "-m", *FAST, *own, "quant.fraction=0.05", "hydra.sweep.dir=sweep")
+    assert status == 0, err
+    [job] = results(tmp_path)
+    command = str(job["repro"])
+    assert command in (tmp_path / "here/sweep/0/report.md").read_text()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'here' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("slimrun").experiment_id])
+    assert command in [run.data.tags.get("repro") for run in runs]
+
+    program = (
+        f'slimrun() {{ {sys.executable} -m runner "$@"; }}; {command} tracking=none hydra.run.dir={tmp_path}/again'
+    )
+    environment = os.environ | {"SLIMRUN_CACHE": str(tmp_path / "here" / "cache"), "PYTHONPATH": str(ROOT)}
+    subprocess.run(["bash", "-c", program], cwd="/", env=environment, check=True, capture_output=True)
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    same = {key for key in job if key.startswith(("size/", "perplexity/", "fidelity/", "artifact/", "config_hash"))}
+    assert {key: again[key] for key in same} == {key: job[key] for key in same}
 
 
 def test_parallel_starts_on_a_fresh_database(tmp_path: Path) -> None:
