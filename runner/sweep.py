@@ -9,6 +9,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from runner import pareto
 from runner.config import construct
 from runner.display import print_table
 from runner.result import write_json
@@ -37,12 +38,15 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show every job, close the parent run."""
-        rows = [summary(path) for path in sorted(Path(config.hydra.sweep.dir).rglob("results.json"), key=_number)]
+        folder = Path(config.hydra.sweep.dir)
+        rows = [summary(path) for path in sorted(folder.rglob("results.json"), key=_number)]
         SweepCallback.failed = sum(row["status"] != "ok" for row in rows)
         names = ["job", "overrides", *(name for name, _ in COLUMNS), "seconds", "status"]
         print_table(
             f"multirun in {config.hydra.sweep.dir}", names, [[str(row[name]) for name in names] for row in rows]
         )
+        write_json(folder / pareto.SWEEP_FILE, {"parent_run_id": self.parent, "jobs": _listed(folder)})
+        print(f"report: {pareto.report(folder)[-1]}")
         if self.tracker is not None and self.parent is not None:
             self.tracker.end_parent(self.parent, SweepCallback.failed > 0, rows)
             print(f"look next: {self.tracker.look_next()}")
@@ -78,6 +82,16 @@ def summary(path: Path) -> dict[str, Any]:
         "seconds": round(seconds),
         "status": status,
     }
+
+
+def _listed(folder: Path) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = []
+    for path in sorted(folder.rglob("results.json"), key=_number):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        overrides = list(OmegaConf.load(path.parent / ".hydra" / "overrides.yaml"))
+        job = {"number": len(listed), "overrides": overrides, "folder": path.parent.name}
+        listed.append(job | {"status": result["status"], "config_hash": result.get("config_hash")})
+    return listed
 
 
 def _short(value: object) -> object:
