@@ -28,7 +28,7 @@ EXACT = (  # known without error: no interval
     ("compression ratio", "compress/ratio", "{:.3f}"),
     ("artifact, MB", "size/artifact_bytes", "{:.1f}"),
 )
-NOT_COMPARED = ("tracking", "cache", "plan")
+NOT_COMPARED = ("tracking", "cache", "sweep", "plan")
 DONE, WRONG = 0, 2
 
 

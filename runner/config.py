@@ -61,6 +61,12 @@ def build(config: DictConfig) -> Experiment:
     if not isinstance(tasks, DictConfig) or not tasks:
         raise CompositionError("task: choose at least one, e.g. task=[perplexity]")
     arguments["task"] = {name: construct(tasks[name], f"task.{name}") for name in map(str, tasks)}
+    groups = [*arguments["task"], "size", "compress", "fidelity", "time", "memory"]
+    for key in arguments["sweep"].objectives:
+        if not key.startswith(tuple(f"{group}/" for group in groups)):
+            raise CompositionError(
+                f"sweep.objectives=[{key}]: no result of this run; allowed: {'/..., '.join(groups)}/..."
+            )
     return Experiment(**arguments)
 
 
@@ -129,6 +135,11 @@ def _wrong_type(error: ValidationError, key: str, target: type, values: dict[str
 
 def _no_such_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    if group.startswith("hydra/"):
+        return (
+            f"{group}={choice}: no such choice; allowed: {', '.join(error.options or [])} "
+            "(optuna, joblib and submitit come with pip install 'slimrun[sweep]', ray with 'slimrun[ray]')"
+        )
     options = error.options or sorted(
         file.name.removesuffix(".yaml")
         for file in resources.files(CONFIG_MODULE).joinpath(group).iterdir()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import resource
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -53,6 +54,18 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """What the jobs of a multirun have in common; a single run does not look at it."""
+
+    objectives: list[str] = field(default_factory=list)
+
+    def values(self, metrics: Mapping[str, object]) -> list[float] | float:
+        """What a search is told about a job: its objectives; one alone is no list. NaN for what is not there."""
+        found = [float(cast(float, metrics.get(key, math.nan))) for key in self.objectives]
+        return found[0] if len(found) == 1 else found
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A run: what `slimrun` composes from yaml and the command line, or what a script constructs."""
 
@@ -65,6 +78,7 @@ class Experiment:
     tracking: Tracker
     calibration: Calibration
     cache: Cache
+    sweep: Sweep
     seed: int = 0
     plan: bool = False
 
@@ -152,7 +166,7 @@ class Experiment:
 
     def describe(self) -> dict[str, object]:
         """Everything of the configuration that can change the result."""
-        skipped = {"tracking", "cache", "plan"}
+        skipped = {"tracking", "cache", "sweep", "plan"}
         return {key: repr(value) for key, value in vars(self).items() if key not in skipped}
 
     def _protocols(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, CompositionError, ConfigError, build, composed, flat
 from runner.display import Stages, print_table
@@ -74,8 +74,8 @@ def check(arguments: Namespace) -> bool:
 
 
 @hydra.main(version_base=VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
-def run_job(config: DictConfig) -> str:
-    """One job. In a multirun a failure is recorded and returned, so that the other jobs go on."""
+def run_job(config: DictConfig) -> list[float] | float | str:
+    """One job; returns its objectives. In a multirun a failure is recorded and returned: the other jobs go on."""
     context = HydraConfig.get()
     output = Path(context.runtime.output_dir)
     multirun = context.mode == RunMode.MULTIRUN
@@ -92,7 +92,7 @@ def run_job(config: DictConfig) -> str:
             return "failed"
         sys.exit(status)
     _conclude(result, experiment, output, multirun)
-    return "ok"
+    return experiment.sweep.values(result.metrics)
 
 
 def execute(experiment: Experiment, config: DictConfig, output: Path, parent: str | None) -> Result:
@@ -114,13 +114,22 @@ def _jobs(arguments: Namespace) -> list[list[str]]:
     overrides: Sequence[str] = arguments.overrides
     if not arguments.multirun:
         return [list(overrides)]
-    fixed = [item for item in overrides if not item.startswith("hydra/sweeper=")]
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except Exception as error:  # the parser's own errors say which override
         raise CompositionError(str(error).strip().split("\n")[0]) from error
-    if len(fixed) != len(overrides):
-        return [[str(item.input_line) for item in parsed if not item.is_sweep_override()]]
+    fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
+    config = composed(fixed, arguments.config_name, arguments.config_dir)
+    sweeper = config.hydra.sweeper
+    if not sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+        wanted, told = sweeper.get("direction"), len(config.sweep.objectives)
+        directions = len(wanted) if isinstance(wanted, ListConfig) else 1
+        if wanted is not None and directions != told:
+            raise CompositionError(
+                f"sweep.objectives={config.sweep.objectives}: hydra.sweeper.direction asks for {directions}; "
+                "name as many keys of results.json"
+            )
+        return [fixed]
     return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 

@@ -7,6 +7,7 @@ leaves there `pareto.json` for programs, `pareto.png`, and `report.html`, one fi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ops.files import replacing
 from runner import page, pictures
 from runner.result import write_json
 
+FLOAT = re.compile(r"-?\d+\.\d+")  # a search proposes numbers of 17 digits
 CHOICES = ("model", "framework", "quant", "compress", "device", "experiment")  # a choice says itself what it is
 SWEEP_FILE = "sweep.json"
 BITS = "size/bits_per_weight"
@@ -119,13 +121,14 @@ def distinct(overrides: Sequence[Sequence[str]]) -> list[str]:
     keys = sorted({item.partition("=")[0] for items in own for item in items})
     last = [key.rpartition(".")[2] for key in keys]
     short = {key: name if last.count(name) == 1 else key for key, name in zip(keys, last)}
-    return [
-        ", ".join(
-            value if key in CHOICES else f"{short[key]}={value}"
-            for key, _, value in (item.partition("=") for item in items)
-        )
-        for items in own
-    ]
+
+    def brief(item: str) -> str:
+        key, _, value = item.partition("=")
+        if FLOAT.fullmatch(value):
+            value = f"{float(value):.3g}"
+        return value if key in CHOICES else f"{short[key]}={value}"
+
+    return [", ".join(map(brief, items)) for items in own]
 
 
 def panels(found: Sequence[Job]) -> list[Panel]:

@@ -103,6 +103,7 @@ def test_labels_say_what_differs() -> None:
         "x=2, lowbit",
     ]
     assert pareto.distinct([["a.x=1", "b.x=1"], ["a.x=2", "b.x=3"]]) == ["a.x=1, b.x=1", "a.x=2, b.x=3"]
+    assert pareto.distinct([["q.f=0.04938284901364233"], ["q.f=0.1"]]) == ["f=0.0494", "f=0.1"]
     assert pareto.distinct([["seed=0"]]) == ["seed=0"]
 
 

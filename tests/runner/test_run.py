@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model=tiny_llama", "task.perplexity.windows=4", "task.perplexity.window=64", "calibration.samples=4"]
@@ -161,6 +162,23 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
         "outputs.npz",
         "results.json",
     }
+
+
+def test_a_search_counts_its_failed_trials_and_ends_with_a_front(tmp_path: Path) -> None:
+    space = ["quant.fraction=interval(0.01,0.13)", "quant.fallback_level=range(0,2)"]  # above 0.1 is refused
+    search = ["-m", "experiment=pareto_search", "hydra.sweeper.n_trials=12", "hydra.sweep.dir=sweep"]
+    status, out, err = slimrun(tmp_path, *FAST, *search, *space, "tracking=none")
+    assert status == 1, err
+    assert f"report: {Path('sweep/report.html')}" in out
+    report = json.loads((tmp_path / "sweep" / "pareto.json").read_text())
+    failed = [job["number"] for job in report["jobs"] if job["results"]["status"] == "failed"]
+    assert len(report["jobs"]) == 12
+    assert 1 <= len(failed) <= 6
+    [panel] = report["panels"]
+    assert len(panel["points"]) == 12 - len(failed)
+    solutions = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml").solutions
+    found = sorted(tuple(solution["values"]) for solution in solutions)
+    assert found == sorted((p["score"], p["bits"]) for p in panel["points"] if p["on_front"])
 
 
 def test_repro_gives_the_numbers_of_a_job_of_a_sweep_again(tmp_path: Path) -> None:
