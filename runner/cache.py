@@ -44,6 +44,10 @@ class Cache:
         """The folder, `~` expanded."""
         return Path(self.dir).expanduser()
 
+    def has(self, key: str) -> bool:
+        """Whether outputs are stored under the key."""
+        return (self.path / "baselines" / f"{key}.npz").is_file()
+
     def outputs(self, key: str, compute: Callable[[], Outputs]) -> Outputs:
         """The outputs stored under the key, else computed and stored; parallel callers wait for the first."""
         folder = self.path / "baselines"

@@ -15,7 +15,7 @@ from evaluation.text import pinned, read_prompts
 from ops import bundle
 from ops.compress.base import Codec
 from ops.compress.compressor import Compressor
-from ops.framework.base import Device, Framework, LoadedModel, Model
+from ops.framework.base import Device, Framework, LoadedModel, Model, Outline
 from ops.quant.base import Quantizer
 from runner.cache import Cache, code_hash, digest
 from runner.display import Stages
@@ -82,18 +82,18 @@ class Experiment:
     seed: int = 0
     plan: bool = False
 
-    def check(self) -> dict[str, tuple[int, int]]:
-        """Names and shapes of all linears; ValueError on whatever can be seen to be wrong before weights load."""
+    def check(self) -> Outline:
+        """The model's outline; ValueError on whatever can be seen to be wrong before weights load."""
         self.calibration.texts()
         bundle.can_decode(self.compress)  # a codec that runs another program asks it here
         for task in self.task.values():
             task.check()
-        shapes = self.framework.check(self.model, self.device, self.cache.path)
+        outline = self.framework.check(self.model, self.device, self.cache.path)
         try:
-            self.quant.ignored(list(shapes))
+            self.quant.ignored(list(outline.linears))
         except ValueError as error:
             raise ValueError(f"quant.{error}") from error
-        return shapes
+        return outline
 
     def run(self, output: Path, stages: Stages) -> Result:
         """Do it, leaving the bundle in `output`/artifact; the caller writes and tracks the result."""
@@ -103,13 +103,12 @@ class Experiment:
         texts = self.calibration.texts()
         float_outputs = {
             name: self.cache.outputs(
-                self._baseline_key(model, task), self._evaluate(stages, name, "float", task, model)
+                self._baseline_key(model.fingerprint, task), self._evaluate(stages, name, "float", task, model)
             )
             for name, task in self.task.items()
         }
         references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
         fingerprint = model.fingerprint
-        identity = digest(self.describe(), code_hash(), fingerprint, texts, self._protocols())
 
         with stages("quantize"):
             calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
@@ -144,7 +143,7 @@ class Experiment:
             reports[name] = task.compare(name, float_outputs.pop(name), outputs)
             quant_outputs[name] = outputs
         result = Result(
-            config_hash=identity,
+            config_hash=self.identity(fingerprint),
             layers=sizes.layers,
             reports=reports,
             outputs=quant_outputs,
@@ -169,11 +168,20 @@ class Experiment:
         skipped = {"tracking", "cache", "sweep", "plan"}
         return {key: repr(value) for key, value in vars(self).items() if key not in skipped}
 
-    def _protocols(self) -> dict[str, str]:
+    def identity(self, fingerprint: str) -> str:
+        """Hash of everything that can change the result, for float weights of this fingerprint."""
+        return digest(self.describe(), code_hash(), fingerprint, self.calibration.texts(), self.protocols())
+
+    def protocols(self) -> dict[str, str]:
+        """Task -> everything that can change its outputs."""
         return {name: task.protocol() for name, task in self.task.items()}
 
-    def _baseline_key(self, model: LoadedModel, task: Task) -> str:
-        return digest(model.fingerprint, self.device.type, task.protocol(), code_hash())
+    def baselines_missing(self, fingerprint: str) -> list[str]:
+        """Tasks whose float outputs are not in the cache yet."""
+        return [name for name, task in self.task.items() if not self.cache.has(self._baseline_key(fingerprint, task))]
+
+    def _baseline_key(self, fingerprint: str, task: Task) -> str:
+        return digest(fingerprint, self.device.type, task.protocol(), code_hash())
 
     @staticmethod
     def _evaluate(

@@ -18,10 +18,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ops.framework.base import Outline
+from runner import records
 from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, CompositionError, ConfigError, build, composed, flat
 from runner.display import Stages, print_table
 from runner.experiment import Experiment
-from runner.plan import show_plan
+from runner.plan import Job, Plan, show
 from runner.result import Result, write_json
 from runner.sweep import SweepCallback, parent_of
 
@@ -52,7 +54,8 @@ def check(arguments: Namespace) -> bool:
     """
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         return False
-    planned = []
+    planned: list[Job] = []
+    planning = False
     for overrides in _jobs(arguments):
         config = composed(overrides, arguments.config_name, arguments.config_dir)
         if arguments.cfg or arguments.info:
@@ -60,17 +63,21 @@ def check(arguments: Namespace) -> bool:
         try:
             experiment = build(config)
             if not arguments.multirun or experiment.plan:
-                shapes = _checked(experiment)
+                outline = _checked(experiment)
         except ConfigError as error:
             if arguments.multirun and not isinstance(error, CompositionError):
+                planned.append((overrides, error))
                 continue
             raise
-        planned.append(experiment.plan)
+        folder = Path(config.hydra.sweep.dir if arguments.multirun else config.hydra.run.dir)
         if experiment.plan:
-            show_plan(experiment, shapes, overrides)
+            planning = True
+            planned.append((overrides, Plan(overrides, experiment, outline)))
         else:
-            _check_writable(Path(config.hydra.sweep.dir if arguments.multirun else config.hydra.run.dir))
-    return bool(planned) and all(planned)
+            _check_writable(folder)
+    if planning:
+        show(planned, folder, arguments.multirun)
+    return planning
 
 
 @hydra.main(version_base=VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
@@ -104,6 +111,7 @@ def execute(experiment: Experiment, config: DictConfig, output: Path, parent: st
         result = experiment.run(output, stages)
         with stages("report"):
             result.write(output, yaml, command)
+            records.add(experiment, result, output)
         with stages("track"):
             open_run.finish(result, output, command)
     return result
@@ -133,7 +141,7 @@ def _jobs(arguments: Namespace) -> list[list[str]]:
     return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 
-def _checked(experiment: Experiment) -> dict[str, tuple[int, int]]:
+def _checked(experiment: Experiment) -> Outline:
     try:
         return experiment.check()
     except ValueError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.files import replacing
-from runner import page, pictures
+from runner import page
 from runner.result import write_json
 
 FLOAT = re.compile(r"-?\d+\.\d+")  # a search proposes numbers of 17 digits
@@ -91,6 +91,8 @@ class Panel:
 
 def report(sweep_folder: Path) -> list[Path]:
     """Write the three files of a sweep's folder, each atomically, and return their paths."""
+    from runner import pictures  # matplotlib takes half a second to import
+
     found = jobs(sweep_folder)
     drawn = panels(found)
     paths = [sweep_folder / name for name in ("pareto.json", "pareto.png", "report.html")]

@@ -92,6 +92,15 @@ class Device:
                 )
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a model without loading a weight."""
+
+    linears: dict[str, tuple[int, int]]  # name -> shape [n, k], in module order
+    parameters: int  # numbers in all its tensors, tied ones once
+    float_bytes: int  # of the parameters, in the dtype the model is loaded in
+
+
 @dataclass
 class Layer:
     """One linear of the model: a row of the per-layer table."""
@@ -150,11 +159,20 @@ class Calibrator(Protocol):
 class Framework(Protocol):
     """What a framework does for a run."""
 
-    def check(self, model: Model, device: Device, cache: Path) -> dict[str, tuple[int, int]]:
-        """Names and shapes [n, k] of all linears in module order, without loading a weight.
+    def check(self, model: Model, device: Device, cache: Path) -> Outline:
+        """The outline of the model, without loading a weight.
 
         Unavailable says in one line why a run could not start: no such folder or device, truncated weights...
         """
+
+    def fingerprint(self, model: Model, cache: Path, seed: int, *, read: bool = True) -> str | None:
+        """The loaded model's `fingerprint`, from its files alone.
+
+        None when `read` is false and weights would have to be read for it.
+        """
+
+    def files(self, model: Model, cache: Path) -> Path | None:
+        """The folder here that the model is loaded from; None when there is none (yet)."""
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> LoadedModel:
         """The float model, ready to run."""
