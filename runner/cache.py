@@ -2,7 +2,8 @@
 
 Layout, below `cache.dir`: `models/` holds the embedded model; `baselines/<key>.npz` the float outputs of one task,
 where the key is a sha256 of the model's content, the task's protocol, the device, the library versions and our own
-source. Deleting any of it is safe.
+source; `jobs/<hash>.json` where the job with this configuration hash finished, and what it took. Deleting any of it
+is safe.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -23,7 +24,9 @@ from filelock import FileLock
 
 from evaluation.base import Outputs
 from ops.files import replacing
+from runner.result import read_json, write_json
 
+JOBS = "jobs"
 SHAPES_RESULTS = ("torch", "transformers", "numpy", "sacrebleu", "rouge-score")
 
 
@@ -47,6 +50,21 @@ class Cache:
     def has(self, key: str) -> bool:
         """Whether outputs are stored under the key."""
         return (self.path / "baselines" / f"{key}.npz").is_file()
+
+    def finished(self, config_hash: str) -> Path | None:
+        """The folder where a job with this hash is said to have finished."""
+        content = read_json(self.path / JOBS / f"{config_hash}.json")
+        return Path(content["folder"]) if content else None
+
+    def note_finished(self, config_hash: str, folder: Path, facts: Mapping[str, object]) -> None:
+        """Say where a job has finished, with what plans of jobs like it want to know."""
+        (self.path / JOBS).mkdir(parents=True, exist_ok=True)
+        write_json(self.path / JOBS / f"{config_hash}.json", {"folder": str(folder.resolve()), **facts})
+
+    def finished_jobs(self, newest: int = 1000) -> list[dict[str, Any]]:
+        """What `note_finished` left of the last jobs, the oldest first."""
+        files = sorted((self.path / JOBS).glob("*.json"), key=lambda file: file.stat().st_mtime)
+        return [content for file in files[-newest:] if (content := read_json(file))]
 
     def outputs(self, key: str, compute: Callable[[], Outputs]) -> Outputs:
         """The outputs stored under the key, else computed and stored; parallel callers wait for the first."""

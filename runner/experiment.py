@@ -100,7 +100,7 @@ class Experiment:
         artifact = output / ARTIFACT
         with stages("load", self.model.name):
             model = self.framework.load(self.model, self.device, self.cache.path, self.seed)
-        texts = self.calibration.texts()
+        texts, fingerprint = self.calibration.texts(), model.fingerprint
         float_outputs = {
             name: self.cache.outputs(
                 self._baseline_key(model.fingerprint, task), self._evaluate(stages, name, "float", task, model)
@@ -108,7 +108,6 @@ class Experiment:
             for name, task in self.task.items()
         }
         references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
-        fingerprint = model.fingerprint
 
         with stages("quantize"):
             calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
@@ -143,7 +142,7 @@ class Experiment:
             reports[name] = task.compare(name, float_outputs.pop(name), outputs)
             quant_outputs[name] = outputs
         result = Result(
-            config_hash=self.identity(fingerprint),
+            config_hash=self.identity(),
             layers=sizes.layers,
             reports=reports,
             outputs=quant_outputs,
@@ -168,8 +167,9 @@ class Experiment:
         skipped = {"tracking", "cache", "sweep", "plan"}
         return {key: repr(value) for key, value in vars(self).items() if key not in skipped}
 
-    def identity(self, fingerprint: str) -> str:
-        """Hash of everything that can change the result, for float weights of this fingerprint."""
+    def identity(self) -> str:
+        """Hash of everything that can change the result. Loads no weight, though it reads the weight files once."""
+        fingerprint = self.framework.fingerprint(self.model, self.cache.path, self.seed)
         return digest(self.describe(), code_hash(), fingerprint, self.calibration.texts(), self.protocols())
 
     def protocols(self) -> dict[str, str]:

@@ -19,11 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ops.framework.base import Outline
-from runner import records
 from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, CompositionError, ConfigError, build, composed, flat
 from runner.display import Stages, print_table
 from runner.experiment import Experiment
-from runner.plan import Job, Plan, show
+from runner.plan import Job, Plan, facts, show
 from runner.result import Result, write_json
 from runner.sweep import SweepCallback, parent_of
 
@@ -111,7 +110,7 @@ def execute(experiment: Experiment, config: DictConfig, output: Path, parent: st
         result = experiment.run(output, stages)
         with stages("report"):
             result.write(output, yaml, command)
-            records.add(experiment, result, output)
+            experiment.cache.note_finished(result.config_hash, output, facts(experiment, result))
         with stages("track"):
             open_run.finish(result, output, command)
     return result

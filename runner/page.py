@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -23,23 +24,23 @@ FILES = {"report": "report.md", "numbers": "results.json", "layers": "layers.png
 TEXTS = ("overrides", "verdict", "status", "files")
 
 
-def render(name: str, jobs: Sequence[Job], panels: Sequence[Panel], picture: bytes) -> str:
+def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], picture: bytes) -> str:
     """The page; links are relative, so that the sweep's folder can be moved as a whole."""
     shown = titles(panels)
     headings = ["job", "overrides", "status", *(label for label, _, _ in COLUMNS)]
     headings += [text for title in shown for text in (title, "verdict")] + ["seconds", "files"]
-    failed = sum(not job.ok for job in jobs)
+    unfinished = sum(not job.ok for job in jobs)
     fronts = [
         f"{title}: {', '.join(f'job {point.job}' for point in panel.front)}" for title, panel in zip(shown, panels)
     ]
-    finished = f"{len(jobs)} jobs, {failed} failed." if failed else f"{len(jobs)} jobs, all finished."
+    finished = f"{len(jobs)} jobs, {f'{unfinished} without a result' if unfinished else 'all finished'}."
     template = Template(resources.files("runner").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=escape(f"slimrun sweep {name}"),
+        title=escape(f"slimrun sweep {sweep_folder.name}"),
         summary=escape(" ".join([finished, *(f"Front of {front}." for front in fronts)])),
         picture=base64.b64encode(picture).decode("ascii"),
         headings="".join(_heading(text) for text in headings),
-        rows="\n".join(_row(job, panels) for job in jobs),
+        rows="\n".join(_row(job, panels, sweep_folder) for job in jobs),
         signatures="\n".join(
             f"<li>{escape(title)} (float {panel.float_score:.4g}, {panel.weights:,} weights): "
             f"<code>{escape(panel.signature)}</code></li>"
@@ -62,9 +63,9 @@ def _heading(text: str) -> str:
     return f'<th class="{kind}"><button>{escape(text)}</button></th>'
 
 
-def _row(job: Job, panels: Sequence[Panel]) -> str:
+def _row(job: Job, panels: Sequence[Panel], sweep_folder: Path) -> str:
     cells: list[Cell] = [(str(job.number), job.number, ""), _text(job.label or " ".join(job.overrides))]
-    cells.append(_text("ok" if job.ok else f"failed: {job.results.get('error', '')}"))
+    cells.append(_text(job.status))
     cells += [_number(job.results.get(key), form) for _, key, form in COLUMNS]
     on_front = False
     for panel in panels:
@@ -80,7 +81,10 @@ def _row(job: Job, panels: Sequence[Panel]) -> str:
         verdict = str(job.results.get(f"{task}/verdict", ""))
         cells.append((escape(verdict).replace(" (", "<br>("), verdict, "text line"))
     seconds = sum(value for key, value in job.results.items() if key.startswith("time/"))
-    links = " ".join(f'<a href="{quote(f"{job.folder}/{file}")}">{text}</a>' for text, file in FILES.items())
+    there = {
+        text: f"{job.folder}/{file}" for text, file in FILES.items() if (sweep_folder / job.folder / file).exists()
+    }
+    links = " ".join(f'<a href="{quote(file)}">{text}</a>' for text, file in there.items())
     command = escape(str(job.results.get("repro", "")))
     if command:
         links += f"<details><summary>command that reproduces it</summary><code>{command}</code></details>"

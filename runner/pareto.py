@@ -15,7 +15,7 @@ from typing import Any
 
 from ops.files import replacing
 from runner import page
-from runner.result import write_json
+from runner.result import read_json, write_json
 
 FLOAT = re.compile(r"-?\d+\.\d+")  # a search proposes numbers of 17 digits
 CHOICES = ("model", "framework", "quant", "compress", "device", "experiment")  # a choice says itself what it is
@@ -52,6 +52,12 @@ class Job:
     overrides: list[str]
     folder: str  # relative to the sweep's
     results: dict[str, Any]
+
+    @property
+    def status(self) -> str:
+        """How it ended, with the reason when it failed."""
+        error = self.results.get("error")
+        return f"{self.results['status']}: {error}" if error else str(self.results["status"])
 
     @property
     def ok(self) -> bool:
@@ -101,16 +107,18 @@ def report(sweep_folder: Path) -> list[Path]:
     with replacing(paths[1], 0o644) as scratch:
         pictures.pareto(scratch, drawn)
     with replacing(paths[2], 0o644) as scratch:
-        scratch.write_text(page.render(sweep_folder.name, found, drawn, paths[1].read_bytes()), encoding="utf-8")
+        scratch.write_text(page.render(sweep_folder, found, drawn, paths[1].read_bytes()), encoding="utf-8")
     return paths
 
 
 def jobs(sweep_folder: Path) -> list[Job]:
-    """The jobs that `sweep.json` lists, by number; one that left no readable results.json counts as failed."""
+    """The jobs that `sweep.json` lists, by number; one that left no results.json has the status listed there."""
     listed = json.loads((sweep_folder / SWEEP_FILE).read_text(encoding="utf-8"))["jobs"]
     labels = distinct([row["overrides"] for row in listed])
     found = [
-        Job(row["number"], label, row["overrides"], row["folder"], _results(sweep_folder / row["folder"]))
+        Job(
+            row["number"], label, row["overrides"], row["folder"], _results(sweep_folder / row["folder"], row["status"])
+        )
         for row, label in zip(listed, labels)
     ]
     return sorted(found, key=lambda job: job.number)
@@ -184,9 +192,8 @@ def _interval(job: Job, task: str, measure: Measure) -> tuple[float, float]:
     return (start * (1 + low / 100), start * (1 + high / 100)) if measure.in_percent else (start + low, start + high)
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return {"status": "failed", "error": f"no results: {error}"}
-    return found
+def _results(folder: Path, status: str) -> dict[str, Any]:
+    found = read_json(folder / "results.json")
+    if found is None and status == "ok":
+        return {"status": "failed", "error": f"no results in {folder}"}
+    return found or {"status": status}

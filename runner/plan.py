@@ -1,15 +1,16 @@
 """`plan=true`: what a run or every job of a multirun would do, and whether it can; no weight is loaded.
 
-Sizes follow from the shapes of the linears and the method's formula on gaussian weights, or from the recorded run of
-the same method on the same model. Time and memory come from recorded runs (`records.py`); memory that none tells is
+Sizes follow from the shapes of the linears and the method's formula on gaussian weights, or from a finished job with
+the same method and model. Time and memory come from what finished jobs left in the cache; memory that none tells is
 estimated from what was measured on models of 0.1 to 0.5 billion parameters.
 """
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -19,12 +20,12 @@ import psutil
 import torch
 
 from ops.framework.base import Outline
-from runner import records
+from runner.cache import Cache
 from runner.config import ConfigError
 from runner.display import print_table
 from runner.experiment import PINNED_CALIBRATION, Experiment
 from runner.pareto import distinct
-from runner.records import Record
+from runner.result import Result, read_json
 
 DOWNLOAD_BYTES = 93_000_000  # the package of the embedded model
 PROCESS_BYTES = 620_000_000  # interpreter and libraries
@@ -38,6 +39,55 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
+class Record:
+    """A finished job, described so that one like it can be told."""
+
+    host: str
+    device: str
+    model: str
+    quant: str  # the method with its knobs
+    compress: str
+    tasks: dict[str, str]  # name -> protocol
+    seconds: float
+    bits_per_weight: float
+    peak_rss_bytes: int
+
+    @property
+    def method(self) -> str:
+        """The method without its knobs."""
+        return self.quant.partition("(")[0]
+
+
+def described(experiment: Experiment) -> dict[str, Any]:
+    """The fields of its record that are known before a job runs."""
+    return {
+        "host": platform.node(),
+        "device": experiment.device.name,
+        "model": repr(experiment.model),
+        "quant": repr(experiment.quant),
+        "compress": repr(experiment.compress),
+        "tasks": experiment.protocols(),
+    }
+
+
+def facts(experiment: Experiment, result: Result) -> dict[str, Any]:
+    """The record of a finished job, for `Cache.note_finished`."""
+    record = Record(
+        seconds=sum(float(value) for key, value in result.metrics.items() if key.startswith("time/")),
+        bits_per_weight=float(result.metrics["size/bits_per_weight"]),
+        peak_rss_bytes=int(result.metrics["memory/peak_rss_bytes"]),
+        **described(experiment),
+    )
+    return asdict(record)
+
+
+def recorded(cache: Cache) -> list[Record]:
+    """The records of the cache, the oldest first."""
+    names = [field.name for field in fields(Record)]
+    return [Record(**{name: job[name] for name in names}) for job in cache.finished_jobs() if job.keys() >= set(names)]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What one job would do, from its configuration, the model's outline and the recorded runs."""
 
@@ -48,12 +98,12 @@ class Plan:
     @cached_property
     def recorded(self) -> list[Record]:
         """All recorded runs."""
-        return records.read(self.experiment.cache.path)
+        return recorded(self.experiment.cache)
 
     @cached_property
     def own(self) -> dict[str, Any]:
         """What its own record would say."""
-        return records.describe(self.experiment)
+        return described(self.experiment)
 
     @cached_property
     def alike(self) -> list[Record]:
@@ -94,11 +144,14 @@ class Plan:
         return experiment.framework.fingerprint(experiment.model, experiment.cache.path, experiment.seed, read=False)
 
     @cached_property
-    def done(self) -> str | None:
-        """Folder of the same run, finished before."""
+    def done(self) -> str:
+        """Folder of the same job, finished before and still there; "" when there is none."""
         if self.fingerprint is None:
-            return None
-        return records.finished(self.recorded, self.experiment.identity(self.fingerprint))
+            return ""
+        identity = self.experiment.identity()
+        folder = self.experiment.cache.finished(identity)
+        results = (read_json(folder / "results.json") if folder else None) or {}
+        return str(folder) if results.get("status") == "ok" and results.get("config_hash") == identity else ""
 
     @cached_property
     def bits(self) -> tuple[float, bool]:

@@ -71,7 +71,9 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
     assert not re.search(r"https?://", html)
     assert "failed: out of memory &lt;b&gt;&amp;" in html
     assert html.count('class="front"') >= 2
-    assert "4 jobs, 1 failed. Front of perplexity: job 0, job 1." in html
+    assert 'href="0/results.json"' in html
+    assert "report.md" not in html  # a link only to what is there
+    assert "4 jobs, 1 without a result. Front of perplexity: job 0, job 1." in html
 
 
 def test_what_was_not_measured_alike_does_not_share_a_panel(tmp_path: Path) -> None:
@@ -110,9 +112,14 @@ def test_labels_say_what_differs() -> None:
 def test_a_sweep_of_which_nothing_is_left_has_a_report_too(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "sweep", [(["seed=0"], FAILED), (["seed=1"], FAILED)])
     (folder / "1" / "results.json").write_text("{")
+    listed = json.loads((folder / "sweep.json").read_text())
+    listed["jobs"].append({"number": 2, "overrides": ["seed=2"], "folder": "2", "status": "left"})
+    write_json(folder / "sweep.json", listed)
     paths = pareto.report(folder)
-    assert json.loads(paths[0].read_text())["panels"] == []
-    assert "failed: no results" in paths[2].read_text()
+    found = json.loads(paths[0].read_text())
+    assert found["panels"] == []
+    assert [job["results"]["status"] for job in found["jobs"]] == ["failed", "failed", "left"]
+    assert paths[1].stat().st_size > 0
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")

@@ -14,10 +14,10 @@ import pytest
 from ops.framework.base import Unavailable
 from ops.framework.pytorch import PyTorch
 from ops.framework.pytorch.outline import folder_hash
-from runner import plan, records
+from runner import plan
 from runner.config import ConfigError, build, composed
 from runner.display import Stages
-from runner.plan import Plan, show
+from runner.plan import Plan, facts, show
 
 TINY = [
     "model=tiny_llama", "model.architecture.hidden_size=256", "model.architecture.intermediate_size=512",
@@ -36,7 +36,7 @@ def run(plan: Plan, output: Path) -> dict[str, object]:
     with Stages() as stages:
         result = plan.experiment.run(output, stages)
     result.write(output, "", "")
-    records.add(plan.experiment, result, output)
+    plan.experiment.cache.note_finished(result.config_hash, output, facts(plan.experiment, result))
     found: dict[str, object] = json.loads((output / "results.json").read_text())
     return found
 
@@ -55,7 +55,7 @@ def test_sizes_are_those_of_the_run(tmp_path: Path, quant: str) -> None:
 def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     before = planned(cache)
-    assert (before.done, before.seconds) == (None, [])
+    assert (before.done, before.seconds) == ("", [])
     assert dict(before.rows())["time"].startswith("unknown: no run of this model")
     assert "float baseline to compute: perplexity" in dict(before.rows())["evaluate"]
     found = run(before, tmp_path / "run")
@@ -70,12 +70,12 @@ def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Pat
     knob, method, protocol = (
         planned(cache, *changes) for changes in (["quant.fraction=0.1"], ["quant=w8a16"], ["task.perplexity.windows=1"])
     )
-    assert (knob.done, knob.bits[1], knob.seconds) == (None, False, same.seconds)
+    assert (knob.done, knob.bits[1], knob.seconds) == ("", False, same.seconds)
     assert "with other methods" in dict(method.rows())["time"]
     assert protocol.seconds == []
 
     (tmp_path / "run" / "results.json").unlink()
-    assert planned(cache).done is None
+    assert planned(cache).done == ""
 
 
 def test_what_does_not_fit_is_refused_with_the_number(
