@@ -21,8 +21,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ops.framework.base import Outline
 from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, CompositionError, ConfigError, build, composed, flat
 from runner.display import Stages, print_table
+from runner.estimate import Estimate, facts
 from runner.experiment import Experiment
-from runner.plan import Job, Plan, facts, show
+from runner.plan import Job, show
 from runner.result import Result, write_json
 from runner.sweep import SweepCallback, parent_of
 
@@ -71,11 +72,12 @@ def check(arguments: Namespace) -> bool:
         folder = Path(config.hydra.sweep.dir if arguments.multirun else config.hydra.run.dir)
         if experiment.plan:
             planning = True
-            planned.append((overrides, Plan(overrides, experiment, outline)))
+            planned.append((overrides, Estimate(experiment, outline)))
         else:
             _check_writable(folder)
     if planning:
-        show(planned, folder, arguments.multirun)
+        trials = config.hydra.sweeper.get("n_trials", 1) if arguments.multirun else 1
+        show(planned, folder, arguments.multirun, trials)
     return planning
 
 

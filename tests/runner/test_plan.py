@@ -17,7 +17,8 @@ from ops.framework.pytorch.outline import folder_hash
 from runner import plan
 from runner.config import ConfigError, build, composed
 from runner.display import Stages
-from runner.plan import Plan, facts, show
+from runner.estimate import Estimate, facts
+from runner.plan import rows, show
 
 TINY = [
     "model=tiny_llama", "model.architecture.hidden_size=256", "model.architecture.intermediate_size=512",
@@ -26,17 +27,17 @@ TINY = [
 ]  # fmt: skip
 
 
-def planned(cache: Path, *overrides: str) -> Plan:
+def planned(cache: Path, *overrides: str) -> Estimate:
     experiment = build(composed([*TINY, f"cache.dir={cache}", *overrides]))
-    return Plan(list(overrides), experiment, experiment.check())
+    return Estimate(experiment, experiment.check())
 
 
-def run(plan: Plan, output: Path) -> dict[str, object]:
+def run(job: Estimate, output: Path) -> dict[str, object]:
     output.mkdir()
     with Stages() as stages:
-        result = plan.experiment.run(output, stages)
+        result = job.experiment.run(output, stages)
     result.write(output, "", "")
-    plan.experiment.cache.note_finished(result.config_hash, output, facts(plan.experiment, result))
+    job.experiment.cache.note_finished(result.config_hash, output, facts(job.experiment, result))
     found: dict[str, object] = json.loads((output / "results.json").read_text())
     return found
 
@@ -56,8 +57,8 @@ def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Pat
     cache = tmp_path / "cache"
     before = planned(cache)
     assert (before.done, before.seconds) == ("", [])
-    assert dict(before.rows())["time"].startswith("unknown: no run of this model")
-    assert "float baseline to compute: perplexity" in dict(before.rows())["evaluate"]
+    assert dict(rows(before))["time"].startswith("unknown: no run of this model")
+    assert "float baseline to compute: perplexity" in dict(rows(before))["evaluate"]
     found = run(before, tmp_path / "run")
 
     same = planned(cache)
@@ -65,13 +66,13 @@ def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Pat
     assert same.bits == (found["size/bits_per_weight"], True)
     assert same.memory == (found["memory/peak_rss_bytes"], True)
     assert same.seconds == [pytest.approx(sum(v for k, v in found.items() if k.startswith("time/")))]  # type: ignore[misc]
-    assert "float baselines cached" in dict(same.rows())["evaluate"]
+    assert "float baselines cached" in dict(rows(same))["evaluate"]
 
     knob, method, protocol = (
         planned(cache, *changes) for changes in (["quant.fraction=0.1"], ["quant=w8a16"], ["task.perplexity.windows=1"])
     )
     assert (knob.done, knob.bits[1], knob.seconds) == ("", False, same.seconds)
-    assert "with other methods" in dict(method.rows())["time"]
+    assert "with other methods" in dict(rows(method))["time"]
     assert protocol.seconds == []
 
     (tmp_path / "run" / "results.json").unlink()
@@ -83,17 +84,20 @@ def test_what_does_not_fit_is_refused_with_the_number(
 ) -> None:
     job = planned(tmp_path / "cache")
     monkeypatch.setattr(plan, "free_memory", lambda: 600_000_000)
-    with pytest.raises(ConfigError, match=r"needs 62\d\.\d MB of memory at least .* 600\.0 MB are free"):
-        show([(job.overrides, job)], tmp_path, multirun=False)
+    with pytest.raises(ConfigError, match=r"needs 62\d\.\d MB of memory on cpu at least .* 600\.0 MB are free"):
+        show([([], job)], tmp_path, multirun=False)
     spread = planned(tmp_path / "cache", "device=cpu_disk")  # the rest lies on disk there
-    show([(spread.overrides, spread)], tmp_path, multirun=False)
+    show([([], spread)], tmp_path, multirun=False)
 
     monkeypatch.undo()
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(free=job.disk_bytes))
-    show([(job.overrides, job)], tmp_path, multirun=False)
+    show([([], job)], tmp_path, multirun=False)
     with pytest.raises(ConfigError, match=r"needs \d\.\d MB of disk, \d\.\d MB are free"):
-        show([(job.overrides, job)] * 2, tmp_path, multirun=True)
+        show([([], job)] * 2, tmp_path, multirun=True)
+    with pytest.raises(ConfigError, match=r"of disk"):
+        show([([], job)], tmp_path, multirun=True, trials=2)
+    assert "a search of 2 such jobs: time unknown" in capsys.readouterr().out
 
 
 def test_a_sweep_says_which_jobs_are_done_and_which_cannot_run(
