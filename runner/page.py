@@ -8,8 +8,10 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from runner.result import read_json
 
 if TYPE_CHECKING:
     from runner.pareto import Job, Panel
@@ -20,6 +22,7 @@ COLUMNS = (
     ("KL, nats", "fidelity/kl_mean", "{:.4f}"),
     ("artifact, bytes", "size/artifact_bytes", "{:,}"),
 )
+RUN = "tracking.json"  # in the folder of a job: its MLflow run
 FILES = {"report": "report.md", "numbers": "results.json", "layers": "layers.png", "log": "run.log"}
 TEXTS = ("overrides", "verdict", "status", "files")
 
@@ -85,6 +88,7 @@ def _row(job: Job, panels: Sequence[Panel], sweep_folder: Path) -> str:
         text: f"{job.folder}/{file}" for text, file in FILES.items() if (sweep_folder / job.folder / file).exists()
     }
     links = " ".join(f'<a href="{quote(file)}">{text}</a>' for text, file in there.items())
+    links += _tracked(read_json(sweep_folder / job.folder / RUN) or {})
     command = escape(str(job.results.get("repro", "")))
     if command:
         links += f"<details><summary>command that reproduces it</summary><code>{command}</code></details>"
@@ -93,6 +97,18 @@ def _row(job: Job, panels: Sequence[Panel], sweep_folder: Path) -> str:
         f'<td class="{kind}" data-value="{escape(str(value), quote=True)}">{html}</td>' for html, value, kind in cells
     )
     return f'<tr class="{"" if job.ok else "failed"}{"front" if on_front else ""}">{body}</tr>'
+
+
+def _tracked(run: dict[str, Any]) -> str:
+    """The job's MLflow run: a link when a server shows it, else its id; "" when it has none."""
+    run_id, server = str(run.get("run_id") or ""), urlsplit(str(run.get("uri")))
+    if not run_id:
+        return ""
+    if server.scheme not in ("http", "https"):
+        return f" <code>{escape(run_id)}</code>"
+    place = server.netloc.rpartition("@")[2]  # without a password
+    address = f"{server.scheme}://{place}{server.path.rstrip('/')}/#/runs/{quote(run_id)}"
+    return f' <a href="{escape(address, quote=True)}">MLflow</a>'
 
 
 def _text(text: str) -> Cell:

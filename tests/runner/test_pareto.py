@@ -76,6 +76,16 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
     assert "4 jobs, 1 without a result. Front of perplexity: job 0, job 1." in html
 
 
+def test_links_to_the_tracked_runs(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", JOBS)
+    write_json(folder / "0" / "tracking.json", {"uri": "https://me:secret@tracks.example/base/", "run_id": "abc"})
+    write_json(folder / "1" / "tracking.json", {"uri": "sqlite:////somewhere/mlflow.db", "run_id": "def"})
+    html = pareto.report(folder)[2].read_text()
+    assert 'href="https://tracks.example/base/#/runs/abc"' in html
+    assert "<code>def</code>" in html
+    assert "secret" not in html
+
+
 def test_what_was_not_measured_alike_does_not_share_a_panel(tmp_path: Path) -> None:
     changes: list[dict[str, object]] = [
         {},
