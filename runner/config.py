@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from runner.experiment import Experiment
+from runner.tracking import Tracker
 
 CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "conf", "config", "1.3"
 TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
@@ -62,6 +63,19 @@ def build(config: DictConfig) -> Experiment:
         raise CompositionError("task: choose at least one, e.g. task=[perplexity]")
     arguments["task"] = {name: construct(tasks[name], f"task.{name}") for name in map(str, tasks)}
     return Experiment(**arguments)
+
+
+def checked(experiment: Experiment) -> dict[str, tuple[int, int]]:
+    """Names and shapes of all linears; ConfigError on what can be seen to be wrong before weights load."""
+    try:
+        return experiment.check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_tracker(config: DictConfig) -> Tracker:
+    """The tracker alone: the other values of a job may still be refused."""
+    return cast(Tracker, construct(config.tracking, "tracking"))
 
 
 def construct(node: Any, key: str) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from evaluation.base import LanguageModel, Outputs, Reference, Task
 from evaluation.statistics import overlap
@@ -14,7 +14,7 @@ from evaluation.text import pinned, read_prompts
 from ops import bundle
 from ops.compress.base import Codec
 from ops.compress.compressor import Compressor
-from ops.framework.base import Device, Framework, LoadedModel, Model
+from ops.framework.base import Device, Framework, LoadedModel, Model, Remember
 from ops.quant.base import Quantizer
 from runner.cache import Cache, code_hash, digest
 from runner.display import Stages
@@ -23,6 +23,7 @@ from runner.tracking import Tracker
 
 ARTIFACT = "artifact"
 PINNED_CALIBRATION = "wikipedia_calibration"
+ON_ERROR = ("continue", "stop")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,22 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """How the jobs of a multirun go on: after an interruption, after a failure."""
+
+    resume: bool = True
+    on_error: str = "continue"
+    retries: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error={self.on_error} is not known; allowed: {', '.join(ON_ERROR)}")
+        if self.retries < 0:
+            raise ValueError(f"retries={self.retries} is out of range; allowed: 0 or more")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A run: what `slimrun` composes from yaml and the command line, or what a script constructs."""
 
@@ -65,6 +82,7 @@ class Experiment:
     tracking: Tracker
     calibration: Calibration
     cache: Cache
+    sweep: Sweep = Sweep()
     seed: int = 0
     plan: bool = False
 
@@ -88,17 +106,14 @@ class Experiment:
             model = self.framework.load(self.model, self.device, self.cache.path, self.seed)
         texts = self.calibration.texts()
         float_outputs = {
-            name: self.cache.outputs(
-                self._baseline_key(model, task), self._evaluate(stages, name, "float", task, model)
-            )
+            name: self._known_outputs(model, name, task)(self._evaluate(stages, name, "float", task, model))
             for name, task in self.task.items()
         }
         references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
-        identity = digest(self.describe(), code_hash(), model.fingerprint, texts, self._protocols())
 
         with stages("quantize"):
             calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
-            calibrator.quantize()
+            calibrator.quantize(self._known_statistics(model, texts))
         with stages("calibrate") as tick:
             layers = calibrator.calibrate(tick)
         with stages("compress") as tick:
@@ -128,7 +143,7 @@ class Experiment:
             outputs = self._evaluate(stages, name, "quantized", task, final, references.pop(name))()
             reports[name] = task.compare(name, float_outputs.pop(name), outputs)
         result = Result(
-            config_hash=identity,
+            config_hash=self.identity(),
             layers=sizes.layers,
             reports=reports,
             weight_file=weight_file,
@@ -138,6 +153,7 @@ class Experiment:
                 "compress/verified": int(readable),
                 "artifact/logits_sha256": final.logits_checksum(),
                 **{key: value for report in reports.values() for key, value in report.metrics.items()},
+                **self._data_hashes(texts),
                 **{f"time/{stage}_s": seconds for stage, seconds in stages.seconds.items()},
                 "memory/peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             },
@@ -146,16 +162,44 @@ class Experiment:
             raise ArithmeticError(f"{', '.join(broken)}: not a finite number; the quantized model overflows")
         return result
 
-    def describe(self) -> dict[str, object]:
-        """Everything of the configuration that can change the result."""
-        skipped = {"tracking", "cache", "plan"}
-        return {key: repr(value) for key, value in vars(self).items() if key not in skipped}
+    def identity(self) -> str:
+        """Hash of everything that can change the result: settings, our code, the contents of model and data.
 
-    def _protocols(self) -> dict[str, str]:
-        return {name: task.protocol() for name, task in self.task.items()}
+        Left out: where things lie and where they are written, tracking, numbers of devices and threads. Loads no
+        weight, though it reads the weight files once.
+        """
+        settings = {
+            "quant": _settings(self.quant),
+            "compress": _settings(self.compress, "threads"),
+            "task": {name: (_settings(task, "path"), task.protocol()) for name, task in self.task.items()},
+            "calibration": (self.calibration.texts(), self.calibration.length),
+            "model": self.framework.fingerprint(self.model, self.cache.path, self.seed),
+            "framework": _settings(self.framework),
+            "device": self.device.type,
+            "seed": self.seed,
+        }
+        return digest(settings, code_hash())
 
-    def _baseline_key(self, model: LoadedModel, task: Task) -> str:
-        return digest(model.fingerprint, self.device.type, task.protocol(), code_hash())
+    def _known_outputs(self, model: LoadedModel, name: str, task: Task) -> Remember:
+        """The float model's outputs on a task, shared by all jobs with this model and protocol."""
+        what = {"kind": "float outputs", "model": model.name, "task": name}
+        return self.cache.arrays(what, model.fingerprint, self.device.type, task.protocol())
+
+    def _known_statistics(self, model: LoadedModel, texts: list[str]) -> Remember:
+        """What calibration measures on the float model, shared by all jobs with these texts and this layer selection.
+
+        The rest of calibration runs through the layers quantized before, so it belongs to its job alone.
+        """
+        what = {"kind": "float statistics", "model": model.name}
+        selection = (self.quant.ignore, self.quant.ignore_last_linear)
+        return self.cache.arrays(what, model.fingerprint, self.device.type, texts, self.calibration.length, selection)
+
+    def _data_hashes(self, texts: list[str]) -> dict[str, str]:
+        """sha256 of what calibrated and of what each task reads."""
+        return {
+            "data/calibration": digest(texts),
+            **{f"data/{name}": digest(task.texts()) for name, task in self.task.items()},
+        }
 
     @staticmethod
     def _evaluate(
@@ -186,3 +230,8 @@ class Experiment:
                 "and its scores are not the published ones of SmolLM2-135M-Instruct"
             )
         return found
+
+
+def _settings(value: Any, *without: str) -> tuple[str, dict[str, Any]]:
+    """A configured object as (its class, its fields)."""
+    return type(value).__qualname__, {key: item for key, item in asdict(value).items() if key not in without}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +21,9 @@ from ops.framework.base import Layer
 from runner import pictures
 
 Metrics = dict[str, float | int | str]
+
+RESULTS = "results.json"
+UPLOADED = ("config.yaml", "report.md", "layers.csv", "layers.png", "scores.png")  # what a person looks at
 
 SCALES = ("deq_scale", "weight_scale")  # either has one number a row, which counts once
 
@@ -53,14 +57,14 @@ class Result:
     weight_file: Path
     warnings: list[str] = field(default_factory=list)
 
-    def write(self, output: Path, config_yaml: str, command: str) -> None:
-        """Write report, table and pictures, and results.json last."""
+    def write(self, output: Path, command: str, record: Mapping[str, object]) -> None:
+        """Write report, table and pictures, and results.json with the job's own keys last."""
         write_layers(output / "layers.csv", self.layers)
         pictures.layers(output / "layers.png", self.layers)
         pictures.scores(output / "scores.png", self.reports)
-        (output / "config.yaml").write_text(config_yaml, encoding="utf-8")
         (output / "report.md").write_text(self.report(command), encoding="utf-8")
-        write_json(output / "results.json", {"status": "ok", "config_hash": self.config_hash, **self.metrics})
+        content = {"status": "ok", "config_hash": self.config_hash, **record, **self.metrics}
+        write_json(output / RESULTS, content)
 
     def headlines(self) -> list[list[str]]:
         """Rows of the final table: what was asked, in one look."""
@@ -138,6 +142,15 @@ def size_metrics(
     if quantized:
         metrics["size/entropy_bits"] = entropy_sum / quantized
     return Sizes(metrics, rows)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None when there is no such file or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

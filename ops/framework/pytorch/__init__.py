@@ -48,21 +48,28 @@ class PyTorch:
             raise Unavailable(f"model={model.name} has no torch.nn.Linear to quantize")
         return shapes
 
+    def fingerprint(self, model: Model, cache: Path, seed: int) -> str:
+        """Hash of the weight files (or of what random weights come from) and the dtype asked for."""
+        if model.source == "random":
+            described = json.dumps([model.architecture, seed, torch.__version__], sort_keys=True)
+            return f"{hashlib.sha256(described.encode()).hexdigest()}:{model.dtype}"
+        folder = _folder(model, cache)
+        if folder.is_dir():
+            return f"{loading.folder_hash(folder)}:{model.dtype}"
+        commit = getattr(loading.read_config(model), "_commit_hash", None)
+        return f"{model.path}@{commit}:{model.dtype}"
+
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> TorchModel:
         """The float model on the device."""
         loading.check_device(device)
         if model.source == "random":
             module, tokenizer = loading.random_model(model, seed)
             module = place(module, device)
-            described = json.dumps([model.architecture, seed, torch.__version__], sort_keys=True)
-            fingerprint = hashlib.sha256(described.encode()).hexdigest()
         else:
-            folder = embedded.folder(cache) if model.source == "embedded" else Path(str(model.path)).expanduser()
+            folder = _folder(model, cache)
             path = folder if folder.is_dir() else str(model.path)
             module, tokenizer = loading.load_pretrained(path, model, device), loading.load_tokenizer(path, model)
-            commit = getattr(module.config, "_commit_hash", None)
-            fingerprint = loading.folder_hash(folder) if folder.is_dir() else f"{model.path}@{commit}"
-        fingerprint = f"{fingerprint}:{module.dtype}"
+        fingerprint = self.fingerprint(model, cache, seed)
         loaded = TorchModel(module, tokenizer, model.name, fingerprint, input_device(module, device))
         check_output_head(loaded)
         return loaded
@@ -86,6 +93,11 @@ class PyTorch:
         del stored
         module = place(module, device)
         return TorchModel(module, tokenizer, folder.name, "bundle", input_device(module, device))
+
+
+def _folder(model: Model, cache: Path) -> Path:
+    """Where the model's files lie; a hub id is a folder that does not exist."""
+    return embedded.folder(cache) if model.source == "embedded" else Path(str(model.path)).expanduser()
 
 
 def _is_path(model: Model) -> bool:

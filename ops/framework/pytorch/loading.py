@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +178,16 @@ def folder_hash(path: Path) -> str:
         file for file in path.iterdir() if file.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model"}
     )
     for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        stat = file.stat()
+        digest.update(file.name.encode() + _file_hash(file, stat.st_size, stat.st_mtime_ns, stat.st_ino))
     return digest.hexdigest()
+
+
+@cache
+def _file_hash(file: Path, *_: int) -> bytes:
+    """sha256 of a file; every job of a sweep asks, so it is read once for each state of the file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 @contextmanager
