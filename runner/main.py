@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -91,6 +92,7 @@ def check(arguments: Namespace) -> list[DictConfig]:
         if experiment.plan:
             show_plan(experiment, shapes, overrides)
         else:
+            _check_launcher(config)
             _check_writable(Path(config.hydra.sweep.dir if arguments.multirun else config.hydra.run.dir))
             found.append(config)
     return found
@@ -117,6 +119,18 @@ def _jobs(arguments: Namespace) -> list[list[str]]:
     if len(fixed) != len(overrides):
         return [[str(item.input_line) for item in parsed if not item.is_sweep_override()]]
     return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+
+
+def _check_launcher(config: DictConfig) -> None:
+    package = str(config.hydra.launcher._target_).rpartition(".")[0]
+    try:
+        found = find_spec(package) is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        name = config.hydra.runtime.choices["hydra/launcher"]
+        extra = "ray" if name.startswith("ray") else "sweep"
+        raise CompositionError(f"hydra/launcher={name} needs a package: pip install 'slimrun[{extra}]'")
 
 
 def _check_writable(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -56,8 +55,8 @@ def threads_of(launcher: DictConfig, usual: int) -> int:
 def cards(device: Device) -> Iterator[list[str]]:
     """Lease one card, or all visible ones for a model that is spread over them; none on the CPU.
 
-    A card is a file that one process locks, so the lease ends with the process, however it ends. Processes on one
-    machine share them, whatever sweep they belong to.
+    A card is a file that one process locks, so the lease ends with the process, however it ends. All jobs of a user on
+    a machine share these files, whatever sweep they belong to.
     """
     if device.type not in VISIBLE:
         yield []
@@ -99,6 +98,6 @@ def _first_free(leases: ExitStack, kind: str, visible: Sequence[str]) -> str:
 
 
 def _lock(kind: str, card: str) -> Any:
-    folder = Path(tempfile.gettempdir()) / "slimrun-leases"
-    folder.mkdir(mode=0o1777, exist_ok=True)
-    return FileLock(folder / f"{socket.gethostname()}-{kind}-{card}.lock", mode=0o666)
+    folder = Path(tempfile.gettempdir()) / f"slimrun-leases-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return FileLock(folder / f"{kind}-{card}.lock")
