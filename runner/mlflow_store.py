@@ -68,7 +68,8 @@ class Store:
             items = [Param(key, str(value)[:MAX_PARAM]) for key, value in params.items()]
             for start in range(0, len(items), MAX_BATCH):
                 self.client.log_batch(run_id, params=items[start : start + MAX_BATCH])
-        write_json(job / RUN, {"uri": self.uri, "run_id": run_id, "params": identity, "delivered": False})
+        record = {"uri": self.uri, "run_id": run_id, "params": identity, "name": name, "delivered": False}
+        write_json(job / RUN, record)
         return run_id
 
     def fill_job(self, job: Path, parent: str | None, log_weights: bool) -> None:
@@ -80,7 +81,8 @@ class Store:
             run_id = str(run["run_id"])
         else:
             seconds = sum(value for key, value in results.items() if key.startswith("time/"))
-            run_id = self.open_job(job, parent, " ".join(results["overrides"]), ended - int(1000 * seconds))
+            name = str(run.get("name", " ".join(results["overrides"])))
+            run_id = self.open_job(job, parent, name, ended - int(1000 * seconds))
         numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
         texts = {key: value for key, value in results.items() if isinstance(value, str)}
         data = {key.removeprefix("data/"): value for key, value in texts.items() if key.startswith("data/")}

@@ -26,6 +26,7 @@ LOCK = ".tracking.lock"
 MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # its own start-up messages, not errors
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default waits minutes for a server that is down
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
 }
@@ -99,6 +100,7 @@ class MLflow:
     def run(self, job: Path, sweep: Path | None, name: str) -> Iterator[None]:
         """The job's run, with its params and the load of the machine; one that was open before goes on."""
         self._note_waiting(job, sweep)
+        write_json(job / RUN, {**(read_json(job / RUN) or {}), "name": name, "delivered": False})
         monitor: Any = None
         with self._surviving(), FileLock(job / LOCK):
             store = self._store()
@@ -115,7 +117,7 @@ class MLflow:
         entry = self._note_waiting(job, sweep)
         with self._surviving(), FileLock(job / LOCK):
             run = read_json(job / RUN)
-            if not run or run["uri"] != self.tracking_uri or not run["delivered"]:
+            if not run or run.get("uri") != self.tracking_uri or not run["delivered"]:
                 self._store().fill_job(job, self._parent(sweep), self.log_weights)
             entry.unlink(missing_ok=True)
 
@@ -193,7 +195,7 @@ class MLflow:
             yield
         except Exception as error:
             log.exception("tracking failed")
-            reason = str(error).strip().split("\n")[0][:200]
+            reason = str(error).strip().split("\n")[0][:100]
             print(
                 f"note: tracking.uri={self.tracking_uri} does not take the run ({reason}); the results are kept, and "
                 "the next start with this uri delivers them, or slimrun tracking.sync=true",
