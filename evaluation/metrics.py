@@ -130,7 +130,7 @@ class Words:
 
 def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Values]:
     """F1 x 100 of every item: key -> [n]."""
-    from rouge_score.rouge_scorer import RougeScorer  # brings scipy: two seconds that a plan need not wait for
+    from rouge_score.rouge_scorer import RougeScorer  # brings scipy, 2 s that a run without summaries need not wait
 
     scorer = RougeScorer(list(ROUGES), tokenizer=Words())
     rows = [scorer.score(reference, hypothesis) for hypothesis, reference in zip(hypotheses, references, strict=True)]

@@ -20,7 +20,7 @@ from evaluation import statistics
 from evaluation.base import Outputs, Task
 from runner.config import construct, flat
 from runner.display import print_table
-from runner.result import OUTPUTS, read_outputs
+from runner.result import OUTPUTS, RESULTS, read_outputs
 
 COLUMNS = ["", "A", "B", "B - A", "95 % interval", "p", "verdict on B"]
 EXACT = (  # known without error: no interval
@@ -62,7 +62,7 @@ def main() -> None:
 
 def read(folder: Path) -> Run:
     """The run of an output folder; ValueError when it is none, failed, or lacks what pairing needs."""
-    file = folder / "results.json"
+    file = folder / RESULTS
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         config = OmegaConf.load(folder / "config.yaml")

@@ -15,7 +15,9 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from ops.framework.base import Outline
 from runner.experiment import Experiment
+from runner.tracking import Tracker
 
 CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "conf", "config", "1.3"
 TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
@@ -68,6 +70,19 @@ def build(config: DictConfig) -> Experiment:
                 f"sweep.objectives=[{key}]: no result of this run; allowed: {'/..., '.join(groups)}/..."
             )
     return Experiment(**arguments)
+
+
+def checked(experiment: Experiment) -> Outline:
+    """The model's outline; ConfigError on what can be seen to be wrong before weights load."""
+    try:
+        return experiment.check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_tracker(config: DictConfig) -> Tracker:
+    """The tracker alone: the other values of a job may still be refused."""
+    return cast(Tracker, construct(config.tracking, "tracking"))
 
 
 def construct(node: Any, key: str) -> Any:

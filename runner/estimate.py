@@ -17,7 +17,7 @@ from typing import Any
 from ops.framework.base import Outline
 from runner.cache import Cache
 from runner.experiment import Experiment
-from runner.result import Result, read_json
+from runner.result import RESULTS, Result, read_json
 
 DOWNLOAD_BYTES = 93_000_000  # the package of the embedded model
 PROCESS_BYTES = 620_000_000  # interpreter and libraries
@@ -139,7 +139,7 @@ class Estimate:
             return ""
         identity = self.experiment.identity()
         folder = self.experiment.cache.finished(identity)
-        results = (read_json(folder / "results.json") if folder else None) or {}
+        results = (read_json(folder / RESULTS) if folder else None) or {}
         return str(folder) if results.get("status") == "ok" and results.get("config_hash") == identity else ""
 
     @cached_property

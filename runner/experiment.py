@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from evaluation.base import LanguageModel, Outputs, Reference, Task
 from evaluation.statistics import overlap
@@ -15,7 +15,7 @@ from evaluation.text import pinned, read_prompts
 from ops import bundle
 from ops.compress.base import Codec
 from ops.compress.compressor import Compressor
-from ops.framework.base import Device, Framework, LoadedModel, Model, Outline
+from ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Remember
 from ops.quant.base import Quantizer
 from runner.cache import Cache, code_hash, digest
 from runner.display import Stages
@@ -24,6 +24,8 @@ from runner.tracking import Tracker
 
 ARTIFACT = "artifact"
 PINNED_CALIBRATION = "wikipedia_calibration"
+FLOAT_OUTPUTS = "float outputs"  # what the cache calls them
+ON_ERROR = ("continue", "stop")
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,23 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the jobs of a multirun have in common; a single run does not look at it."""
+    """How the jobs of a multirun go on after an interruption or a failure, and what they tell a search."""
 
+    resume: bool = True
+    on_error: str = "continue"
+    retries: int = 0
     objectives: list[str] = field(default_factory=list)
 
-    def values(self, metrics: Mapping[str, object]) -> list[float] | float:
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error={self.on_error} is not known; allowed: {', '.join(ON_ERROR)}")
+        if self.retries < 0:
+            raise ValueError(f"retries={self.retries} is out of range; allowed: 0 or more")
+
+    def values(self, results: Mapping[str, object]) -> list[float] | float:
         """What a search is told about a job: its objectives; one alone is no list. NaN for what is not there."""
-        found = [float(cast(float, metrics.get(key, math.nan))) for key in self.objectives]
+        found = [float(cast(float, results.get(key, math.nan))) for key in self.objectives]
         return found[0] if len(found) == 1 else found
 
 
@@ -78,7 +90,7 @@ class Experiment:
     tracking: Tracker
     calibration: Calibration
     cache: Cache
-    sweep: Sweep
+    sweep: Sweep = Sweep()
     seed: int = 0
     plan: bool = False
 
@@ -102,16 +114,14 @@ class Experiment:
             model = self.framework.load(self.model, self.device, self.cache.path, self.seed)
         texts, fingerprint = self.calibration.texts(), model.fingerprint
         float_outputs = {
-            name: self.cache.outputs(
-                self._baseline_key(model.fingerprint, task), self._evaluate(stages, name, "float", task, model)
-            )
+            name: self._known_outputs(model, name, task)(self._evaluate(stages, name, "float", task, model))
             for name, task in self.task.items()
         }
         references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
 
         with stages("quantize"):
             calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
-            calibrator.quantize()
+            calibrator.quantize(self._known_statistics(model, texts))
         with stages("calibrate") as tick:
             layers = calibrator.calibrate(tick)
         with stages("compress") as tick:
@@ -154,6 +164,7 @@ class Experiment:
                 "model/fingerprint": fingerprint,
                 "artifact/logits_sha256": final.logits_checksum(),
                 **{key: value for report in reports.values() for key, value in report.metrics.items()},
+                **self._data_hashes(texts),
                 **{f"time/{stage}_s": seconds for stage, seconds in stages.seconds.items()},
                 "memory/peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             },
@@ -162,26 +173,56 @@ class Experiment:
             raise ArithmeticError(f"{', '.join(broken)}: not a finite number; the quantized model overflows")
         return result
 
-    def describe(self) -> dict[str, object]:
-        """Everything of the configuration that can change the result."""
-        skipped = {"tracking", "cache", "sweep", "plan"}
-        return {key: repr(value) for key, value in vars(self).items() if key not in skipped}
-
     def identity(self) -> str:
-        """Hash of everything that can change the result. Loads no weight, though it reads the weight files once."""
-        fingerprint = self.framework.fingerprint(self.model, self.cache.path, self.seed)
-        return digest(self.describe(), code_hash(), fingerprint, self.calibration.texts(), self.protocols())
+        """Hash of everything that can change the result: settings, our code, the contents of model and data.
+
+        Left out: where things lie and where they are written, tracking, numbers of devices and threads. Loads no
+        weight, though it reads the weight files once.
+        """
+        settings = {
+            "quant": _settings(self.quant),
+            "compress": _settings(self.compress, "threads"),
+            "task": {name: (_settings(task, "path"), task.protocol()) for name, task in self.task.items()},
+            "calibration": (self.calibration.texts(), self.calibration.length),
+            "model": self.framework.fingerprint(self.model, self.cache.path, self.seed),
+            "framework": _settings(self.framework),
+            "device": self.device.type,
+            "seed": self.seed,
+        }
+        return digest(settings, code_hash())
+
+    def _known_outputs(self, model: LoadedModel, name: str, task: Task) -> Remember:
+        """The float model's outputs on a task, shared by all jobs with this model and protocol."""
+        what = {"kind": FLOAT_OUTPUTS, "model": model.name, "task": name}
+        return self.cache.arrays(what, model.fingerprint, self.device.type, task.protocol())
+
+    def baselines_missing(self, fingerprint: str) -> list[str]:
+        """Tasks whose float outputs are not in the cache yet, for float weights of this fingerprint."""
+        return [
+            name
+            for name, task in self.task.items()
+            if not self.cache.has(FLOAT_OUTPUTS, fingerprint, self.device.type, task.protocol())
+        ]
 
     def protocols(self) -> dict[str, str]:
         """Task -> everything that can change its outputs."""
         return {name: task.protocol() for name, task in self.task.items()}
 
-    def baselines_missing(self, fingerprint: str) -> list[str]:
-        """Tasks whose float outputs are not in the cache yet."""
-        return [name for name, task in self.task.items() if not self.cache.has(self._baseline_key(fingerprint, task))]
+    def _known_statistics(self, model: LoadedModel, texts: list[str]) -> Remember:
+        """What calibration measures on the float model, shared by all jobs with these texts and this layer selection.
 
-    def _baseline_key(self, fingerprint: str, task: Task) -> str:
-        return digest(fingerprint, self.device.type, task.protocol(), code_hash())
+        The rest of calibration runs through the layers quantized before, so it belongs to its job alone.
+        """
+        what = {"kind": "float statistics", "model": model.name}
+        selection = (self.quant.ignore, self.quant.ignore_last_linear)
+        return self.cache.arrays(what, model.fingerprint, self.device.type, texts, self.calibration.length, selection)
+
+    def _data_hashes(self, texts: list[str]) -> dict[str, str]:
+        """sha256 of what calibrated and of what each task reads."""
+        return {
+            "data/calibration": digest(texts),
+            **{f"data/{name}": digest(task.texts()) for name, task in self.task.items()},
+        }
 
     @staticmethod
     def _evaluate(
@@ -212,3 +253,8 @@ class Experiment:
                 "and its scores are not the published ones of SmolLM2-135M-Instruct"
             )
         return found
+
+
+def _settings(value: Any, *without: str) -> tuple[str, dict[str, Any]]:
+    """A configured object as (its class, its fields)."""
+    return type(value).__qualname__, {key: item for key, item in asdict(value).items() if key not in without}

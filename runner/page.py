@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from runner.result import read_json
+from runner.tracking import RUN
 
 if TYPE_CHECKING:
     from runner.pareto import Job, Panel
@@ -22,7 +23,6 @@ COLUMNS = (
     ("KL, nats", "fidelity/kl_mean", "{:.4f}"),
     ("artifact, bytes", "size/artifact_bytes", "{:,}"),
 )
-RUN = "tracking.json"  # in the folder of a job: its MLflow run
 FILES = {"report": "report.md", "numbers": "results.json", "layers": "layers.png", "log": "run.log"}
 TEXTS = ("overrides", "verdict", "status", "files")
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from ops.files import replacing
 from runner import page
-from runner.result import read_json, write_json
+from runner.result import RESULTS, read_json, write_json
+from runner.tracking import SWEEP
 
 FLOAT = re.compile(r"-?\d+\.\d+")  # a search proposes numbers of 17 digits
 CHOICES = ("model", "framework", "quant", "compress", "device", "experiment")  # a choice says itself what it is
-SWEEP_FILE = "sweep.json"
 BITS = "size/bits_per_weight"
 SAME_MODEL = "{:.3g}"  # float scores of one model agree to three digits on every device
 
@@ -113,7 +113,7 @@ def report(sweep_folder: Path) -> list[Path]:
 
 def jobs(sweep_folder: Path) -> list[Job]:
     """The jobs that `sweep.json` lists, by number; one that left no results.json has the status listed there."""
-    listed = json.loads((sweep_folder / SWEEP_FILE).read_text(encoding="utf-8"))["jobs"]
+    listed = json.loads((sweep_folder / SWEEP).read_text(encoding="utf-8"))["jobs"]
     labels = distinct([row["overrides"] for row in listed])
     found = [
         Job(
@@ -193,7 +193,7 @@ def _interval(job: Job, task: str, measure: Measure) -> tuple[float, float]:
 
 
 def _results(folder: Path, status: str) -> dict[str, Any]:
-    found = read_json(folder / "results.json")
+    found = read_json(folder / RESULTS)
     if found is None and status == "ok":
         return {"status": "failed", "error": f"no results in {folder}"}
     return found or {"status": status}

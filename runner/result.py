@@ -22,7 +22,10 @@ from ops.framework.base import Layer
 
 Metrics = dict[str, float | int | str]
 
+RESULTS = "results.json"
 OUTPUTS = "outputs.npz"
+UPLOADED = ("config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", OUTPUTS)  # beside the numbers
+
 SCALES = ("deq_scale", "weight_scale")  # either has one number a row, which counts once
 
 HEADLINES = (
@@ -56,18 +59,20 @@ class Result:
     weight_file: Path
     warnings: list[str] = field(default_factory=list)
 
-    def write(self, output: Path, config_yaml: str, command: str) -> None:
-        """Write report, tables and pictures, and results.json last; `command` reproduces the run."""
+    def write(self, output: Path, command: str, record: Mapping[str, object]) -> None:
+        """Write report, tables and pictures, and results.json with the job's own keys last.
+
+        `command` reproduces the run.
+        """
         from runner import pictures  # matplotlib takes half a second to import
 
         write_layers(output / "layers.csv", self.layers)
         pictures.layers(output / "layers.png", self.layers)
         pictures.scores(output / "scores.png", self.reports)
         write_outputs(output / OUTPUTS, self.outputs)
-        (output / "config.yaml").write_text(config_yaml, encoding="utf-8")
         (output / "report.md").write_text(self.report(command), encoding="utf-8")
-        head: Metrics = {"status": "ok", "config_hash": self.config_hash, "repro": command}
-        write_json(output / "results.json", head | self.metrics)
+        content = {"status": "ok", "config_hash": self.config_hash, **record, **self.metrics}
+        write_json(output / RESULTS, content)
 
     def headlines(self) -> list[list[str]]:
         """Rows of the final table: what was asked, in one look."""

@@ -21,6 +21,13 @@ MEMORY_SIZE = re.compile(r"\d+(\.\d+)?([KMG]i?B)?")
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]  # (done, total)
+Arrays = dict[str, npt.NDArray[Any]]
+Remember = Callable[[Callable[[], Arrays]], Arrays]  # computes, or gives what was computed before
+
+
+def call(compute: Callable[[], Arrays]) -> Arrays:
+    """A `Remember` that always computes."""
+    return compute()
 
 
 class Unavailable(ValueError):
@@ -146,8 +153,11 @@ class LoadedModel(Protocol):
 class Calibrator(Protocol):
     """Quantizes a loaded model in place."""
 
-    def quantize(self) -> None:
-        """Replace every selected linear by its integers."""
+    def quantize(self, remember: Remember = call) -> None:
+        """Replace every selected linear by its integers.
+
+        What depends on the float model and the texts alone goes through `remember`, which may know it already.
+        """
 
     def calibrate(self, progress: Progress) -> list[Layer]:
         """Choose the input grids, layer after layer on the outputs of quantized predecessors."""
@@ -175,7 +185,7 @@ class Framework(Protocol):
         """The folder here that the model is loaded from; None when there is none (yet)."""
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> LoadedModel:
-        """The float model, ready to run."""
+        """The float model, ready to run; its fingerprint is the one that `fingerprint` gives."""
 
     def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
         """A Calibrator of the model on these texts, each cut to `length` tokens."""

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model=tiny_llama", "task.perplexity.windows=4", "task.perplexity.window=64", "calibration.samples=4"]
@@ -99,8 +98,8 @@ def test_sizes_add_up_from_the_files(tmp_path: Path) -> None:
 def test_a_second_run_reuses_the_baseline_and_gives_the_same_numbers(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert slimrun(tmp_path, *FAST, "tracking=none", f"hydra.run.dir={name}")[0] == 0
-    baselines = list((tmp_path / "cache" / "baselines").glob("*.npz"))
-    assert len(baselines) == 1
+    index = json.loads((tmp_path / "cache" / "baselines" / "index.json").read_text())
+    assert sorted(entry["kind"] for entry in index.values()) == ["float outputs", "float statistics"]
     one, two = results(tmp_path)
     varying = {key for key in one if key.startswith(("time/", "memory/"))}
     assert {key: one[key] for key in one.keys() - varying} == {key: two[key] for key in two.keys() - varying}
@@ -117,26 +116,6 @@ def test_other_methods(tmp_path: Path, quant: str, bits: float) -> None:
         assert found["fidelity/kl_mean"] == 0
 
 
-def test_a_sweep_goes_on_after_a_bad_job_and_is_one_tree_in_mlflow(tmp_path: Path) -> None:
-    status, out, err = slimrun(tmp_path, "-m", *FAST, "quant.fraction=0.02,0.5,0.05")
-    assert status == 1, err
-    assert sorted(str(result["status"]) for result in results(tmp_path)) == ["failed", "ok", "ok"]
-    failed = next(result for result in results(tmp_path) if result["status"] == "failed")
-    assert failed["error"] == "quant.fraction=0.5 is out of range; allowed: 0.01 to 0.1"
-    log = next(path for path in tmp_path.rglob("run.log") if path.parent.name == "1").read_text()
-    assert "Traceback" in log
-    assert "failed: quant.fraction=0.5 is out of range" in out.replace("\n", " ")
-    assert "task=[perplexity]" in out
-    assert out.splitlines()[-1].startswith("look next: mlflow ui")
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        parents = [row[0] for row in database.execute("select value from tags where key = 'mlflow.parentRunId'")]
-        runs = dict(database.execute("select run_uuid, status from runs"))
-    assert len(parents) == 2
-    assert len(set(parents)) == 1
-    assert sorted(runs.values()) == ["FAILED", "FINISHED", "FINISHED"]
-    assert runs[parents[0]] == "FAILED"
-
-
 def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -148,62 +127,17 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     assert run.data.params["quant.fraction"] == "0.011"
     assert run.data.params["model.name"] == "tiny_llama"
     numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
-    assert run.data.metrics == pytest.approx(numbers)
+    logged = {key: value for key, value in run.data.metrics.items() if not key.startswith("system/")}
+    assert logged == pytest.approx(numbers)
     assert run.data.tags["perplexity/signature"] == found["perplexity/signature"]
     assert run.data.tags["config_hash"] == found["config_hash"]
     assert len(run.data.tags["weights.sha256"]) == 64
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert names == {
-        "config.yaml",
-        "report.md",
-        "layers.csv",
-        "layers.png",
-        "scores.png",
-        "outputs.npz",
-        "results.json",
-    }
-
-
-def test_a_search_counts_its_failed_trials_and_ends_with_a_front(tmp_path: Path) -> None:
-    space = ["quant.fraction=interval(0.01,0.13)", "quant.fallback_level=range(0,2)"]  # above 0.1 is refused
-    search = ["-m", "experiment=pareto_search", "hydra.sweeper.n_trials=12", "hydra.sweep.dir=sweep"]
-    status, out, err = slimrun(tmp_path, *FAST, *search, *space, "tracking=none")
-    assert status == 1, err
-    assert f"report: {Path('sweep/report.html')}" in out
-    report = json.loads((tmp_path / "sweep" / "pareto.json").read_text())
-    failed = [job["number"] for job in report["jobs"] if job["results"]["status"] == "failed"]
-    assert len(report["jobs"]) == 12
-    assert 1 <= len(failed) <= 6
-    [panel] = report["panels"]
-    assert len(panel["points"]) == 12 - len(failed)
-    solutions = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml").solutions
-    found = sorted(tuple(solution["values"]) for solution in solutions)
-    assert found == sorted((p["score"], p["bits"]) for p in panel["points"] if p["on_front"])
-
-
-def test_repro_gives_the_numbers_of_a_job_of_a_sweep_again(tmp_path: Path) -> None:
-    from mlflow import MlflowClient
-
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "prompts.txt").write_text("one prompt\nanother one\n")
-    own = ["calibration.path=prompts.txt", "quant.ignore=[*.layers.0.*]"]  # relative, and with what a shell expands
-    status, _, err = slimrun(tmp_path / "here", "-m", *FAST, *own, "quant.fraction=0.05", "hydra.sweep.dir=sweep")
-    assert status == 0, err
-    [job] = results(tmp_path)
-    command = str(job["repro"])
-    assert command in (tmp_path / "here/sweep/0/report.md").read_text()
-    client = MlflowClient(f"sqlite:///{tmp_path / 'here' / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("slimrun").experiment_id])
-    assert command in [run.data.tags.get("repro") for run in runs]
-
-    program = (
-        f'slimrun() {{ {sys.executable} -m runner "$@"; }}; {command} tracking=none hydra.run.dir={tmp_path}/again'
-    )
-    environment = os.environ | {"SLIMRUN_CACHE": str(tmp_path / "here" / "cache"), "PYTHONPATH": str(ROOT)}
-    subprocess.run(["bash", "-c", program], cwd="/", env=environment, check=True, capture_output=True)
-    again = json.loads((tmp_path / "again" / "results.json").read_text())
-    same = {key for key in job if key.startswith(("size/", "perplexity/", "fidelity/", "artifact/", "config_hash"))}
-    assert {key: again[key] for key in same} == {key: job[key] for key in same}
+        "config.yaml", "report.md", "layers.csv", "layers.json", "layers.png", "scores.png", "results.json"
+    }  # fmt: skip
+    data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+    assert data == {name: str(found[f"data/{name}"])[:36] for name in ("calibration", "perplexity")}
 
 
 def test_parallel_starts_on_a_fresh_database(tmp_path: Path) -> None:

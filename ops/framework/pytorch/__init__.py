@@ -58,10 +58,11 @@ class PyTorch:
 
     def fingerprint(self, model: Model, cache: Path, seed: int, *, read: bool = True) -> str | None:
         """What the float weights are: of a folder its content, of a hub id its commit, of random weights the seed."""
+        fetched = read and model.source == "embedded"
         if model.source == "random":
             described = json.dumps([model.architecture, seed, torch.__version__], sort_keys=True)
             content = hashlib.sha256(described.encode()).hexdigest()
-        elif folder := self.files(model, cache):
+        elif folder := embedded.folder(cache) if fetched else self.files(model, cache):
             known = folder_hash(folder, cache, read=read)
             if known is None:
                 return None
