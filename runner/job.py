@@ -102,8 +102,9 @@ def adopt_finished(output: Path, experiment: Experiment, record: dict[str, Any])
         if folder and found and found["status"] == OK and found.get("config_hash") == record["config_hash"]:
             if folder != output:
                 clear(output)
-                for name in UPLOADED:
-                    shutil.copyfile(folder / name, output / name)
+                for file in (folder / name for name in UPLOADED):
+                    if file.is_file():
+                        shutil.copyfile(file, output / file.name)
                 write_json(output / RESULTS, {**found, **record, "done_in": found.get("done_in", str(folder))})
             print(f"slimrun: job {record['job']} is done already, see {folder}", file=sys.stderr)
             return found

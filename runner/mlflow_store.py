@@ -55,9 +55,8 @@ class Store:
         params = flat(OmegaConf.load(job / "config.yaml")) if (job / "config.yaml").is_file() else {}
         identity = hashlib.sha256(json.dumps([params, parent], sort_keys=True, default=str).encode()).hexdigest()
         before = read_json(job / RUN) or {}
-        if before.get("uri") == self.uri and before["params"] == identity and self._exists(before["run_id"]):
+        if before.get("uri") == self.uri and before["params"] == identity and self._reopen(before["run_id"]):
             run_id = str(before["run_id"])
-            self.client.update_run(run_id, status="RUNNING")
             self._untag(run_id, "error")
         else:
             # user and git commit, as mlflow's own runs have
@@ -68,7 +67,7 @@ class Store:
             items = [Param(key, str(value)[:MAX_PARAM]) for key, value in params.items()]
             for start in range(0, len(items), MAX_BATCH):
                 self.client.log_batch(run_id, params=items[start : start + MAX_BATCH])
-        record = {"uri": self.uri, "run_id": run_id, "params": identity, "name": name, "delivered": False}
+        record = {"uri": self.uri, "run_id": run_id, "params": identity, "name": name, "delivered": None}
         write_json(job / RUN, record)
         return run_id
 
@@ -77,7 +76,7 @@ class Store:
         results = read_json(job / RESULTS) or {}
         ended = int((job / RESULTS).stat().st_mtime * 1000)  # the same whenever it is logged, so twice is once
         run = read_json(job / RUN) or {}
-        if run.get("uri") == self.uri and not run["delivered"]:
+        if run.get("uri") == self.uri:
             run_id = str(run["run_id"])
         else:
             seconds = sum(value for key, value in results.items() if key.startswith("time/"))
@@ -107,10 +106,12 @@ class Store:
         interrupted = failed and results["error"].startswith("interrupted")
         status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
         self.client.set_terminated(run_id, status, ended)
-        write_json(job / RUN, {**(read_json(job / RUN) or {}), "delivered": True})
+        write_json(job / RUN, {**(read_json(job / RUN) or {}), "delivered": (job / RESULTS).stat().st_mtime_ns})
 
-    def open_sweep(self, name: str) -> str:
-        """A RUNNING parent run."""
+    def open_sweep(self, name: str, known: str | None) -> str:
+        """A RUNNING parent run: the one known from before if it is still there."""
+        if known and self._reopen(known):
+            return known
         run = self.client.create_run(self.experiment, run_name=name[:MAX_TAG], tags={"slimrun": "multirun"})
         return str(run.info.run_id)
 
@@ -144,11 +145,13 @@ class Store:
         except MlflowException:  # another job made it in between
             return str(self.client.get_experiment_by_name(name).experiment_id)
 
-    def _exists(self, run_id: str) -> bool:
+    def _reopen(self, run_id: str) -> bool:
+        """Set a run that ended to RUNNING; False when it was deleted."""
         try:
-            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+            self.client.update_run(run_id, status="RUNNING")
         except MlflowException:
             return False
+        return True
 
     def _untag(self, run_id: str, key: str) -> None:
         if key in self.client.get_run(run_id).data.tags:

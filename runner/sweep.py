@@ -120,19 +120,22 @@ def conclude(folder: Path, tracker: Tracker) -> int:
     results = {number: content for number, (_, content) in ended.items()}
     runs = {number: str((read_json(job / RUN) or {}).get("run_id", "")) for number, (job, _) in ended.items()}
     common = set.intersection(*(set(job["overrides"]) for job in record["jobs"])) if len(jobs) > 1 else set()
-    record["summary"] = [_row(job, results.get(job["number"], {}), runs, common) for job in record["jobs"]]
+    scores = dict.fromkeys(key for content in results.values() for key in content if key.endswith(PRIMARY))
+    record["summary"] = [
+        _row(job, results.get(job["number"], {}), list(scores), runs, common) for job in record["jobs"]
+    ]
     record["tags"] = _best(record["summary"])
     write_json(folder / SWEEP, {**record, "files": []})
     record["files"] = [os.path.relpath(file, folder) for file in pareto.report(folder)]
     write_json(folder / SWEEP, record)
 
     title = f"multirun in {folder}: {' '.join(sorted(common))}"
-    columns = list(dict.fromkeys(key for row in record["summary"] for key in row))
-    print_table(title, columns, [[_cell(row.get(key, "")) for key in columns] for row in record["summary"]])
+    columns = list(record["summary"][0]) if jobs else []
+    print_table(title, columns, [[_cell(value) for value in row.values()] for row in record["summary"]])
     tracker.deliver_sweep(folder)
     unfinished = [job for job in record["jobs"] if job["status"] != OK]
-    if any(job["status"] == LEFT for job in record["jobs"]):
-        print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done; the same command goes on with the others")
+    if unfinished:
+        print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done; the same command runs the others again")
     print(f"look next: {tracker.look_next() or folder / SWEEP}")
     return len(unfinished)
 
@@ -146,15 +149,17 @@ def _command_in(file: Path) -> object:
     return (read_json(file) or {}).get("command")
 
 
-def _row(job: dict[str, Any], results: dict[str, Any], runs: dict[int, str], common: set[str]) -> dict[str, Any]:
+def _row(
+    job: dict[str, Any], results: dict[str, Any], scores: Sequence[str], runs: dict[int, str], common: set[str]
+) -> dict[str, Any]:
     """A row of the table: a job's own overrides, bits, scores, verdict, seconds, status and run."""
     verdicts = [str(value).split(" (")[0] for key, value in results.items() if key.endswith("/verdict")]
     status = f"{job['status']}: {results['error']}" if "error" in results else job["status"]
     return {
         "job": job["number"],
         "overrides": " ".join(item for item in job["overrides"] if item not in common),
-        **({"bits": results["size/bits_per_weight"]} if "size/bits_per_weight" in results else {}),
-        **{key: value for key, value in results.items() if key.endswith(PRIMARY)},
+        "bits": results.get("size/bits_per_weight"),
+        **{key: results.get(key) for key in scores},
         "verdict": ", ".join(verdicts),
         "seconds": round(sum(value for key, value in results.items() if key.startswith("time/"))),
         "status": status,
@@ -166,7 +171,9 @@ def _best(summary: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Tags of the parent run that name the job with the fewest bits, and with the best of each score."""
     tags = {}
     for key in dict.fromkeys(key for row in summary for key in row if key == "bits" or key.endswith(PRIMARY)):
-        rows = [row for row in summary if key in row]
+        rows = [row for row in summary if row[key] is not None]
+        if not rows:
+            continue
         smaller = key == "bits" or key.endswith("/quant")  # bits and perplexity
         best = min(rows, key=lambda row: row[key] if smaller else -row[key])
         tags[f"best.{key}"] = f"{best[key]:.4g}: job {best['job']} ({best['overrides']}), run {best['run']}"
@@ -174,4 +181,4 @@ def _best(summary: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

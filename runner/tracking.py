@@ -100,7 +100,7 @@ class MLflow:
     def run(self, job: Path, sweep: Path | None, name: str) -> Iterator[None]:
         """The job's run, with its params and the load of the machine; one that was open before goes on."""
         self._note_waiting(job, sweep)
-        write_json(job / RUN, {**(read_json(job / RUN) or {}), "name": name, "delivered": False})
+        write_json(job / RUN, {**(read_json(job / RUN) or {}), "name": name})
         monitor: Any = None
         with self._surviving(), FileLock(job / LOCK):
             store = self._store()
@@ -116,15 +116,15 @@ class MLflow:
         """Params, metrics, tags, data, tables and pictures."""
         entry = self._note_waiting(job, sweep)
         with self._surviving(), FileLock(job / LOCK):
-            run = read_json(job / RUN)
-            if not run or run.get("uri") != self.tracking_uri or not run["delivered"]:
+            run = read_json(job / RUN) or {}
+            if run.get("uri") != self.tracking_uri or run["delivered"] != (job / RESULTS).stat().st_mtime_ns:
                 self._store().fill_job(job, self._parent(sweep), self.log_weights)
             entry.unlink(missing_ok=True)
 
     def begin_sweep(self, sweep: Path) -> None:
         """The parent run."""
         with self._surviving():
-            self._parent(sweep)
+            self._parent(sweep, reopen=True)
 
     def deliver_sweep(self, sweep: Path) -> None:
         """Close the parent run with its summary, pictures and tags."""
@@ -146,7 +146,7 @@ class MLflow:
             elif (folder / RESULTS).is_file():
                 self.deliver(folder, Path(content["sweep"]) if content["sweep"] else None)
                 delivered, waiting = delivered + (not entry.exists()), waiting + entry.exists()
-            elif (read_json(folder / SWEEP) or {}).get("jobs"):
+            elif (read_json(folder / SWEEP) or {}).get("summary"):
                 self.deliver_sweep(folder)
                 delivered, waiting = delivered + (not entry.exists()), waiting + entry.exists()
             elif not folder.is_dir():
@@ -167,14 +167,15 @@ class MLflow:
 
         return Store.at(self.tracking_uri, self.experiment)
 
-    def _parent(self, sweep: Path | None) -> str | None:
-        """Id of the sweep's parent run, which is made now if the server was down when the sweep began."""
+    def _parent(self, sweep: Path | None, reopen: bool = False) -> str | None:
+        """Id of the sweep's parent run, which is made now if there is none on this server yet."""
         if sweep is None:
             return None
         with FileLock(sweep / ".parent.lock"):
             record = read_json(sweep / SWEEP) or {}
-            if record.get("uri") != self.tracking_uri or not record.get("parent_run_id"):
-                record["parent_run_id"] = self._store().open_sweep(str(record["name"]))
+            known = record["parent_run_id"] if record["uri"] == self.tracking_uri else None
+            if reopen or not known:
+                record["parent_run_id"] = self._store().open_sweep(str(record["name"]), known)
                 record["uri"] = self.tracking_uri
                 write_json(sweep / SWEEP, record)
             return str(record["parent_run_id"])

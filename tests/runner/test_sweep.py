@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import time
 from pathlib import Path
@@ -177,3 +178,19 @@ def test_what_the_server_did_not_take_is_delivered_later(tmp_path: Path) -> None
         [("FINISHED", None), *[("FINISHED", parent)] * 2], key=str
     )
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_ctrl_c_ends_a_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text("a text that takes minutes to score " * 60_000)
+    minutes = [f"task.perplexity.path={text}", "task.perplexity.windows=9999", "task.perplexity.window=512"]
+    process = start(tmp_path, *THREE, *minutes, "tracking=none", "hydra.sweep.dir=sweep")
+    while not (tmp_path / "sweep" / "0" / "run.log").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert [row[-2].split(":")[0] for row in table(out)] == ["failed", "left", "left"]
+    assert "0 of 3 jobs are done; the same command runs the others again" in out
