@@ -70,7 +70,7 @@ uint64_t encode(Header header, const uint8_t* values, size_t threads, uint8_t* t
         const uint64_t t = batch * kMaxChains;
         const size_t count = batch_size(header.tiles(), t);
         uint8_t* const room = payload + (workers > 1 ? t * header.tile_size : packed);
-        PackTask tasks[kMaxChains];
+        PackTask tasks[kMaxChains] = {};
         for (size_t i = 0; i < count; ++i) {
             const uint64_t first = (t + i) * header.tile_size;
             tasks[i] = {values + first, header.elements(t + i), first, room + i * header.tile_size};
@@ -102,7 +102,7 @@ void decode(const Container& container, size_t threads, uint8_t* values) {
     const Failure failure = run_tasks(batches, workers, [&](size_t worker, uint64_t batch) noexcept {
         const uint64_t t = batch * kMaxChains;
         const size_t count = batch_size(header.tiles(), t);
-        UnpackTask tasks[kMaxChains];
+        UnpackTask tasks[kMaxChains] = {};
         for (uint64_t next = t + kMaxChains; next < t + 2 * kMaxChains && next < header.tiles(); ++next)
             prefetch(container.packed(container.tile(next)));
         for (size_t i = 0; i < count; ++i)

@@ -81,6 +81,24 @@ using EncodeSteps = void(EncodeChain* const* chains, size_t count, size_t steps)
 /// Adds to counts[e] how many of the n values have entry e.
 using CountEntries = void(const EntryOf& entry_of, const uint8_t* values, size_t n, uint32_t* counts);
 
+/// For processors that hand out bytes to eight lanes at a time: for each set of lanes that need one, which of
+/// the next bytes each lane takes; the others take none (128, which byte shuffles turn into zero).
+struct Expansions {
+    constexpr Expansions() : of() {
+        for (size_t set = 0; set < 256; ++set) {
+            uint8_t next = 0;
+            for (size_t lane = 0; lane < 8; ++lane) of[set][lane] = set >> lane & 1 ? next++ : uint8_t{128};
+        }
+    }
+    uint8_t of[256][8];
+};
+inline constexpr Expansions kExpansions;
+
+/// Finishes steps whose values are decoded but for escapes, the lanes of which are given for each, and low
+/// bits: loops of unforeseeable length, which the next steps of a kernel would otherwise wait for. Moves all
+/// of the chain on but lanes and stream.
+void complete_steps(DecodeChain& chain, const uint64_t* escapes, size_t steps);
+
 struct Kernels {
     const char* name;
     DecodeSteps* decode;

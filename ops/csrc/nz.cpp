@@ -158,7 +158,7 @@ uint64_t nz_encode(const Fractals& fractals, const uint8_t* values, size_t threa
     run_tasks(batches, workers, [&](size_t worker, uint64_t batch) noexcept -> const char* {
         const uint64_t t = batch * kMaxChains;
         const size_t count = batch_size(fractals.tiles(), t);
-        PackTask tasks[kMaxChains];
+        PackTask tasks[kMaxChains] = {};
         for (size_t i = 0; i < count; ++i) {
             const Place place(fractals, t + i);
             uint8_t* const tile = memory[worker].tile(i);
@@ -238,7 +238,7 @@ void nz_decode(const NzContainer& container, size_t threads, uint8_t* values) {
     const Failure failure = run_tasks(batches, workers, [&](size_t worker, uint64_t batch) noexcept {
         const uint64_t t = batch * kMaxChains;
         const size_t count = batch_size(fractals.tiles(), t);
-        UnpackTask tasks[kMaxChains];
+        UnpackTask tasks[kMaxChains] = {};
         for (size_t i = 0; i < count; ++i) {
             const Tile tile = container.tile(t + i);
             tasks[i] = {tile,

@@ -536,9 +536,10 @@ Model plan_matrix(const uint8_t* values, uint64_t numel, uint64_t columns, size_
     best.of.assign(rows.of.size(), 0);
     share_classes(rows, best, 1);
     const double one_class = best.cost;
+    const Frequencies all = best.frequencies[0];
     for (size_t number : {size_t{4}, kMaxRowClasses}) {
         if (!matrix || rows.rows < 2 * number) break;
-        RowClasses other = cluster_rows(rows, best.frequencies[0], number);
+        RowClasses other = cluster_rows(rows, all, number);
         if (other.cost < best.cost && other.cost < one_class * (1 - kWorthwhile)) best = other;
     }
     model.frequencies = best.frequencies;

@@ -6,25 +6,11 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
-#include "low_bits.hpp"
-
 #define SLIMRUN_TARGET __attribute__((target("avx2,popcnt,bmi,lzcnt,sse4.2,crc32")))
 #define SLIMRUN_INLINE SLIMRUN_TARGET __attribute__((always_inline)) inline
 
 namespace slimrun {
 namespace {
-
-/// For each set of eight lanes, which of the next bytes each lane of it takes; the others take none (128).
-struct Expansions {
-    constexpr Expansions() : of() {
-        for (size_t set = 0; set < 256; ++set) {
-            uint8_t next = 0;
-            for (size_t lane = 0; lane < 8; ++lane) of[set][lane] = set >> lane & 1 ? next++ : uint8_t{128};
-        }
-    }
-    uint8_t of[256][8];
-};
-constexpr Expansions kExpansions;
 
 SLIMRUN_INLINE __m256i load_256(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
@@ -156,22 +142,6 @@ SLIMRUN_INLINE uint64_t open_step(DecodeChain& chain, const Tables* tables, size
     return first_half | second_half << 32;
 }
 
-/// Puts escaped values and low bits in their places: loops of unforeseeable length, apart from the steps,
-/// which would wait for them.
-SLIMRUN_TARGET void complete(DecodeChain& chain, const uint64_t* escapes, size_t steps) {
-    const uint8_t* escaped = chain.escaped;
-    for (size_t number = 0; number < steps; ++number, chain.values += kLanes) {
-        for (uint64_t left = escapes[number]; left; left &= left - 1)
-            chain.values[__builtin_ctzll(left)] = *escaped++;
-        if (chain.low_bits) {
-            add_low_bits(chain.planes, kLanes, chain.low_bits, chain.values);
-            chain.planes += 8 * chain.low_bits;
-        }
-    }
-    chain.escaped = escaped;
-    if (chain.column_class) chain.column_class += steps;
-}
-
 template <size_t kChains, bool kExtras>
 SLIMRUN_TARGET void decode_chains(DecodeChain* const* chains, size_t steps) {
     constexpr size_t kAtOnce = 64;
@@ -187,7 +157,7 @@ SLIMRUN_TARGET void decode_chains(DecodeChain* const* chains, size_t steps) {
 #pragma GCC unroll 3
             for (size_t c = 0; c < kChains; ++c)
                 escapes[c][number] = open_step<kExtras>(*chains[c], tables[c], number);
-        for (size_t c = 0; c < kChains; ++c) complete(*chains[c], escapes[c], now);
+        for (size_t c = 0; c < kChains; ++c) complete_steps(*chains[c], escapes[c], now);
         steps -= now;
     }
 }

@@ -64,6 +64,16 @@ bool decode_step(const Words* words, uint64_t second, uint16_t* __restrict x, co
     return any >> 24;
 }
 
+size_t lowest_bit(uint64_t bits) {
+#if defined(__GNUC__)
+    return static_cast<size_t>(__builtin_ctzll(bits));
+#else
+    size_t number = 0;
+    for (; !(bits & 1); bits >>= 1) ++number;
+    return number;
+#endif
+}
+
 void take_escaped(DecodeChain& chain) {
     const uint8_t escape = chain.slots->escape;  // the same in all column classes
     uint8_t* const values = chain.values;
@@ -128,6 +138,20 @@ void encode_chain(EncodeChain& chain, size_t steps) {
 }
 
 }  // namespace
+
+void complete_steps(DecodeChain& chain, const uint64_t* escapes, size_t steps) {
+    const uint8_t* escaped = chain.escaped;
+    for (size_t number = 0; number < steps; ++number, chain.values += kLanes) {
+        for (uint64_t left = escapes[number]; left; left &= left - 1)
+            chain.values[lowest_bit(left)] = *escaped++;
+        if (chain.low_bits) {
+            add_low_bits(chain.planes, kLanes, chain.low_bits, chain.values);
+            chain.planes += 8 * chain.low_bits;
+        }
+    }
+    chain.escaped = escaped;
+    if (chain.column_class) chain.column_class += steps;
+}
 
 void decode_scalar(DecodeChain* const* chains, size_t count, size_t steps) {
     for (size_t c = 0; c < count; ++c) decode_chain(*chains[c], steps);

@@ -81,7 +81,7 @@ def _rans(tile: bytes, n: int, first: int, model: Model) -> list[int]:
 
     def entry(lane: int, frequencies: bytes) -> int:
         slot, start = lanes[lane] % 128, 0
-        for number, frequency in enumerate(frequencies):
+        for number, frequency in enumerate(frequencies):  # noqa: B007 - the entry that owns the slot
             if slot < start + frequency:
                 break
             start += frequency
