@@ -62,7 +62,7 @@ uint64_t encode(Header header, const uint8_t* values, size_t threads, uint8_t* t
     // A tile never grows: with several workers each is packed where it would lie if none shrank, then all
     // move together; one worker packs each batch behind the one before.
     const uint64_t batches = batch_count(header.tiles());
-    const size_t workers = worker_count(threads, batches);
+    const size_t workers = batch_workers(threads, batches);
     std::vector<Scratch> scratches = make_scratches(header, workers);
     std::vector<Tile> tiles(static_cast<size_t>(header.tiles()));
     uint64_t packed = 0;
@@ -96,7 +96,7 @@ void decode(const Container& container, size_t threads, uint8_t* values) {
     const Header& header = container.header();
     const Coder coder(container.model());
     const uint64_t batches = batch_count(header.tiles());
-    const size_t workers = worker_count(threads, batches);
+    const size_t workers = batch_workers(threads, batches);
     std::vector<Scratch> scratches = make_scratches(header, workers);
     std::vector<uint64_t> bad(batches);
     const Failure failure = run_tasks(batches, workers, [&](size_t worker, uint64_t batch) noexcept {

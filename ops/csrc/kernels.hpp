@@ -78,8 +78,11 @@ using DecodeSteps = void(DecodeChain* const* chains, size_t count, size_t steps)
 /// sequences are whole steps.
 using DecodePart = void(DecodeChain& chain, size_t n);
 using EncodeSteps = void(EncodeChain* const* chains, size_t count, size_t steps);
-/// Adds to counts[e] how many of the n values have entry e.
-using CountEntries = void(const EntryOf& entry_of, const uint8_t* values, size_t n, uint32_t* counts);
+/// Adds to counts[e] how many values have entry e, in so many runs of n values each.
+using CountEntries = void(const EntryOf& entry_of, const uint8_t* const* runs, size_t number, size_t n,
+                          uint64_t* counts);
+/// The sum of the magnitudes of n int8 values.
+using SumMagnitudes = uint64_t(const uint8_t* values, size_t n);
 
 /// For processors that hand out bytes to eight lanes at a time: for each set of lanes that need one, which of
 /// the next bytes each lane takes; the others take none (128, which byte shuffles turn into zero).
@@ -105,12 +108,14 @@ struct Kernels {
     DecodePart* decode_part;
     EncodeSteps* encode;
     CountEntries* count;
+    SumMagnitudes* magnitudes;
 };
 
 DecodeSteps decode_scalar;
 DecodePart decode_part_scalar;
 EncodeSteps encode_scalar;
 CountEntries count_scalar;
+SumMagnitudes magnitudes_scalar;
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;

@@ -145,7 +145,7 @@ Fractals make_fractals(uint64_t k1, uint64_t n1) {
 uint64_t nz_encode(const Fractals& fractals, const uint8_t* values, size_t threads, uint8_t* payload,
                    uint8_t* index) {
     const uint64_t batches = batch_count(fractals.tiles());
-    const size_t workers = worker_count(threads, batches);
+    const size_t workers = batch_workers(threads, batches);
     const Model model = plan_counts(count_all(fractals, values, workers));
     const Coder coder(model);
     // Each tile is packed where it would lie if none shrank, behind room for its checksum; then all move
@@ -232,7 +232,7 @@ void nz_decode(const NzContainer& container, size_t threads, uint8_t* values) {
     const Fractals& fractals = container.fractals();
     const Coder coder(container.model());
     const uint64_t batches = batch_count(fractals.tiles());
-    const size_t workers = worker_count(threads, batches);
+    const size_t workers = batch_workers(threads, batches);
     std::vector<Worker> memory(workers);
     std::vector<uint64_t> bad(batches);
     const Failure failure = run_tasks(batches, workers, [&](size_t worker, uint64_t batch) noexcept {

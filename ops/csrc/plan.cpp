@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "kernels.hpp"
 #include "rans.hpp"
@@ -18,13 +19,18 @@ constexpr double kBit = 1 << 20;
 constexpr double kRawCost = 8 * kBit;  // of an element on top of its escape from the rare table
 constexpr double kNever = 1e30;
 
-constexpr uint64_t kSampledFrom = 1 << 20;  // smaller arrays are counted in full
-constexpr size_t kSampleStride = 17;        // of the groups of 64; odd, so that all columns have their turn
-constexpr double kWorthwhile = 0.001;       // share of the size that classes must save, as they take time
-constexpr size_t kRowsPerTask = 64;
-constexpr uint64_t kLevelRows = 32;
+constexpr uint64_t kSampled = 1 << 16;  // so many values and more are looked at first
+constexpr size_t kSampleStride = 17;    // at most, of the groups of 64
+constexpr double kWorthwhile = 0.001;   // share of the size that classes must save, as they take time
+constexpr size_t kRowsPerTask = 128;
+constexpr size_t kScaleValues = 1024;  // of a row say how its scale compares to the others'
+constexpr uint64_t kManyRows = 64;
+constexpr uint64_t kCut = 1 << 16;
+constexpr size_t kFewClasses = 4;
+constexpr uint64_t kLevelRows = 8;
 constexpr double kLevelsWorthwhile = 0.03;
-constexpr uint64_t kColumnRows = 64;
+constexpr uint64_t kColumnsFrom = 1 << 20;  // in smaller arrays classes of columns cost more than they save
+constexpr uint64_t kColumnRows = 32;
 constexpr double kColumnsWorthwhile = 0.01;  // two look-ups instead of one take a third more time
 
 using Counts = std::array<uint64_t, kEntries>;
@@ -181,16 +187,22 @@ Alphabet plan_alphabet(const Histogram& counts, bool keep_escape) {
     return best;
 }
 
-/// Some of the groups of 64 values of a large array, all of a smaller one.
+/// Which of the groups of 64 values are looked at: every one, or every so many. Odd, so that all columns of
+/// a matrix have their turn.
+size_t sample_stride(uint64_t numel) {
+    return static_cast<size_t>(std::min<uint64_t>(kSampleStride, numel / kSampled)) | 1;
+}
+
 Histogram sample(const uint8_t* values, uint64_t numel) {
     Histogram counts{};
-    if (numel < kSampledFrom) {
+    const size_t stride = sample_stride(numel);
+    if (stride == 1) {
         count({values, static_cast<size_t>(numel)}, counts);
         return counts;
     }
     std::vector<uint8_t> some;
-    some.reserve(static_cast<size_t>(numel / kSampleStride + kGroup));
-    for (uint64_t i = 0; i + kGroup <= numel; i += kSampleStride * kGroup)
+    some.reserve(static_cast<size_t>(numel / stride + kGroup));
+    for (uint64_t i = 0; i + kGroup <= numel; i += stride * kGroup)
         some.insert(some.end(), values + i, values + i + kGroup);
     count({some.data(), some.size()}, counts);
     return counts;
@@ -267,7 +279,7 @@ bool levels_pay(const uint8_t* values, uint64_t rows, uint64_t columns) {
 
 Levels find_levels(const uint8_t* values, uint64_t rows, uint64_t columns, size_t threads) {
     const uint64_t tasks = (rows + kRowsPerTask - 1) / kRowsPerTask;
-    const size_t workers = worker_count(threads, tasks);
+    const size_t workers = batch_workers(threads, tasks);
     std::vector<Levels> parts(workers);
     Levels levels;
     levels.steps.resize(static_cast<size_t>(rows));
@@ -301,111 +313,102 @@ Model make_model(Levels&& levels) {
     return model;
 }
 
-/// Exact counts of the entries of each row, [rows][16]; an array that is no matrix is cut anywhere.
-struct RowCounts {
-    uint64_t rows = 0, columns = 0;
-    std::vector<std::array<uint32_t, kEntries>> of;
+/// An array cut in rows; one that is no matrix is cut anywhere.
+struct Rows {
+    const uint8_t* values;
+    uint64_t numel, columns;
 
-    Counts total() const {
-        Counts sum{};
-        for (const auto& row : of)
-            for (size_t e = 0; e < kEntries; ++e) sum[e] += row[e];
-        return sum;
-    }
+    uint64_t number() const { return columns ? (numel + columns - 1) / columns : 0; }
+    const uint8_t* begin(uint64_t row) const { return values + row * columns; }
+    size_t size(uint64_t row) const { return static_cast<size_t>(std::min(columns, numel - row * columns)); }
 };
 
 EntryOf entries_of_row(const Coder& coder, uint64_t row) {
     return coder.model().steps.empty() ? coder.entry_of : level_entries(coder.model().steps[row]);
 }
 
-RowCounts count_rows(const Coder& coder, const uint8_t* values, uint64_t numel, uint64_t columns,
-                     size_t threads) {
-    RowCounts counts;
-    counts.columns = columns;
-    counts.rows = columns ? (numel + columns - 1) / columns : 0;
-    counts.of.resize(static_cast<size_t>(counts.rows));
-    const uint64_t tasks = (counts.rows + kRowsPerTask - 1) / kRowsPerTask;
-    run_tasks(tasks, worker_count(threads, tasks), [&](size_t, uint64_t task) noexcept -> const char* {
-        const uint64_t end = std::min(counts.rows, (task + 1) * kRowsPerTask);
-        for (uint64_t row = task * kRowsPerTask; row < end; ++row) {
-            const uint64_t at = row * columns;
-            const size_t n = static_cast<size_t>(std::min(columns, numel - at));
-            coder.kernels.count(entries_of_row(coder, row), values + at, n, counts.of[row].data());
+/// Exact counts of the entries of the given rows.
+Counts count_entries(const Coder& coder, const Rows& rows, const uint32_t* which, size_t number) {
+    Counts counts{};
+    std::vector<const uint8_t*> runs;
+    const bool alike = coder.model().steps.empty();
+    for (size_t i = 0; i < number; ++i) {
+        const uint8_t* const run = rows.begin(which[i]);
+        if (alike && rows.size(which[i]) == rows.columns) {
+            runs.push_back(run);
+            continue;
         }
-        return nullptr;
-    });
+        coder.kernels.count(entries_of_row(coder, which[i]), &run, 1, rows.size(which[i]), counts.data());
+    }
+    coder.kernels.count(coder.entry_of, runs.data(), runs.size(), static_cast<size_t>(rows.columns),
+                        counts.data());
     return counts;
 }
 
 /// Rows grouped in classes, and what coding them costs, with the side information.
 struct RowClasses {
     std::vector<uint8_t> of;  // [rows]
+    std::vector<Counts> counts;
     std::vector<Frequencies> frequencies;
-    double cost = std::numeric_limits<double>::infinity();
+    double cost = 0;
 };
 
-std::vector<Counts> count_classes(const RowCounts& rows, const std::vector<uint8_t>& of, size_t classes) {
-    std::vector<Counts> counts(classes, Counts{});
-    for (size_t row = 0; row < of.size(); ++row)
-        for (size_t e = 0; e < kEntries; ++e) counts[of[row]][e] += rows.of[row][e];
-    return counts;
-}
-
-void share_classes(const RowCounts& rows, RowClasses& classes, size_t number) {
-    const std::vector<Counts> counts = count_classes(rows, classes.of, number);
-    classes.frequencies.clear();
-    classes.cost = 0;
+RowClasses share_classes(std::vector<uint8_t> of, std::vector<Counts> counts) {
+    RowClasses classes;
     for (const Counts& one : counts) {
         classes.frequencies.push_back(share_units(one, {}));
         classes.cost += cost(one, classes.frequencies.back());
     }
-    if (number > 1)
-        classes.cost +=
-            kBit * (8.0 * kEntries * static_cast<double>(number) + 4.0 * static_cast<double>(rows.rows));
-}
-
-/// Each row to the class in which it costs least, of its own and its neighbours: classes are in order of
-/// scale.
-void assign(const RowCounts& rows, RowClasses& classes) {
-    const int last = static_cast<int>(classes.frequencies.size()) - 1;
-    for (size_t row = 0; row < classes.of.size(); ++row) {
-        const int own = classes.of[row];
-        double least = kNever;
-        for (int k = std::max(0, own - 2); k <= std::min(last, own + 2); ++k) {
-            const Frequencies& frequencies = classes.frequencies[static_cast<size_t>(k)];
-            double sum = 0;
-            for (size_t e = 0; e < kEntries; ++e) {
-                const double n = rows.of[row][e];
-                if (n > 0) sum += n * kCosts[frequencies[e]];
-            }
-            if (sum < least) {
-                least = sum;
-                classes.of[row] = static_cast<uint8_t>(k);
-            }
-        }
-    }
-}
-
-/// Begins with rows of like cost in the same class, as scales differ most, then moves rows twice.
-RowClasses cluster_rows(const RowCounts& rows, const Frequencies& all, size_t number) {
-    std::vector<double> costs(rows.of.size());
-    for (size_t row = 0; row < costs.size(); ++row)
-        for (size_t e = 0; e < kEntries; ++e)
-            if (rows.of[row][e]) costs[row] += rows.of[row][e] * kCosts[all[e]];
-    std::vector<uint32_t> order(costs.size());
-    std::iota(order.begin(), order.end(), 0u);
-    std::sort(order.begin(), order.end(),
-              [&](uint32_t a, uint32_t b) { return costs[a] != costs[b] ? costs[a] < costs[b] : a < b; });
-    RowClasses classes;
-    classes.of.resize(costs.size());
-    for (size_t i = 0; i < order.size(); ++i)
-        classes.of[order[i]] = static_cast<uint8_t>(i * number / order.size());
-    share_classes(rows, classes, number);
-    for (int round = 0; round < 2; ++round) {
-        assign(rows, classes);
-        share_classes(rows, classes, number);
-    }
+    if (counts.size() > 1)
+        classes.cost += kBit * (8.0 * kEntries * static_cast<double>(counts.size()) +
+                                4.0 * static_cast<double>(of.size()));
+    classes.of = std::move(of);
+    classes.counts = std::move(counts);
     return classes;
+}
+
+/// The rows in order of their scale. With levels that is the share of entries, not of values.
+std::vector<uint32_t> by_scale(const Coder& coder, const Rows& rows, size_t threads) {
+    std::vector<std::pair<uint64_t, uint32_t>> scales(static_cast<size_t>(rows.number()));
+    const uint64_t tasks = (scales.size() + kRowsPerTask - 1) / kRowsPerTask;
+    run_tasks(tasks, batch_workers(threads, tasks), [&](size_t, uint64_t task) noexcept -> const char* {
+        const size_t end = std::min<size_t>(scales.size(), (task + 1) * kRowsPerTask);
+        for (size_t row = task * kRowsPerTask; row < end; ++row) {
+            const uint64_t sum =
+                coder.kernels.magnitudes(rows.begin(row), std::min(rows.size(row), kScaleValues));
+            const uint64_t step = coder.model().steps.empty() ? 256 : coder.model().steps[row];
+            scales[row] = {sum * 65536 / step, static_cast<uint32_t>(row)};
+        }
+        return nullptr;
+    });
+    std::sort(scales.begin(), scales.end());
+    std::vector<uint32_t> order;
+    order.reserve(scales.size());
+    for (const auto& scale : scales) order.push_back(scale.second);
+    return order;
+}
+
+/// Rows of like scale in the same class, so many in each.
+RowClasses cluster_rows(const Coder& coder, const Rows& rows, size_t number, size_t threads) {
+    const std::vector<uint32_t> order = by_scale(coder, rows, threads);
+    std::vector<uint8_t> of(order.size());
+    std::vector<Counts> counts(number);
+    run_tasks(number, batch_workers(threads, rows.numel >> 18),
+              [&](size_t, uint64_t k) noexcept -> const char* {
+                  const size_t begin = k * order.size() / number, end = (k + 1) * order.size() / number;
+                  for (size_t i = begin; i < end; ++i) of[order[i]] = static_cast<uint8_t>(k);
+                  counts[k] = count_entries(coder, rows, order.data() + begin, end - begin);
+                  return nullptr;
+              });
+    return share_classes(std::move(of), std::move(counts));
+}
+
+/// All rows in one class.
+RowClasses join(const RowClasses& classes) {
+    Counts sum{};
+    for (const Counts& one : classes.counts)
+        for (size_t e = 0; e < kEntries; ++e) sum[e] += one[e];
+    return share_classes(std::vector<uint8_t>(classes.of.size()), {sum});
 }
 
 /// Every entry of some rows, spread over all of them.
@@ -414,16 +417,15 @@ struct EntrySample {
     std::vector<uint8_t> entries;    // [rows][columns]
 };
 
-EntrySample sample_entries(const Coder& coder, const RowCounts& rows, const RowClasses& classes,
-                           const uint8_t* values) {
+EntrySample sample_entries(const Coder& coder, const Rows& rows, const RowClasses& classes) {
     EntrySample some;
-    const uint64_t looked_at = std::min<uint64_t>(rows.rows, kColumnRows);
+    const uint64_t looked_at = std::min<uint64_t>(rows.number(), kColumnRows);
     some.entries.resize(static_cast<size_t>(looked_at * rows.columns));
     for (uint64_t i = 0; i < looked_at; ++i) {
-        const uint64_t row = i * rows.rows / looked_at;
+        const uint64_t row = i * rows.number() / looked_at;
         some.row_class.push_back(classes.of[row]);
         const EntryOf of = entries_of_row(coder, row);
-        const uint8_t* const from = values + row * rows.columns;
+        const uint8_t* const from = rows.begin(row);
         for (uint64_t j = 0; j < rows.columns; ++j) some.entries[i * rows.columns + j] = of.entry[from[j]];
     }
     return some;
@@ -493,20 +495,19 @@ std::vector<bool> cluster_columns(const EntrySample& some, size_t row_classes) {
 }
 
 /// Splits the frequencies of each row class by column class, from exact counts.
-void add_column_classes(const Coder& coder, const uint8_t* values, const RowCounts& rows,
-                        const RowClasses& classes, const std::vector<bool>& second, Model& model) {
+void add_column_classes(const Coder& coder, const Rows& rows, const RowClasses& classes,
+                        const std::vector<bool>& second, Model& model) {
     const size_t number = classes.frequencies.size();
-    const std::vector<Counts> all = count_classes(rows, classes.of, number);
     std::vector<Counts> of_second(number, Counts{});
-    for (uint64_t row = 0; row < rows.rows; ++row) {
+    for (uint64_t row = 0; row < rows.number(); ++row) {
         const EntryOf of = entries_of_row(coder, row);
-        const uint8_t* const from = values + row * rows.columns;
+        const uint8_t* const from = rows.begin(row);
         Counts& counts = of_second[classes.of[row]];
         for (uint64_t j = 0; j < rows.columns; ++j) counts[of.entry[from[j]]] += second[j];
     }
     model.frequencies.clear();
     for (size_t k = 0; k < number; ++k) {
-        Counts of_first = all[k];
+        Counts of_first = classes.counts[k];
         for (size_t e = 0; e < kEntries; ++e) of_first[e] -= of_second[k][e];
         model.frequencies.push_back(share_units(of_first, {}));
         model.frequencies.push_back(share_units(of_second[k], {}));
@@ -523,7 +524,7 @@ Model plan_counts(const Histogram& counts) { return make_model(plan_alphabet(cou
 
 Model plan_matrix(const uint8_t* values, uint64_t numel, uint64_t columns, size_t threads) {
     const bool matrix = columns > 0 && columns % kGroup == 0 && numel / columns >= 2;
-    const bool sampled = numel >= kSampledFrom;
+    const bool sampled = sample_stride(numel) > 1;
     const bool levels = matrix && levels_pay(values, numel / columns, columns);
     Model model = levels ? make_model(find_levels(values, numel / columns, columns, threads))
                          : make_model(plan_alphabet(sample(values, numel), sampled));
@@ -531,27 +532,21 @@ Model plan_matrix(const uint8_t* values, uint64_t numel, uint64_t columns, size_
     if (!sampled && !matrix) return model;
 
     const Coder coder(model);
-    const RowCounts rows = count_rows(coder, values, numel, matrix ? columns : uint64_t{1} << 16, threads);
-    RowClasses best;
-    best.of.assign(rows.of.size(), 0);
-    share_classes(rows, best, 1);
-    const double one_class = best.cost;
-    const Frequencies all = best.frequencies[0];
-    for (size_t number : {size_t{4}, kMaxRowClasses}) {
-        if (!matrix || rows.rows < 2 * number) break;
-        RowClasses other = cluster_rows(rows, all, number);
-        if (other.cost < best.cost && other.cost < one_class * (1 - kWorthwhile)) best = other;
-    }
+    const Rows rows{values, numel, matrix ? columns : kCut};
+    const size_t number = rows.number() < kManyRows ? kFewClasses : kMaxRowClasses;
+    RowClasses best = cluster_rows(coder, rows, number, threads);
+    RowClasses one = join(best);
+    if (!matrix || best.cost > one.cost * (1 - kWorthwhile)) best = std::move(one);
     model.frequencies = best.frequencies;
     if (best.frequencies.size() > 1) {
         model.layout.row_classes = best.frequencies.size();
         model.row_class = best.of;
     }
-    if (matrix && sampled) {
+    if (matrix && numel >= kColumnsFrom) {
         const std::vector<bool> second =
-            cluster_columns(sample_entries(coder, rows, best, values), best.frequencies.size());
+            cluster_columns(sample_entries(coder, rows, best), best.frequencies.size());
         if (std::find(second.begin(), second.end(), true) != second.end())
-            add_column_classes(coder, values, rows, best, second, model);
+            add_column_classes(coder, rows, best, second, model);
     }
     return model;
 }

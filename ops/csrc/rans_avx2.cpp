@@ -174,7 +174,8 @@ void decode(DecodeChain* const* chains, size_t count, size_t steps) {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", decode, decode_part_scalar, encode_scalar, count_scalar};
+const Kernels kAvx2Kernels = {"avx2",        decode,       decode_part_scalar,
+                              encode_scalar, count_scalar, magnitudes_scalar};
 
 }  // namespace slimrun
 #endif

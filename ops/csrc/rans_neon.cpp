@@ -109,7 +109,8 @@ void decode(DecodeChain* const* chains, size_t count, size_t steps) {
 
 }  // namespace
 
-const Kernels kNeonKernels = {"neon", decode, decode_part_scalar, encode_scalar, count_scalar};
+const Kernels kNeonKernels = {"neon",        decode,       decode_part_scalar,
+                              encode_scalar, count_scalar, magnitudes_scalar};
 
 }  // namespace slimrun
 #endif

@@ -173,13 +173,25 @@ void encode_scalar(EncodeChain* const* chains, size_t count, size_t steps) {
     for (size_t c = 0; c < count; ++c) encode_chain(*chains[c], steps);
 }
 
-void count_scalar(const EntryOf& entry_of, const uint8_t* values, size_t n, uint32_t* counts) {
-    uint32_t tables[4][kEntries] = {};  // equal neighbours would wait for each other's increment
-    for (size_t i = 0; i < n; ++i) ++tables[i % 4][entry_of.entry[values[i]]];
+void count_scalar(const EntryOf& entry_of, const uint8_t* const* runs, size_t number, size_t n,
+                  uint64_t* counts) {
+    uint64_t tables[4][kEntries] = {};  // equal neighbours would wait for each other's increment
+    for (size_t run = 0; run < number; ++run)
+        for (size_t i = 0; i < n; ++i) ++tables[i % 4][entry_of.entry[runs[run][i]]];
     for (const auto& table : tables)
         for (size_t e = 0; e < kEntries; ++e) counts[e] += table[e];
 }
 
-const Kernels kScalarKernels = {"scalar", decode_scalar, decode_part_scalar, encode_scalar, count_scalar};
+uint64_t magnitudes_scalar(const uint8_t* values, size_t n) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const int value = static_cast<int8_t>(values[i]);
+        sum += static_cast<uint64_t>(value < 0 ? -value : value);
+    }
+    return sum;
+}
+
+const Kernels kScalarKernels = {"scalar",      decode_scalar, decode_part_scalar,
+                                encode_scalar, count_scalar,  magnitudes_scalar};
 
 }  // namespace slimrun

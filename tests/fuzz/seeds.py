@@ -1,6 +1,6 @@
 """Writes the fuzz target's first inputs into a folder: containers of every kind of array, made by the encoder.
 
-    python tests/fuzz/seeds.py FOLDER
+python tests/fuzz/seeds.py FOLDER
 """
 
 from __future__ import annotations
