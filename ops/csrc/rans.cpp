@@ -104,19 +104,9 @@ void store24(uint8_t* to, size_t value) {
 /// How many of a tile's values are coded; the others are where the lanes start.
 size_t coded(size_t n) { return n >= kLanes ? n - kLanes : n; }
 
-/// The low byte of a lane's start for a value.
-uint8_t fold(uint8_t value, int low_bits) {
-    const uint8_t high =
-        static_cast<uint8_t>(static_cast<uint8_t>(value + half_bin(low_bits)) >> low_bits << low_bits);
-    const int part = static_cast<int8_t>(high) >> low_bits;
-    return static_cast<uint8_t>(2 * part ^ part >> 7);
-}
-
-/// The value with zero low bits again.
-uint8_t unfold(uint8_t start, int low_bits) {
-    const int part = start >> 1 ^ -(start & 1);
-    return static_cast<uint8_t>(part * (1 << low_bits) - half_bin(low_bits));
-}
+/// The low byte of a lane's start for a value: 0, -1, 1, -2, .. become 0, 1, 2, 3, ..
+uint8_t fold(uint8_t value) { return static_cast<uint8_t>(value << 1 ^ (value >> 7 ? 255 : 0)); }
+uint8_t unfold(uint8_t start) { return static_cast<uint8_t>(start >> 1 ^ (start & 1 ? 255 : 0)); }
 
 /// A tile on its way through the encoder: one sequence after the other, each from its end.
 class Encoding {
@@ -130,7 +120,7 @@ class Encoding {
         std::memset(chain.lanes.low, 0, kLanes);
         std::memset(chain.lanes.high, 1, kLanes);
         for (size_t i = coded(n); i < n && n >= kLanes; ++i)
-            chain.lanes.low[i % kLanes] = fold(task.values[i], low_bits_);
+            chain.lanes.low[i % kLanes] = fold(task.values[i]);
         chain.stream = stream_end_;
     }
 
@@ -172,7 +162,7 @@ class Encoding {
         const size_t stream = static_cast<size_t>(stream_end_ - chain.stream);
         const size_t escaped = static_cast<size_t>(escaped_end_ - escaped_);
         const size_t raw = static_cast<size_t>(raw_end_ - chain.escaped);
-        const size_t size = kTileHeader + stream + raw + low_bits_size(task_.n, low_bits_);
+        const size_t size = kTileHeader + stream + raw + low_bits_size(coded(task_.n), low_bits_);
         task_.size = size < task_.n ? size : 0;
         if (task_.size == 0) return;
         uint8_t* to = task_.to;
@@ -182,7 +172,7 @@ class Encoding {
         std::memcpy(to + kTileHeader, chain.stream, stream);
         for (size_t i = 0; i < raw; ++i)
             to[kTileHeader + stream + i] = value_of(high_part(chain.escaped[i], low_bits_), low_bits_);
-        pack_low_bits(task_.values, task_.n, low_bits_, to + kTileHeader + stream + raw);
+        pack_low_bits(task_.values, coded(task_.n), low_bits_, to + kTileHeader + stream + raw);
     }
 
     EncodeChain chain;
@@ -245,7 +235,7 @@ class Decoding {
     /// Reads the header and begins with the escaped values. False: see task.problem.
     bool begin_rare() {
         const size_t n = task_.n;
-        const size_t low_size = low_bits_size(n, coder_.model().low_bits);
+        const size_t low_size = low_bits_size(coded(n), coder_.model().low_bits);
         const Bytes packed = task_.packed;
         if (packed.size < kTileHeader + low_size) return fail("too short for its header and low bits");
         n_escaped_ = load24(packed.data);
@@ -323,14 +313,14 @@ class Decoding {
         }
         if (folded) {
             uint8_t last[kLanes];
-            for (size_t lane = 0; lane < kLanes; ++lane) last[lane] = unfold(chain.lanes.low[lane], low_bits);
+            for (size_t lane = 0; lane < kLanes; ++lane) last[lane] = unfold(chain.lanes.low[lane]);
             const size_t turn = n % kLanes;  // the lane of the first of them
             uint8_t* const to = task_.values + coded(n);
             std::memcpy(to, last + turn, kLanes - turn);
             std::memcpy(to + kLanes - turn, last, turn);
         }
         const size_t done = coded(n) / kLanes * kLanes;
-        add_low_bits(chain.planes, n - done, low_bits, task_.values + done);
+        add_low_bits(chain.planes, coded(n) - done, low_bits, task_.values + done);
     }
 
     /// Compares the checksum; what damage did to the values is not worth telling then.

@@ -19,9 +19,9 @@
 //   2. the first n - 64 values of the tile (all n, if n < 64), as entries of `common`; where it escapes, the
 //      value is the next escaped one.
 // The last 64 values need no code. A lane must start encoding somewhere from 2^8 up, and where is free: lane
-// i % 64 of each of them, element i, starts at 2^8 + zigzag(its high part as a signed number), zigzag(0, -1,
-// 1, -2, ..) = 0, 1, 2, 3, .. So this is what the lanes hold after decoding, and the stream is used up
-// exactly. With n < 64 every lane starts at 2^8.
+// i % 64 of each of them, element i, starts at 2^8 + zigzag(value), zigzag(0, -1, 1, -2, ..) = 0, 1, 2, 3, ..
+// So this is what the lanes hold after decoding, and the stream is used up exactly. With n < 64 every lane
+// starts at 2^8.
 //
 // Packed bytes of a tile, in this order:
 //   uint24       how many values escape from `common`
@@ -30,7 +30,7 @@
 //   uint8[64]    x / 256 of each lane before decoding, never 0
 //   stream       bytes that refill lanes, in the order in which they are taken
 //   raw bytes    values that both tables lack, in order, their low bits zero
-//   low bits     see low_bits.hpp
+//   low bits     of the values that are coded, see low_bits.hpp
 #pragma once
 
 #include <memory>

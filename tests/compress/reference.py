@@ -75,7 +75,8 @@ def _rans(tile: bytes, n: int, first: int, model: Model) -> list[int]:
     """The values of a tile (rans.hpp) without an eye for damage."""
     n_escaped, n_raw = int.from_bytes(tile[:3], "little"), int.from_bytes(tile[3:6], "little")
     lanes = [tile[6 + lane] + 256 * tile[6 + LANES + lane] for lane in range(LANES)]
-    planes = tile[len(tile) - -(-n // 64) * 8 * model.low_bits :]
+    coded = n - LANES if n >= LANES else n
+    planes = tile[len(tile) - -(-coded // 64) * 8 * model.low_bits :]
     end = len(tile) - len(planes)
     stream, raw = iter(tile[6 + 2 * LANES : end - n_raw]), iter(tile[end - n_raw : end])
 
@@ -93,7 +94,6 @@ def _rans(tile: bytes, n: int, first: int, model: Model) -> list[int]:
     for i in range(n_escaped):
         found = entry(i % LANES, model.rare_frequencies)
         escaped.append(next(raw) if found == 15 else model.value_of(model.rare[found]))
-    coded = n - LANES if n >= LANES else n
     rest, values = iter(escaped), []
     for i in range(coded):
         frequencies, entries = model.table(first + i)
@@ -102,12 +102,11 @@ def _rans(tile: bytes, n: int, first: int, model: Model) -> list[int]:
     assert next(stream, None) is None
     assert next(raw, None) is None
     assert next(rest, None) is None
-    for i in range(coded, n):
-        start = lanes[i % LANES] - 256
-        part = start // 2 if start % 2 == 0 else -(start + 1) // 2
-        values.append((part << model.low_bits) - model.half & 255)
-    for i in range(n if model.low_bits else 0):
+    for i in range(coded if model.low_bits else 0):
         for bit in range(model.low_bits):
             plane = planes[(i // 64 * model.low_bits + bit) * 8 :][:8]
             values[i] = values[i] + ((plane[i % 64 // 8] >> i % 8 & 1) << bit) & 255
+    for i in range(coded, n):
+        start = lanes[i % LANES] - 256
+        values.append((start // 2 if start % 2 == 0 else -(start + 1) // 2) & 255)
     return values
