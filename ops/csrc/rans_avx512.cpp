@@ -121,10 +121,10 @@ struct Decoding {
         if (kExtras && chain->low_bits) {
             const size_t low_bits = static_cast<size_t>(chain->low_bits);
             const uint8_t* const planes = chain->planes + number * 8 * low_bits;
+            __m512i weight = _mm512_set1_epi8(1);
             for (size_t bit = 0; bit < low_bits; ++bit) {
-                const __mmask64 plane = slimrun::load<uint64_t>(planes + 8 * bit);
-                value =
-                    _mm512_mask_add_epi8(value, plane, value, _mm512_set1_epi8(static_cast<char>(1 << bit)));
+                value = _mm512_mask_add_epi8(value, slimrun::load<uint64_t>(planes + 8 * bit), value, weight);
+                weight = _mm512_add_epi8(weight, weight);
             }
         }
         _mm512_mask_storeu_epi8(values, lanes, value);
