@@ -32,6 +32,20 @@ struct Words {
     uint32_t of_slot[kTotal];
 };
 
+// GCC would gather the words in vector registers one by one, which takes longer than storing them
+#if defined(__GNUC__) && !defined(__clang__)
+#define SLIMRUN_NO_VECTORS __attribute__((noinline, optimize("no-tree-vectorize")))
+#else
+#define SLIMRUN_NO_VECTORS
+#endif
+
+template <bool kColumns>
+SLIMRUN_NO_VECTORS void look_up(const Words* words, uint64_t second, const uint8_t* slots, uint32_t* found) {
+    for (size_t lane = 0; lane < kLanes; lane += 8)
+        for (size_t i = lane; i < lane + 8; ++i)
+            found[i] = words[kColumns ? second >> i & 1 : 0].of_slot[slots[i]];
+}
+
 /// One step; kColumns: with the tables of two column classes. Returns whether anything escaped. Each loop is
 /// one instruction of a vector kernel and has no branch, as which lanes need a byte is a coin toss; compilers
 /// vectorize all but the look-up and the one that hands out bytes.
@@ -39,8 +53,9 @@ template <bool kColumns>
 bool decode_step(const Words* words, uint64_t second, uint16_t* __restrict x, const uint8_t*& stream,
                  uint8_t* __restrict values) {
     uint32_t found[kLanes];
-    for (size_t lane = 0; lane < kLanes; ++lane)
-        found[lane] = words[kColumns ? second >> lane & 1 : 0].of_slot[x[lane] % kTotal];
+    uint8_t slots[kLanes];
+    for (size_t lane = 0; lane < kLanes; ++lane) slots[lane] = static_cast<uint8_t>(x[lane] % kTotal);
+    look_up<kColumns>(words, second, slots, found);
     uint8_t empty[kLanes], fresh[kLanes];
     for (size_t lane = 0; lane < kLanes; ++lane)
         x[lane] = static_cast<uint16_t>((found[lane] & 255) * (x[lane] >> kProbabilityBits) +
