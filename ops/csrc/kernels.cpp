@@ -17,14 +17,14 @@ bool processor_has(const Kernels& kernels) {
     return name == "scalar" || name == "neon";  // every 64-bit Arm processor has it
 }
 
-const Kernels* const kAll[] = {// fastest first
+const Kernels* const kAll[] = {  // fastest first
 #if defined(__x86_64__) && defined(__GNUC__)
-                               &kAvx512Kernels, &kAvx2Kernels,
+    &kAvx512Kernels, &kAvx2Kernels,
 #endif
 #if defined(__aarch64__)
-                               &kNeonKernels,
+    &kNeonKernels,
 #endif
-                               &kScalarKernels};
+    &kScalarKernels};
 
 }  // namespace
 
