@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ops import compress
-from ops.compress.base import Codec, Parts
+from ops.compress.base import Arena, Codec, Parts
 from ops.compress.none import NoCompression
 from ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
 
@@ -102,10 +102,11 @@ def write(
 def read(folder: Path) -> Bundle:
     """Read a bundle and decode its weights; ValueError names the file or tensor that is wrong."""
     stored = open_stored(folder)
+    allocate = Arena()
 
     def decode(name: str) -> Tensor:
         try:
-            return torch.from_numpy(stored.codec.decode(stored.coded[name]))
+            return torch.from_numpy(stored.codec.decode(stored.coded[name], allocate))
         except (ValueError, KeyError) as error:
             raise ValueError(f"{stored.weights}: {name}: {error}") from error
 

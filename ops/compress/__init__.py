@@ -6,6 +6,7 @@ contiguous form that `encode` returns. The format is described in `ops/csrc/cont
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -82,13 +83,18 @@ def decode_sections(
     info: NDArray[Any],
     index: NDArray[Any],
     payload: NDArray[Any],
-    out: NDArray[np.int8] | None = None,
+    out: NDArray[np.int8] | Callable[[tuple[int, ...]], NDArray[np.int8]] | None = None,
     threads: int = 0,
 ) -> NDArray[np.int8]:
-    """Like `decode`, from the three sections; only their bytes matter, not their dtypes."""
+    """Like `decode`, from the three sections; only their bytes matter, not their dtypes.
+
+    `out` can also be a function that gives such an array for a shape.
+    """
     container = _open(info, index, payload)
     if out is None:
         out = np.empty(container.shape, np.int8)
+    elif callable(out):
+        out = out(container.shape)
     view = np.asarray(out)
     if view.dtype != np.int8:
         raise TypeError(f"out has dtype {view.dtype}, expected int8")

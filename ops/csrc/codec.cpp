@@ -59,31 +59,36 @@ uint64_t encode(Header header, const uint8_t* values, size_t threads, uint8_t* t
     uint8_t* const index = to + header.info_bytes();
     uint8_t* const payload = index + header.index_bytes();
 
-    // A tile never grows: with several workers each is packed where it would lie if none shrank, then all
-    // move together; one worker packs each batch behind the one before.
+    // A tile never grows, so each worker's share of the tiles has room where it would lie if none shrank.
+    // There it packs one batch behind the other; then the shares move together. Memory that nothing is
+    // written to costs nothing, but what is fresh takes as long to get as to fill.
     const uint64_t batches = batch_count(header.tiles());
     const size_t workers = batch_workers(threads, batches);
     std::vector<Scratch> scratches = make_scratches(header, workers);
     std::vector<Tile> tiles(static_cast<size_t>(header.tiles()));
-    uint64_t packed = 0;
-    run_tasks(batches, workers, [&](size_t worker, uint64_t batch) noexcept -> const char* {
-        const uint64_t t = batch * kMaxChains;
-        const size_t count = batch_size(header.tiles(), t);
-        uint8_t* const room = payload + (workers > 1 ? t * header.tile_size : packed);
-        PackTask tasks[kMaxChains] = {};
-        for (size_t i = 0; i < count; ++i) {
-            const uint64_t first = (t + i) * header.tile_size;
-            tasks[i] = {values + first, header.elements(t + i), first, room + i * header.tile_size};
-        }
-        pack_tiles(coder, tasks, count, scratches[worker], &tiles[t]);
-        for (size_t i = 0; i < count; ++i) {
-            tiles[t + i].offset = static_cast<uint64_t>(tasks[i].to - payload);
-            if (workers == 1) packed = append(payload, packed, tiles[t + i]);
+    run_tasks(workers, workers, [&](size_t worker, uint64_t share) noexcept -> const char* {
+        const uint64_t begin = batches * share / workers, end = batches * (share + 1) / workers;
+        uint64_t packed = begin * kMaxChains * header.tile_size;
+        for (uint64_t batch = begin; batch < end; ++batch) {
+            const uint64_t t = batch * kMaxChains;
+            const size_t count = batch_size(header.tiles(), t);
+            PackTask tasks[kMaxChains] = {};
+            for (size_t i = 0; i < count; ++i) {
+                const uint64_t first = (t + i) * header.tile_size;
+                uint8_t* const room = payload + packed + i * header.tile_size;
+                tasks[i] = {values + first, header.elements(t + i), first, room};
+            }
+            pack_tiles(coder, tasks, count, scratches[worker], &tiles[t]);
+            for (size_t i = 0; i < count; ++i) {
+                tiles[t + i].offset = static_cast<uint64_t>(tasks[i].to - payload);
+                packed = append(payload, packed, tiles[t + i]);
+            }
         }
         return nullptr;
     });
+    uint64_t packed = 0;
     for (uint64_t t = 0; t < header.tiles(); ++t) {
-        if (workers > 1) packed = append(payload, packed, tiles[t]);
+        packed = append(payload, packed, tiles[t]);
         write_entry(header, t, tiles[t], index);
     }
     header.payload_bytes = packed;

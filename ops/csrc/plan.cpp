@@ -20,7 +20,7 @@ constexpr double kRawCost = 8 * kBit;  // of an element on top of its escape fro
 constexpr double kNever = 1e30;
 
 constexpr uint64_t kSampled = 1 << 16;  // so many values and more are looked at first
-constexpr size_t kSampleStride = 17;    // at most, of the groups of 64
+constexpr size_t kSampleStride = 63;    // at most, of the groups of 64
 constexpr double kWorthwhile = 0.001;   // share of the size that classes must save, as they take time
 constexpr size_t kRowsPerTask = 128;
 constexpr size_t kScaleValues = 1024;  // of a row say how its scale compares to the others'
@@ -328,17 +328,17 @@ EntryOf entries_of_row(const Coder& coder, uint64_t row) {
 }
 
 /// Exact counts of the entries of the given rows.
-Counts count_entries(const Coder& coder, const Rows& rows, const uint32_t* which, size_t number) {
+Counts count_entries(const Coder& coder, const Rows& rows, const std::vector<uint32_t>& which) {
     Counts counts{};
     std::vector<const uint8_t*> runs;
     const bool alike = coder.model().steps.empty();
-    for (size_t i = 0; i < number; ++i) {
-        const uint8_t* const run = rows.begin(which[i]);
-        if (alike && rows.size(which[i]) == rows.columns) {
+    for (const uint32_t row : which) {
+        const uint8_t* const run = rows.begin(row);
+        if (alike && rows.size(row) == rows.columns) {
             runs.push_back(run);
             continue;
         }
-        coder.kernels.count(entries_of_row(coder, which[i]), &run, 1, rows.size(which[i]), counts.data());
+        coder.kernels.count(entries_of_row(coder, row), &run, 1, rows.size(row), counts.data());
     }
     coder.kernels.count(coder.entry_of, runs.data(), runs.size(), static_cast<size_t>(rows.columns),
                         counts.data());
@@ -367,9 +367,11 @@ RowClasses share_classes(std::vector<uint8_t> of, std::vector<Counts> counts) {
     return classes;
 }
 
-/// The rows in order of their scale. With levels that is the share of entries, not of values.
-std::vector<uint32_t> by_scale(const Coder& coder, const Rows& rows, size_t threads) {
-    std::vector<std::pair<uint64_t, uint32_t>> scales(static_cast<size_t>(rows.number()));
+/// The scale of a row, and which one it is. With levels the scale is the share of entries, not of values.
+using Scale = std::pair<uint64_t, uint32_t>;
+
+std::vector<Scale> row_scales(const Coder& coder, const Rows& rows, size_t threads) {
+    std::vector<Scale> scales(static_cast<size_t>(rows.number()));
     const uint64_t tasks = (scales.size() + kRowsPerTask - 1) / kRowsPerTask;
     run_tasks(tasks, batch_workers(threads, tasks), [&](size_t, uint64_t task) noexcept -> const char* {
         const size_t end = std::min<size_t>(scales.size(), (task + 1) * kRowsPerTask);
@@ -381,23 +383,25 @@ std::vector<uint32_t> by_scale(const Coder& coder, const Rows& rows, size_t thre
         }
         return nullptr;
     });
-    std::sort(scales.begin(), scales.end());
-    std::vector<uint32_t> order;
-    order.reserve(scales.size());
-    for (const auto& scale : scales) order.push_back(scale.second);
-    return order;
+    return scales;
 }
 
 /// Rows of like scale in the same class, so many in each.
 RowClasses cluster_rows(const Coder& coder, const Rows& rows, size_t number, size_t threads) {
-    const std::vector<uint32_t> order = by_scale(coder, rows, threads);
-    std::vector<uint8_t> of(order.size());
+    std::vector<Scale> scales = row_scales(coder, rows, threads);
+    const auto first_of = [&](size_t k) { return scales.begin() + k * scales.size() / number; };
+    for (size_t k = 1; k < number; ++k)
+        if (first_of(k) != scales.end()) std::nth_element(first_of(k - 1), first_of(k), scales.end());
+    std::vector<uint8_t> of(scales.size());
+    for (size_t k = 0; k < number; ++k)
+        for (auto scale = first_of(k); scale != first_of(k + 1); ++scale)
+            of[scale->second] = static_cast<uint8_t>(k);
+    std::vector<std::vector<uint32_t>> members(number);
+    for (size_t row = 0; row < of.size(); ++row) members[of[row]].push_back(static_cast<uint32_t>(row));
     std::vector<Counts> counts(number);
     run_tasks(number, batch_workers(threads, rows.numel >> 18),
               [&](size_t, uint64_t k) noexcept -> const char* {
-                  const size_t begin = k * order.size() / number, end = (k + 1) * order.size() / number;
-                  for (size_t i = begin; i < end; ++i) of[order[i]] = static_cast<uint8_t>(k);
-                  counts[k] = count_entries(coder, rows, order.data() + begin, end - begin);
+                  counts[k] = count_entries(coder, rows, members[k]);
                   return nullptr;
               });
     return share_classes(std::move(of), std::move(counts));

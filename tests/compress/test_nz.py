@@ -185,7 +185,7 @@ def test_a_view_is_coded_like_its_copy() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_do_not_change_a_byte(kind: str) -> None:
-    weight = matrix(333, 999, kind)
+    weight = matrix(1111, 2121, kind)  # enough tiles for two workers and more
     parts = NZ(1).encode(weight)
     for threads in (0, 2, 5, 100):
         again = NZ(threads).encode(weight)

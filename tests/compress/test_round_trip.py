@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ops import compress
+from ops.compress.base import Arena
 from ops.compress.compressor import Compressor
 from ops.compress.native import Native
 
@@ -73,7 +75,7 @@ def test_a_tile_decodes_alone() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_do_not_change_a_byte(kind: str) -> None:
-    array = KINDS[kind](100_000)
+    array = KINDS[kind](300_000)  # enough tiles for two workers and more
     packed = compress.encode(array, tile_size=4096, threads=1)
     for threads in (0, 2, 5, 100):
         assert compress.encode(array, tile_size=4096, threads=threads) == packed
@@ -183,3 +185,16 @@ def test_a_weight_that_cannot_be_coded_ends_the_rest() -> None:
     weights = {"good": sparse_quantized(640).reshape(10, 64), "bad": np.zeros((1,) * 9, np.int8)}
     with pytest.raises(ValueError, match="9 dimensions"):
         Compressor(Native()).run(weights)
+
+
+def test_arena_gives_arrays_of_their_own() -> None:
+    arena = Arena()
+    shapes = [(3, 7), (0, 5), (1000, 1000), (6000, 6000), (64,), (40 << 20,), (20 << 20,), (20 << 20,), (2, 2)]
+    with ThreadPoolExecutor(4) as pool:
+        arrays = list(pool.map(arena, shapes))
+    for i, array in enumerate(arrays):
+        array[...] = i + 1
+    for i, array in enumerate(arrays):
+        assert array.shape == shapes[i]
+        assert array.flags.c_contiguous
+        assert (array == i + 1).all()
