@@ -17,7 +17,8 @@
 namespace slimrun {
 namespace {
 
-constexpr int kOrAnd = 0xF8;  // ternary logic a | (b & c)
+constexpr int kOrAnd = 0xF8;     // ternary logic a | (b & c)
+constexpr size_t kAhead = 1024;  // bytes that a line is fetched for writing before it is written
 
 struct Masks {
     __m512i even, odd;  // the bytes of the even or the odd lanes, as 16-bit words
@@ -127,6 +128,7 @@ struct Decoding {
                 weight = _mm512_add_epi8(weight, weight);
             }
         }
+        __builtin_prefetch(values + kAhead, 1);
         _mm512_mask_storeu_epi8(values, lanes, value);
         values += kLanes;
         if (chain->checked_end - checked >= 32) {  // the scalar units have nothing else to do
