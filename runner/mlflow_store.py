@@ -15,8 +15,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from runner.config import flat
 from runner.result import RESULTS, UPLOADED, read_json, write_json
 from runner.tracking import RUN, SWEEP
 
@@ -52,7 +53,7 @@ class Store:
 
         `started` is in milliseconds, null: now.
         """
-        params = flat(OmegaConf.load(job / "config.yaml")) if (job / "config.yaml").is_file() else {}
+        params = flat(DictConfig(OmegaConf.load(job / "config.yaml"))) if (job / "config.yaml").is_file() else {}
         identity = hashlib.sha256(json.dumps([params, parent], sort_keys=True, default=str).encode()).hexdigest()
         before = read_json(job / RUN) or {}
         if before.get("uri") == self.uri and before["params"] == identity and self._reopen(before["run_id"]):

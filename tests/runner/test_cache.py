@@ -81,5 +81,6 @@ def test_damaged_files_are_made_anew(tmp_path: Path, damage: str) -> None:
 def test_where_a_job_finished(tmp_path: Path) -> None:
     cache = Cache(str(tmp_path))
     assert cache.finished("hash") is None
-    cache.note_finished("hash", tmp_path / "job")
+    cache.note_finished("hash", tmp_path / "job", {"seconds": 2.5})
     assert cache.finished("hash") == tmp_path / "job"
+    assert [job["seconds"] for job in cache.finished_jobs()] == [2.5]

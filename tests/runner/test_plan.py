@@ -36,7 +36,7 @@ def run(job: Estimate, output: Path) -> dict[str, object]:
     output.mkdir()
     with Stages() as stages:
         result = job.experiment.run(output, stages)
-    result.write(output, "", "")
+    result.write(output, "", {})
     job.experiment.cache.note_finished(result.config_hash, output, facts(job.experiment, result))
     found: dict[str, object] = json.loads((output / "results.json").read_text())
     return found

@@ -134,7 +134,8 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     assert len(run.data.tags["weights.sha256"]) == 64
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert names == {
-        "config.yaml", "report.md", "layers.csv", "layers.json", "layers.png", "scores.png", "results.json"
+        "config.yaml", "report.md", "layers.csv", "layers.json", "layers.png", "scores.png", "outputs.npz",
+        "results.json",
     }  # fmt: skip
     data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
     assert data == {name: str(found[f"data/{name}"])[:36] for name in ("calibration", "perplexity")}

@@ -12,7 +12,7 @@ from typing import Any
 from runner.sweep import command_of
 from tests.runner.test_run import FAST, results, slimrun, start
 
-VARYING = ("time/", "memory/")
+VARYING = ("time/", "memory/", "repro")  # repro names the folder
 THREE = ["-m", *FAST, "quant.fraction=0.02,0.03,0.05"]
 
 
