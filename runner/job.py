@@ -141,11 +141,11 @@ def reproduce() -> str:
 
 
 def run_name() -> str:
-    """What tells a run from its neighbours in a list: model, method, and what the command line changed."""
+    """What tells a run from its neighbours in a list: method, what the command line changed, model."""
     context = HydraConfig.get()
     named = ("model=", "quant=", "tracking", "hydra", "cache")
     changes = [item.lstrip("+") for item in context.overrides.task if not item.lstrip("+").startswith(named)]
-    return " ".join([str(context.runtime.choices["model"]), str(context.runtime.choices["quant"]), *changes])
+    return " ".join([str(context.runtime.choices["quant"]), *changes, str(context.runtime.choices["model"])])
 
 
 def describe(error: BaseException) -> str:

@@ -79,7 +79,7 @@ def claimed(folder: Path, overrides: Sequence[str], jobs: Sequence[Sequence[str]
             {"number": number, "overrides": list(job), "folder": str(number), "status": LEFT, "config_hash": ""}
             for number, job in enumerate(jobs)
         ]
-        name = " ".join(item for item in overrides if not item.startswith("hydra"))
+        name = " ".join(item for item in command if not item.startswith("hydra"))
         write_json(folder / SWEEP, {"parent_run_id": None, "uri": None, **record, "name": name,
                                     "command": command, "jobs": planned})  # fmt: skip
         yield
