@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
@@ -131,6 +130,8 @@ class Words:
 
 def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Values]:
     """F1 x 100 of every item: key -> [n]."""
+    from rouge_score.rouge_scorer import RougeScorer  # brings scipy, 2 s that a run without summaries need not wait
+
     scorer = RougeScorer(list(ROUGES), tokenizer=Words())
     rows = [scorer.score(reference, hypothesis) for hypothesis, reference in zip(hypotheses, references, strict=True)]
     return {key: 100 * np.array([row[key].fmeasure for row in rows]) for key in ROUGES}

@@ -15,6 +15,7 @@ import pkgutil
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ops import compress
-from ops.compress.base import Codec, Parts
+from ops.compress.base import Arena, Codec, Parts
 from ops.compress.none import NoCompression
 from ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
 
@@ -101,12 +102,17 @@ def write(
 def read(folder: Path) -> Bundle:
     """Read a bundle and decode its weights; ValueError names the file or tensor that is wrong."""
     stored = open_stored(folder)
-    tensors = stored.tensors
-    for name, parts in stored.coded.items():
+    allocate = Arena()
+
+    def decode(name: str) -> Tensor:
         try:
-            tensors[f"{name}.weight"] = torch.from_numpy(stored.codec.decode(parts))
+            return torch.from_numpy(stored.codec.decode(stored.coded[name], allocate))
         except (ValueError, KeyError) as error:
             raise ValueError(f"{stored.weights}: {name}: {error}") from error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        weights = dict(zip(stored.coded, pool.map(decode, stored.coded), strict=True))
+    tensors = stored.tensors | {f"{name}.weight": weight for name, weight in weights.items()}
     return Bundle(tensors, list(stored.coded), stored.quant_type)
 
 

@@ -1,17 +1,25 @@
-"""What runs share: the outputs of the float model on a task, computed once per model and protocol.
+"""What runs share: work on the float model done once per model, data and protocol, and where finished jobs lie.
 
-Layout, below `cache.dir`: `models/` holds the embedded model; `baselines/<key>.npz` the float outputs of one task,
-where the key is a sha256 of the model's content, the task's protocol, the device, the library versions and our own
-source. Deleting any of it is safe.
+Layout, below `cache.dir`; deleting any of it is safe:
+
+    models/                 the embedded model
+    baselines/<key>.npz     float outputs of a task, or float statistics of calibration
+    baselines/index.json    what each of them is, its bytes, when it was last used
+    jobs/<hash>.json        the folder of the job that finished with this configuration hash, and what it took
+    outlines/, digests.json  linears and size of each model seen, sha256 of each of its files
+
+A key is a sha256 of everything the arrays depend on: the model's content, the protocol or the texts, the device, the
+library versions and our own source. Parallel jobs that need the same arrays wait for the first to compute them; a
+file has its name only once it is whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +29,9 @@ from zipfile import BadZipFile
 import numpy as np
 from filelock import FileLock
 
-from evaluation.base import Outputs
 from ops.files import replacing
+from ops.framework.base import Arrays, Remember
+from runner.result import read_json, write_json
 
 SHAPES_RESULTS = ("torch", "transformers", "numpy", "sacrebleu", "rouge-score")
 
@@ -44,31 +53,66 @@ class Cache:
         """The folder, `~` expanded."""
         return Path(self.dir).expanduser()
 
-    def outputs(self, key: str, compute: Callable[[], Outputs]) -> Outputs:
-        """The outputs stored under the key, else computed and stored; parallel callers wait for the first."""
-        folder = self.path / "baselines"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{key}.npz"
-        with FileLock(folder / f"{key}.lock"):
-            stored = _load(file)
-            if stored is not None:
-                os.utime(file)
-                return stored
-            computed = compute()
-            _store(file, computed)
-        self._trim(folder, keep=file)
-        return computed
+    def has(self, kind: str, *depends_on: Any) -> bool:
+        """Whether the arrays of a piece of work are stored."""
+        return self._file(kind, *depends_on).is_file()
 
-    def _trim(self, folder: Path, keep: Path) -> None:
-        """Drop the least recently used files beyond the bound."""
-        files = sorted(folder.glob("*.npz"), key=lambda file: file.stat().st_mtime)
-        total = sum(file.stat().st_size for file in files)
-        for file in files:
-            if total <= self.max_gb * 1e9:
-                return
-            if file != keep:
-                total -= file.stat().st_size
-                file.unlink(missing_ok=True)
+    def arrays(self, what: Mapping[str, str], *depends_on: Any) -> Remember:
+        """The arrays of one piece of work: stored ones if nothing it depends on has changed, else computed and stored.
+
+        `what` says in the index what they are, for people.
+        """
+        file = self._file(what["kind"], *depends_on)
+        folder = file.parent
+
+        def remember(compute: Callable[[], Arrays]) -> Arrays:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_suffix(".lock")):
+                stored = _load(file)
+                if stored is None:
+                    stored = compute()
+                    _store(file, stored)
+            self._note_use(file, what)
+            return stored
+
+        return remember
+
+    def finished(self, config_hash: str) -> Path | None:
+        """The folder where a job with this hash is said to have finished."""
+        content = read_json(self.path / "jobs" / f"{config_hash}.json")
+        return Path(content["folder"]) if content else None
+
+    def note_finished(self, config_hash: str, folder: Path, facts: Mapping[str, object]) -> None:
+        """Say where a job has finished, with what plans of jobs like it want to know."""
+        (self.path / "jobs").mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "jobs" / f"{config_hash}.json", {"folder": str(folder.resolve()), **facts})
+
+    def finished_jobs(self, newest: int = 1000) -> list[dict[str, Any]]:
+        """What `note_finished` left of the last jobs, the oldest first."""
+        files = sorted((self.path / "jobs").glob("*.json"), key=lambda file: file.stat().st_mtime)
+        return [content for file in files[-newest:] if (content := read_json(file))]
+
+    def _file(self, kind: str, *depends_on: Any) -> Path:
+        return self.path / "baselines" / f"{digest(kind, code_hash(), *depends_on)}.npz"
+
+    def _note_use(self, file: Path, what: Mapping[str, str]) -> None:
+        """Write the index anew, and drop the least recently used files beyond the bound."""
+        with FileLock(file.parent / "index.lock"):
+            index = read_json(file.parent / "index.json") or {}
+            now = datetime.now(UTC).isoformat(timespec="microseconds")
+            index[file.name] = {**what, "used": now}
+            there = {item.name: item.stat() for item in file.parent.glob("*.npz")}
+            unknown = {"what": "unknown", "used": ""}
+            index = {name: {**index.get(name, unknown), "bytes": stat.st_size} for name, stat in there.items()}
+            total = sum(stat.st_size for stat in there.values())
+            for name in sorted(index, key=lambda name: str(index[name]["used"])):
+                if total <= self.max_gb * 1e9:
+                    break
+                if name != file.name:
+                    total -= there[name].st_size
+                    (file.parent / name).unlink()
+                    del index[name]
+            write_json(file.parent / "index.json", index)
 
 
 def digest(*parts: Any) -> str:
@@ -78,17 +122,18 @@ def digest(*parts: Any) -> str:
 
 @cache
 def code_hash() -> str:
-    """Hash of everything of ours and of the libraries below that can change a result."""
+    """Hash of everything of ours and of the libraries above that can change a result."""
     root = Path(__file__).parent.parent
     total = hashlib.sha256(json.dumps([version(name) for name in SHAPES_RESULTS]).encode())
-    for room in ("ops", "evaluation"):
-        for file in sorted((root / room).rglob("*")):
-            if file.suffix in {".py", ".cpp", ".hpp"}:
-                total.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    files = [root / "runner" / "experiment.py", root / "runner" / "result.py"]
+    files += [file for room in ("ops", "evaluation") for file in sorted((root / room).rglob("*"))]
+    for file in files:
+        if file.suffix in {".py", ".cpp", ".hpp"}:
+            total.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
     return total.hexdigest()
 
 
-def _load(file: Path) -> Outputs | None:
+def _load(file: Path) -> Arrays | None:
     """The stored arrays; None when there are none or the file is damaged (it is then computed anew)."""
     try:
         with np.load(file, allow_pickle=False) as stored:
@@ -97,6 +142,6 @@ def _load(file: Path) -> Outputs | None:
         return None
 
 
-def _store(file: Path, outputs: Outputs) -> None:
+def _store(file: Path, arrays: Arrays) -> None:
     with replacing(file, 0o600) as scratch, scratch.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **outputs)
+        np.savez(stream, allow_pickle=False, **arrays)

@@ -15,7 +15,9 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from ops.framework.base import Outline
 from runner.experiment import Experiment
+from runner.tracking import Tracker
 
 CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "conf", "config", "1.3"
 TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
@@ -61,7 +63,26 @@ def build(config: DictConfig) -> Experiment:
     if not isinstance(tasks, DictConfig) or not tasks:
         raise CompositionError("task: choose at least one, e.g. task=[perplexity]")
     arguments["task"] = {name: construct(tasks[name], f"task.{name}") for name in map(str, tasks)}
+    groups = [*arguments["task"], "size", "compress", "fidelity", "time", "memory"]
+    for key in arguments["sweep"].objectives:
+        if not key.startswith(tuple(f"{group}/" for group in groups)):
+            raise CompositionError(
+                f"sweep.objectives=[{key}]: no result of this run; allowed: {'/..., '.join(groups)}/..."
+            )
     return Experiment(**arguments)
+
+
+def checked(experiment: Experiment) -> Outline:
+    """The model's outline; ConfigError on what can be seen to be wrong before weights load."""
+    try:
+        return experiment.check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_tracker(config: DictConfig) -> Tracker:
+    """The tracker alone: the other values of a job may still be refused."""
+    return cast(Tracker, construct(config.tracking, "tracking"))
 
 
 def construct(node: Any, key: str) -> Any:
@@ -89,6 +110,21 @@ def construct(node: Any, key: str) -> Any:
         raise ConfigError(f"{key}.{error}") from error
 
 
+def flat(config: DictConfig) -> dict[str, object]:
+    """The resolved configuration, keys joined by dots."""
+    flat: dict[str, object] = {}
+
+    def walk(value: object, prefix: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, child in value.items():
+                walk(child, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            flat[prefix] = value
+
+    walk(OmegaConf.to_container(config, resolve=True), "")
+    return flat
+
+
 def _scalar(config: DictConfig, name: str) -> Any:
     """A key of the top level that holds a plain value of the type its field says."""
     field = next(field for field in dataclasses.fields(Experiment) if field.name == name)
@@ -114,6 +150,11 @@ def _wrong_type(error: ValidationError, key: str, target: type, values: dict[str
 
 def _no_such_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    if group.startswith("hydra/"):
+        return (
+            f"{group}={choice}: no such choice; allowed: {', '.join(error.options or [])} "
+            "(optuna, joblib and submitit come with pip install 'slimrun[sweep]', ray with 'slimrun[ray]')"
+        )
     options = error.options or sorted(
         file.name.removesuffix(".yaml")
         for file in resources.files(CONFIG_MODULE).joinpath(group).iterdir()

@@ -51,7 +51,7 @@ class Stages:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on stdout."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title") if title else None, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:

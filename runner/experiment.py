@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import resource
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from evaluation.base import LanguageModel, Outputs, Reference, Task
 from evaluation.statistics import overlap
@@ -14,7 +15,7 @@ from evaluation.text import pinned, read_prompts
 from ops import bundle
 from ops.compress.base import Codec
 from ops.compress.compressor import Compressor
-from ops.framework.base import Device, Framework, LoadedModel, Model
+from ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Remember
 from ops.quant.base import Quantizer
 from runner.cache import Cache, code_hash, digest
 from runner.display import Stages
@@ -23,6 +24,8 @@ from runner.tracking import Tracker
 
 ARTIFACT = "artifact"
 PINNED_CALIBRATION = "wikipedia_calibration"
+FLOAT_OUTPUTS = "float outputs"  # what the cache calls them
+ON_ERROR = ("continue", "stop")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,28 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """How the jobs of a multirun go on after an interruption or a failure, and what they tell a search."""
+
+    resume: bool = True
+    on_error: str = "continue"
+    retries: int = 0
+    objectives: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error={self.on_error} is not known; allowed: {', '.join(ON_ERROR)}")
+        if self.retries < 0:
+            raise ValueError(f"retries={self.retries} is out of range; allowed: 0 or more")
+
+    def values(self, results: Mapping[str, object]) -> list[float] | float:
+        """What a search is told about a job: its objectives; one alone is no list. NaN for what is not there."""
+        found = [float(cast(float, results.get(key, math.nan))) for key in self.objectives]
+        return found[0] if len(found) == 1 else found
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A run: what `slimrun` composes from yaml and the command line, or what a script constructs."""
 
@@ -65,40 +90,38 @@ class Experiment:
     tracking: Tracker
     calibration: Calibration
     cache: Cache
+    sweep: Sweep = Sweep()
     seed: int = 0
     plan: bool = False
 
-    def check(self) -> dict[str, tuple[int, int]]:
-        """Names and shapes of all linears; ValueError on whatever can be seen to be wrong before weights load."""
+    def check(self) -> Outline:
+        """The model's outline; ValueError on whatever can be seen to be wrong before weights load."""
         self.calibration.texts()
         bundle.can_decode(self.compress)  # a codec that runs another program asks it here
         for task in self.task.values():
             task.check()
-        shapes = self.framework.check(self.model, self.device, self.cache.path)
+        outline = self.framework.check(self.model, self.device, self.cache.path)
         try:
-            self.quant.ignored(list(shapes))
+            self.quant.ignored(list(outline.linears))
         except ValueError as error:
             raise ValueError(f"quant.{error}") from error
-        return shapes
+        return outline
 
     def run(self, output: Path, stages: Stages) -> Result:
         """Do it, leaving the bundle in `output`/artifact; the caller writes and tracks the result."""
         artifact = output / ARTIFACT
         with stages("load", self.model.name):
             model = self.framework.load(self.model, self.device, self.cache.path, self.seed)
-        texts = self.calibration.texts()
+        texts, fingerprint = self.calibration.texts(), model.fingerprint
         float_outputs = {
-            name: self.cache.outputs(
-                self._baseline_key(model, task), self._evaluate(stages, name, "float", task, model)
-            )
+            name: self._known_outputs(model, name, task)(self._evaluate(stages, name, "float", task, model))
             for name, task in self.task.items()
         }
         references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
-        identity = digest(self.describe(), code_hash(), model.fingerprint, texts, self._protocols())
 
         with stages("quantize"):
             calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
-            calibrator.quantize()
+            calibrator.quantize(self._known_statistics(model, texts))
         with stages("calibrate") as tick:
             layers = calibrator.calibrate(tick)
         with stages("compress") as tick:
@@ -123,21 +146,25 @@ class Experiment:
         else:
             final = model
 
-        reports = {}
+        reports, quant_outputs = {}, {}
         for name, task in self.task.items():
             outputs = self._evaluate(stages, name, "quantized", task, final, references.pop(name))()
             reports[name] = task.compare(name, float_outputs.pop(name), outputs)
+            quant_outputs[name] = outputs
         result = Result(
-            config_hash=identity,
+            config_hash=self.identity(),
             layers=sizes.layers,
             reports=reports,
+            outputs=quant_outputs,
             weight_file=weight_file,
             warnings=self._warnings(texts, readable),
             metrics={
                 **sizes.metrics,
                 "compress/verified": int(readable),
+                "model/fingerprint": fingerprint,
                 "artifact/logits_sha256": final.logits_checksum(),
                 **{key: value for report in reports.values() for key, value in report.metrics.items()},
+                **self._data_hashes(texts),
                 **{f"time/{stage}_s": seconds for stage, seconds in stages.seconds.items()},
                 "memory/peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             },
@@ -146,16 +173,56 @@ class Experiment:
             raise ArithmeticError(f"{', '.join(broken)}: not a finite number; the quantized model overflows")
         return result
 
-    def describe(self) -> dict[str, object]:
-        """Everything of the configuration that can change the result."""
-        skipped = {"tracking", "cache", "plan"}
-        return {key: repr(value) for key, value in vars(self).items() if key not in skipped}
+    def identity(self) -> str:
+        """Hash of everything that can change the result: settings, our code, the contents of model and data.
 
-    def _protocols(self) -> dict[str, str]:
+        Left out: where things lie and where they are written, tracking, numbers of devices and threads. Loads no
+        weight, though it reads the weight files once.
+        """
+        settings = {
+            "quant": _settings(self.quant),
+            "compress": _settings(self.compress, "threads"),
+            "task": {name: (_settings(task, "path"), task.protocol()) for name, task in self.task.items()},
+            "calibration": (self.calibration.texts(), self.calibration.length),
+            "model": self.framework.fingerprint(self.model, self.cache.path, self.seed),
+            "framework": _settings(self.framework),
+            "device": self.device.type,
+            "seed": self.seed,
+        }
+        return digest(settings, code_hash())
+
+    def _known_outputs(self, model: LoadedModel, name: str, task: Task) -> Remember:
+        """The float model's outputs on a task, shared by all jobs with this model and protocol."""
+        what = {"kind": FLOAT_OUTPUTS, "model": model.name, "task": name}
+        return self.cache.arrays(what, model.fingerprint, self.device.type, task.protocol())
+
+    def baselines_missing(self, fingerprint: str) -> list[str]:
+        """Tasks whose float outputs are not in the cache yet, for float weights of this fingerprint."""
+        return [
+            name
+            for name, task in self.task.items()
+            if not self.cache.has(FLOAT_OUTPUTS, fingerprint, self.device.type, task.protocol())
+        ]
+
+    def protocols(self) -> dict[str, str]:
+        """Task -> everything that can change its outputs."""
         return {name: task.protocol() for name, task in self.task.items()}
 
-    def _baseline_key(self, model: LoadedModel, task: Task) -> str:
-        return digest(model.fingerprint, self.device.type, task.protocol(), code_hash())
+    def _known_statistics(self, model: LoadedModel, texts: list[str]) -> Remember:
+        """What calibration measures on the float model, shared by all jobs with these texts and this layer selection.
+
+        The rest of calibration runs through the layers quantized before, so it belongs to its job alone.
+        """
+        what = {"kind": "float statistics", "model": model.name}
+        selection = (self.quant.ignore, self.quant.ignore_last_linear)
+        return self.cache.arrays(what, model.fingerprint, self.device.type, texts, self.calibration.length, selection)
+
+    def _data_hashes(self, texts: list[str]) -> dict[str, str]:
+        """sha256 of what calibrated and of what each task reads."""
+        return {
+            "data/calibration": digest(texts),
+            **{f"data/{name}": digest(task.texts()) for name, task in self.task.items()},
+        }
 
     @staticmethod
     def _evaluate(
@@ -186,3 +253,8 @@ class Experiment:
                 "and its scores are not the published ones of SmolLM2-135M-Instruct"
             )
         return found
+
+
+def _settings(value: Any, *without: str) -> tuple[str, dict[str, Any]]:
+    """A configured object as (its class, its fields)."""
+    return type(value).__qualname__, {key: item for key, item in asdict(value).items() if key not in without}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ops import bundle, compress
 from runner.display import print_table
 
-COLUMNS = ["tensor", "shape", "packed bytes", "bits", "entropy", "over", "ratio", "tiles"]
+COLUMNS = ["tensor", "shape", "packed bytes", "bits", "entropy", "over", "ratio", "tiles", "model"]
 MAP_WIDTH = 64
 DONE, WRONG = 0, 2
 
@@ -84,6 +84,7 @@ def row(name: str, parts: dict[str, npt.NDArray[np.generic]], array: npt.NDArray
         over,
         f"{array.nbytes / packed:.3f}" if packed else "",
         tiles(parts),
+        model(parts),
     ]
 
 
@@ -94,6 +95,20 @@ def tiles(parts: dict[str, npt.NDArray[np.generic]]) -> str:
         return ""
     counts = {kind: info.tile_kinds.count(kind) for kind in compress.TILE_KINDS}
     return " ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+
+
+def model(parts: dict[str, npt.NDArray[np.generic]]) -> str:
+    """What the coder's model has besides one table for all, see ops/csrc/model.hpp."""
+    info = container(parts)
+    if info is None:
+        return ""
+    found = {
+        f"{info.row_classes} row classes": info.row_classes > 1,
+        f"{info.column_classes} column classes": info.column_classes > 1,
+        "levels by row": info.levels,
+        f"{info.low_bits} raw low bits": info.low_bits > 0,
+    }
+    return ", ".join(text for text, present in found.items() if present)
 
 
 def print_map(name: str, parts: dict[str, npt.NDArray[np.generic]]) -> None:

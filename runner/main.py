@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
-import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
-from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, CompositionError, ConfigError, build, composed
-from runner.display import Stages, print_table
-from runner.experiment import Experiment
-from runner.plan import show_plan
-from runner.result import Result, write_json
-from runner.sweep import SweepCallback, parent_of
+from runner.config import CompositionError, ConfigError, build, build_tracker, checked, composed
+from runner.estimate import Estimate
+from runner.job import run_job
+from runner.plan import Job, show
+from runner.sweep import SweepCallback, all_done, claimed, conclude, folder_of
+from runner.tracking import MLflow, Tracker
 
 DONE, FAILED, WRONG = 0, 1, 2
-log = logging.getLogger("slimrun")
 
 
 def main() -> None:
@@ -35,24 +31,53 @@ def main() -> None:
     # Hydra wants its flags before the overrides; people write `slimrun quant=w8a8 -m seed=1,2` too
     flags = [item for item in sys.argv[1:] if item not in arguments.overrides]
     sys.argv[1:] = [*flags, *arguments.overrides]
+    if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.cfg or arguments.info:
+        check(arguments)
+        run_job()  # Hydra answers
+        return
     try:
-        done = check(arguments)
+        configs = check(arguments)
+        if not configs:
+            sys.exit(DONE)
+        tracker = build_tracker(configs[0])
+        delivered = _deliver(tracker)
+        if isinstance(tracker, MLflow) and tracker.sync:
+            sys.exit(DONE if delivered else FAILED)
+        if arguments.multirun:
+            sys.exit(multirun(arguments.overrides, configs, tracker))
     except ConfigError as error:
-        sys.exit(_complain(error, WRONG))
-    if not done:
-        run_job()
-    sys.exit(FAILED if SweepCallback.failed else DONE)
+        print(f"slimrun: {error}", file=sys.stderr)
+        sys.exit(WRONG)
+    run_job()
 
 
-def check(arguments: Namespace) -> bool:
-    """Compose and check every job of the command line before anything is written; True if only a plan was asked.
+def multirun(overrides: Sequence[str], configs: Sequence[DictConfig], tracker: Tracker) -> int:
+    """Run the jobs in the sweep's folder; the exit status. The table comes even when a launcher gives up."""
+    folder = folder_of(overrides, configs[0])
+    sys.argv.append("hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")))
+    planned = configs[0].hydra.sweeper._target_.endswith(BasicSweeper.__name__)
+    jobs = [list(config.hydra.overrides.task) for config in configs] if planned else []
+    with claimed(folder, overrides, jobs, configs[0].sweep.resume):
+        if jobs and configs[0].sweep.resume and all_done(folder, configs, tracker):
+            conclude(folder, tracker)
+            return DONE
+        with suppress(SystemExit, KeyboardInterrupt):  # Hydra's way to say that a launcher failed
+            run_job()
+        if SweepCallback.unfinished is None:  # the end callback was not reached
+            conclude(folder, tracker)
+    return DONE if SweepCallback.unfinished == 0 else FAILED
+
+
+def check(arguments: Namespace) -> list[DictConfig]:
+    """Compose and check every job of the command line before anything is written; those that are to be run.
 
     One job: ConfigError on whatever can be seen to be wrong. A multirun: CompositionError only, since a value that
     a method refuses fails its own job.
     """
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
-        return False
-    planned = []
+        return []
+    found = []
+    planned: list[Job] = []
     for overrides in _jobs(arguments):
         config = composed(overrides, arguments.config_name, arguments.config_dir)
         if arguments.cfg or arguments.info:
@@ -60,53 +85,32 @@ def check(arguments: Namespace) -> bool:
         try:
             experiment = build(config)
             if not arguments.multirun or experiment.plan:
-                shapes = _checked(experiment)
+                outline = checked(experiment)
         except ConfigError as error:
-            if arguments.multirun and not isinstance(error, CompositionError):
-                continue
-            raise
-        planned.append(experiment.plan)
+            if not arguments.multirun or isinstance(error, CompositionError):
+                raise
+            found.append(config)
+            planned.append((overrides, error))
+            continue
+        folder = Path(config.hydra.sweep.dir if arguments.multirun else config.hydra.run.dir)
         if experiment.plan:
-            show_plan(experiment, shapes, overrides)
+            planned.append((overrides, Estimate(experiment, outline)))
         else:
-            _check_writable(Path(config.hydra.sweep.dir if arguments.multirun else config.hydra.run.dir))
-    return bool(planned) and all(planned)
+            _check_launcher(config)
+            _check_writable(folder)
+            found.append(config)
+    if any(isinstance(job, Estimate) for _, job in planned):
+        show(planned, folder, arguments.multirun, config.hydra.sweeper.get("n_trials", 1) if arguments.multirun else 1)
+        return []
+    return found
 
 
-@hydra.main(version_base=VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
-def run_job(config: DictConfig) -> str:
-    """One job. In a multirun a failure is recorded and returned, so that the other jobs go on."""
-    context = HydraConfig.get()
-    output = Path(context.runtime.output_dir)
-    multirun = context.mode == RunMode.MULTIRUN
-    try:
-        experiment = build(config)
-        _checked(experiment)
-        result = execute(experiment, config, output, parent_of(Path(context.sweep.dir)) if multirun else None)
-    except (Exception, KeyboardInterrupt) as error:
-        message = _describe(error)
-        log.exception("the run failed")
-        write_json(output / "results.json", {"status": "failed", "error": message})
-        status = _complain(RuntimeError(f"{message}; see {output / 'run.log'}"), FAILED)
-        if multirun and not isinstance(error, KeyboardInterrupt):
-            return "failed"
-        sys.exit(status)
-    _conclude(result, experiment, output, multirun)
-    return "ok"
-
-
-def execute(experiment: Experiment, config: DictConfig, output: Path, parent: str | None) -> Result:
-    """Run the experiment with its tracking, and write what it found."""
-    command = shlex.join(["slimrun", *HydraConfig.get().overrides.task])
-    yaml = OmegaConf.to_yaml(config, resolve=True)
-    log.info("effective configuration:\n%s", yaml)
-    with experiment.tracking.run(_run_name(), _flat(config), parent) as open_run, Stages() as stages:
-        result = experiment.run(output, stages)
-        with stages("report"):
-            result.write(output, yaml, command)
-        with stages("track"):
-            open_run.finish(result, output)
-    return result
+def _deliver(tracker: Tracker) -> bool:
+    """Log what waited for the tracking server; False when some of it still waits."""
+    delivered, waiting = tracker.deliver_waiting()
+    if delivered or waiting:
+        print(f"note: {delivered} runs that waited are logged now, {waiting} still wait", file=sys.stderr)
+    return not waiting
 
 
 def _jobs(arguments: Namespace) -> list[list[str]]:
@@ -114,21 +118,35 @@ def _jobs(arguments: Namespace) -> list[list[str]]:
     overrides: Sequence[str] = arguments.overrides
     if not arguments.multirun:
         return [list(overrides)]
-    fixed = [item for item in overrides if not item.startswith("hydra/sweeper=")]
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except Exception as error:  # the parser's own errors say which override
         raise CompositionError(str(error).strip().split("\n")[0]) from error
-    if len(fixed) != len(overrides):
-        return [[str(item.input_line) for item in parsed if not item.is_sweep_override()]]
+    fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
+    config = composed(fixed, arguments.config_name, arguments.config_dir)
+    sweeper = config.hydra.sweeper
+    if not sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+        wanted, told = sweeper.get("direction"), len(config.sweep.objectives)
+        directions = len(wanted) if isinstance(wanted, ListConfig) else 1
+        if wanted is not None and directions != told:
+            raise CompositionError(
+                f"sweep.objectives={config.sweep.objectives}: hydra.sweeper.direction asks for {directions}; "
+                "name as many keys of results.json"
+            )
+        return [fixed]
     return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
 
 
-def _checked(experiment: Experiment) -> dict[str, tuple[int, int]]:
+def _check_launcher(config: DictConfig) -> None:
+    package = str(config.hydra.launcher._target_).rpartition(".")[0]
     try:
-        return experiment.check()
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        found = find_spec(package) is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        name = config.hydra.runtime.choices["hydra/launcher"]
+        extra = "ray" if name.startswith("ray") else "sweep"
+        raise CompositionError(f"hydra/launcher={name} needs a package: pip install 'slimrun[{extra}]'")
 
 
 def _check_writable(folder: Path) -> None:
@@ -137,52 +155,3 @@ def _check_writable(folder: Path) -> None:
         raise ConfigError(
             f"hydra.run.dir={folder}: {existing} cannot be written; choose another with hydra.run.dir=DIR"
         )
-
-
-def _conclude(result: Result, experiment: Experiment, output: Path, multirun: bool) -> None:
-    """The final table on stdout, with where to look next as its last line."""
-    for warning in result.warnings:
-        print(f"note: {warning}", file=sys.stderr)
-    print_table(f"slimrun {experiment.model.name}", ["", "value"], result.headlines())
-    print(f"bundle: {result.weight_file.parent}")
-    print(f"report: {output / 'report.md'}")
-    look = experiment.tracking.look_next()
-    if not multirun:
-        print(f"look next: {look}" if look else f"look next: {output / 'results.json'}")
-
-
-def _run_name() -> str:
-    """What tells a run from its neighbours in a list: model, method, and what the command line changed."""
-    context = HydraConfig.get()
-    named = ("model=", "quant=", "tracking", "hydra", "cache")
-    changes = [item.lstrip("+") for item in context.overrides.task if not item.lstrip("+").startswith(named)]
-    return " ".join([str(context.runtime.choices["model"]), str(context.runtime.choices["quant"]), *changes])
-
-
-def _flat(config: DictConfig) -> dict[str, object]:
-    """The resolved configuration, keys joined by dots."""
-    flat: dict[str, object] = {}
-
-    def walk(value: object, prefix: str) -> None:
-        if isinstance(value, dict) and value:
-            for key, child in value.items():
-                walk(child, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            flat[prefix] = value
-
-    walk(OmegaConf.to_container(config, resolve=True), "")
-    return flat
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the float baselines finished so far are cached, run the same command again"
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return f"out of memory ({type(error).__name__}): {str(error).splitlines()[0] if str(error) else ''}"
-    text = str(error).strip().split("\n")[0]
-    return text if isinstance(error, ConfigError | ValueError) else f"{type(error).__name__}: {text}"
-
-
-def _complain(error: BaseException, status: int) -> int:
-    print(f"slimrun: {error}", file=sys.stderr)
-    return status

@@ -1,18 +1,30 @@
-"""The two pictures of a run."""
+"""The pictures of a run and of a sweep."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
 from evaluation.base import Report, Score
 
+if TYPE_CHECKING:
+    from runner.pareto import Panel
+
 FLOAT_COLOR, QUANT_COLOR = "#4c72b0", "#dd8452"
+WIDE_RANGE = 10.0  # scores further apart than this factor are drawn on a logarithmic axis
+# where a label may stand, in points from its mark: nearest first
+LABEL_PLACES = [
+    (side * across, dy) for across in (8, 20, 40) for dy in (0, 8, -8, 18, -18, 30, -30, 45, -45) for side in (1, -1)
+]
 
 
 def layers(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -50,6 +62,89 @@ def scores(path: Path, reports: Mapping[str, Report]) -> None:
     figure.suptitle("Float against quantized, 95 % intervals")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def pareto(path: Path, panels: Sequence[Panel]) -> None:
+    """Score against bits per weight, one panel a score: intervals as bars, the front as a line, labels on points."""
+    columns = min(2, max(1, len(panels)))
+    lines = max(1, -(-len(panels) // columns))
+    size = (9 if columns == 1 else 7.5 * columns, 5.5 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, panel in zip(axes.flat, panels):
+        _pareto_panel(axis, panel)
+    figure.suptitle("Score against size" if panels else "No job finished: nothing to draw")
+    figure.draw_without_rendering()  # where points lie has to be known before labels are put beside them
+    for axis, panel in zip(axes.flat, panels):
+        _label_points(axis, panel)
+    figure.savefig(path, dpi=120, format="png")
+    plt.close(figure)
+
+
+def _pareto_panel(axis: plt.Axes, panel: Panel) -> None:
+    for point in panel.points:
+        color = QUANT_COLOR if point.on_front else "0.6"
+        error = [[max(0.0, point.score - point.low)], [max(0.0, point.high - point.score)]]
+        axis.errorbar(point.bits, point.score, yerr=error, fmt="o", ms=5, color=color, ecolor=color, capsize=3, lw=1)
+    front = panel.front
+    # between two jobs of the front only what both reach is known: steps, not a straight line
+    steps = "steps-post" if len(front) > 1 else "default"
+    axis.plot([p.bits for p in front], [p.score for p in front], "-", drawstyle=steps, color=QUANT_COLOR, lw=1.2,
+              label="front")  # fmt: skip
+    axis.axhline(panel.float_score, color=FLOAT_COLOR, ls="--", lw=1, label=f"float {panel.float_score:.4g}")
+    scores = [point.score for point in panel.points] + [panel.float_score]
+    if min(scores) > 0 and max(scores) / min(scores) > WIDE_RANGE:
+        axis.set_yscale("log")
+    axis.margins(x=0.12, y=0.12)
+    axis.set_xlabel(f"bits per weight, everything counted ({panel.weights / 1e6:.4g} M weights)")
+    axis.set_ylabel(f"{panel.title} ({'higher' if panel.higher_is_better else 'lower'} is better)")
+    axis.legend(fontsize=8)
+
+
+def _label_points(axis: plt.Axes, panel: Panel) -> None:
+    """A label beside each point where it covers least, with a leader where that is not next to it."""
+    window = axis.get_window_extent()
+    covered = _drawn(axis, panel)
+    for point in sorted(panel.points, key=lambda point: not point.on_front):
+        color = "black" if point.on_front else "0.4"
+        note = axis.annotate(point.label or f"job {point.job}", (point.bits, point.score), xytext=(0, 0),
+                             textcoords="offset points", va="center", fontsize=7, color=color,
+                             arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5, "shrinkB": 3})  # fmt: skip
+        note.set_in_layout(False)
+
+        def move(place: tuple[float, float], note: Annotation = note) -> Bbox:
+            note.set_position(place)
+            note.set_horizontalalignment("left" if place[0] > 0 else "right")
+            note.update_positions(axis.figure.canvas.get_renderer())
+            return Text.get_window_extent(note)
+
+        def cost(place: tuple[float, float]) -> float:
+            box = move(place)
+            outside = not (window.containsx(box.x0) and window.containsx(box.x1) and window.containsy(box.y0)
+                           and window.containsy(box.y1))  # fmt: skip
+            return 4 * outside + sum(box.overlaps(other) for other in covered)
+
+        best = min(LABEL_PLACES, key=cost)  # of equal ones the nearest
+        covered.append(move(best))
+        note.arrow_patch.set_visible(abs(best[1]) > 10)
+
+
+def _drawn(axis: plt.Axes, panel: Panel) -> list[Bbox]:
+    """What a label should not cover, in pixels: points with their intervals, the steps of the front, the legend."""
+
+    def pixels(x: float, y: float) -> tuple[float, float]:
+        return tuple(axis.transData.transform((x, y)))
+
+    level = pixels(0, panel.float_score)[1]
+    boxes = [axis.get_legend().get_window_extent(), Bbox([(axis.bbox.x0, level), (axis.bbox.x1, level)]).padded(1)]
+    for point in panel.points:
+        boxes.append(Bbox([pixels(point.bits, point.low), pixels(point.bits, point.high)]).padded(4))
+        boxes.append(Bbox([pixels(point.bits, point.score)] * 2).padded(6))
+    for here, there in itertools.pairwise(panel.front):
+        corner = pixels(there.bits, here.score)
+        boxes += [Bbox([pixels(p.bits, p.score), corner]).padded(1) for p in (here, there)]
+    return boxes
 
 
 def _panel(axis: plt.Axes, score: Score) -> None:

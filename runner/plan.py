@@ -1,35 +1,197 @@
-"""`plan=true`: what a run would do, from the configuration alone."""
+"""`plan=true`: what a run or every job of a multirun would do, and whether it can; no weight is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 
+import psutil
+import torch
+
+from runner.config import ConfigError
 from runner.display import print_table
-from runner.experiment import Experiment
+from runner.estimate import DOWNLOAD_BYTES, Estimate
+from runner.experiment import PINNED_CALIBRATION
+from runner.pareto import distinct
+
+Job = tuple[list[str], Estimate | ConfigError]  # its overrides, and what it takes or why it cannot run
+SOURCES = {True: " (recorded)", False: " (estimated)"}
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def show_plan(experiment: Experiment, shapes: Mapping[str, tuple[int, int]], overrides: Sequence[str]) -> None:
-    """Print what would be read, quantized, kept float and evaluated."""
-    ignored = experiment.quant.ignored(list(shapes))
-    quantizes = experiment.quant.quant_type != "FLOAT"
-    selected = {name: shape for name, shape in shapes.items() if quantizes and name not in ignored}
-    weights = sum(rows * columns for rows, columns in selected.values())
-    falling_back = min(experiment.quant.fallback_level, len(selected))
-    rows = [
-        [
-            "model",
-            f"{experiment.model.name} ({experiment.model.source} {experiment.model.path or ''})".replace(" )", ")"),
-        ],
-        ["quantize", f"{len(selected) - falling_back} linears of {len(shapes)} as {experiment.quant.quant_type}"],
-        ["keep float", f"{len(shapes) - len(selected) + falling_back}: {', '.join(sorted(ignored)[:4])}"],
-        ["weights covered", f"{weights:,}"],
-        ["int8 size", f"{weights / 1e6:.1f} MB before compression"],
-        ["compression", type(experiment.compress).__name__],
-        [
-            "calibration",
-            f"{len(experiment.calibration.texts())} prompts of at most {experiment.calibration.length} tokens",
-        ],
-        ["tasks", ", ".join(experiment.task)],
-        ["device", experiment.device.name],
+def show(jobs: Sequence[Job], folder: Path, multirun: bool, trials: int = 1) -> None:
+    """Print the plan of one job or of all; ConfigError, with the number, when something cannot run or does not fit.
+
+    `folder` is where the outputs go. A search runs its one job `trials` times, with other values each time.
+    """
+    if multirun:
+        show_jobs(jobs, trials)
+    else:
+        [(overrides, job)] = jobs
+        assert isinstance(job, Estimate)
+        print_table(" ".join(["plan: slimrun", *overrides]), ["", "value"], rows(job))
+    labels = distinct([overrides for overrides, _ in jobs])
+    reasons = [refusal(job) if isinstance(job, Estimate) else str(job) for _, job in jobs]
+    refused = [f"job {n} ({labels[n]}): {why}" if multirun else why for n, why in enumerate(reasons) if why]
+    refused += disk_refusals([job for _, job in jobs if isinstance(job, Estimate)], folder, trials)
+    if refused:
+        raise ConfigError(refused[0] + (f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""))
+
+
+def show_jobs(jobs: Sequence[Job], trials: int) -> None:
+    """What all jobs have in common, a line each; then job by job; then what is left to do."""
+    told = [dict(rows(job)) if isinstance(job, Estimate) else {} for _, job in jobs]
+    names = dict.fromkeys(name for job in told for name in job)
+    common = [name for name in names if len({job[name] for job in told if job}) == 1]
+    known = next((job for job in told if job), {})
+    title = "plan: each job of a search" if trials > 1 else f"plan: {len(jobs)} jobs"
+    print_table(title, ["all jobs", "value"], [[name, known[name]] for name in common])
+    own = [name for name in names if name not in common]
+    labels = distinct([overrides for overrides, _ in jobs])
+    table = [
+        [str(number), label, *(job.get(name, "cannot run") for name in own)]
+        for number, (label, job) in enumerate(zip(labels, told))
     ]
-    print_table(" ".join(["plan:", "slimrun", *overrides]), ["", "value"], rows)
+    if len(jobs) > 1:
+        print_table("", ["job", "overrides", *own], table)
+    able = [job for _, job in jobs if isinstance(job, Estimate)]
+    left = [job for job in able if not job.done or trials > 1]
+    times = [trials * sum(job.seconds) / len(job.seconds) for job in left if job.seconds]
+    time = f"{clock(sum(times))} one after the other" if times or not left else "time unknown"
+    some = f" for {len(times)} of them" if 0 < len(times) < len(left) else ""
+    what = f"a search of {trials} such jobs" if trials > 1 else f"{len(able) - len(left)} done, {len(left)} to run"
+    print(f"{what}: {time}{some}, {size(trials * sum(job.disk_bytes for job in left))} of disk")
+
+
+def rows(job: Estimate) -> list[list[str]]:
+    """Everything about a job: (what, how much)."""
+    experiment, outline = job.experiment, job.outline
+    kept = [name for name in outline.linears if name not in job.covered]
+    quantized = len(job.covered) - job.falling_back
+    bits, told = job.bits
+    return [
+        ["read", reads(job)],
+        ["calibrate on", calibrates(job)],
+        ["evaluate", ", ".join(experiment.task) + baselines(job)],
+        ["quantize", f"{quantized} linears of {len(outline.linears)} as {experiment.quant.quant_type}"],
+        ["keep float", f"{len(kept) + job.falling_back}: {named(kept, job.falling_back)}"],
+        ["weights covered", f"{job.weights:,}"],
+        ["codec", type(experiment.compress).__name__],
+        ["compressed", f"{size(job.compressed_bytes)}, {bits:.2f} bits a weight{SOURCES[told]}"],
+        ["disk", size(job.disk_bytes)],
+        ["peak memory", memory(job)],
+        ["time", duration(job)],
+        ["device", experiment.device.name],
+        ["already done", done(job)],
+    ]
+
+
+def reads(job: Estimate) -> str:
+    """The model and where it comes from."""
+    model = job.experiment.model
+    what = f"{model.name}, {size(job.outline.float_bytes)} of float weights"
+    if job.download_bytes:
+        return f"{what}, fetched first ({size(DOWNLOAD_BYTES)})"
+    return f"{what}, random" if model.source == "random" else f"{what} from {job.folder or model.path}"
+
+
+def calibrates(job: Estimate) -> str:
+    """The prompts and where they come from."""
+    calibration = job.experiment.calibration
+    source = calibration.path or ("calibration.prompts" if calibration.prompts else PINNED_CALIBRATION)
+    return f"{len(calibration.texts())} prompts of at most {calibration.length} tokens from {source}"
+
+
+def baselines(job: Estimate) -> str:
+    """How much of the float model's evaluation is in the cache."""
+    if job.fingerprint is None:
+        return ""
+    missing = job.experiment.baselines_missing(job.fingerprint)
+    return f" (float baseline to compute: {', '.join(missing)})" if missing else " (float baselines cached)"
+
+
+def memory(job: Estimate) -> str:
+    """Of this process, and of the card if there is one."""
+    peak, told = job.memory
+    device = job.experiment.device
+    on_card = f"; float weights {size(job.outline.float_bytes)} on {device.type}" if device.type != "cpu" else ""
+    return size(peak) + SOURCES[told] + on_card
+
+
+def duration(job: Estimate) -> str:
+    """How long it takes, as a range where the recorded runs differ by more than a quarter."""
+    if not job.seconds:
+        return "unknown: no run of this model with these tasks is recorded on this machine"
+    low, high = min(job.seconds), max(job.seconds)
+    shown = clock(high) if high <= 1.25 * low else f"{clock(low)} to {clock(high)}"
+    return f"{shown} (recorded: {len(job.seconds)}{'' if job.same_method else ', with other methods'})"
+
+
+def done(job: Estimate) -> str:
+    """Where it is, or why it is not."""
+    return job.done or ("no" if job.fingerprint else "not known: the model's files were not read yet")
+
+
+def refusal(job: Estimate) -> str:
+    """Why the float weights do not fit into memory, "" when they do or some may lie elsewhere."""
+    device = job.experiment.device
+    weights = job.outline.float_bytes
+    if device.device_map is not None or job.done:
+        return ""
+    if device.type == "cpu":
+        needed, free, way_out = job.least_memory, free_memory(), "device=cpu_disk, or a smaller model"
+    else:
+        needed, free = weights, int(torch.get_device_module(device.type).mem_get_info()[0])
+        way_out = f"device={device.type}_multi or device=cpu_disk"
+    if needed <= free:
+        return ""
+    return (
+        f"needs {size(needed)} of memory on {device.name} at least (float weights {size(weights)}), "
+        f"{size(free)} are free; take {way_out}"
+    )
+
+
+def disk_refusals(jobs: Sequence[Estimate], folder: Path, trials: int) -> list[str]:
+    """Why what the jobs leave does not fit on the disk of the output folder, or of the cache."""
+    left = [job for job in jobs if not job.done]
+    needs = [(folder, trials * sum(job.disk_bytes for job in left), "hydra.run.dir=DIR (hydra.sweep.dir=DIR)")]
+    needs += [(job.experiment.cache.path, job.download_bytes, "cache.dir=DIR") for job in left[:1]]
+    found = []
+    for path, needed, key in needs:
+        existing = next(item for item in [path.absolute(), *path.absolute().parents] if item.exists())
+        free = shutil.disk_usage(existing).free
+        if needed > free:
+            found.append(f"{path}: needs {size(needed)} of disk, {size(free)} are free; choose another: {key}")
+    return found
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process can still have."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        return min(free, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such group, or no limit ("max")
+        return free
+
+
+def named(names: Sequence[str], falling_back: int) -> str:
+    """A few names, and how many more by rank."""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    ranked = f"{falling_back} by rank" if falling_back else ""
+    return "; ".join(part for part in (shown, ranked) if part) or "none"
+
+
+def size(count: float) -> str:
+    """Bytes for a person, in powers of 1000."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def clock(seconds: float) -> str:
+    """A time for a person."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

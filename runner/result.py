@@ -7,19 +7,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor
 
-from evaluation.base import Report
+from evaluation.base import Outputs, Report
 from ops import bundle
 from ops.compress import entropy_bits
 from ops.compress.base import Parts
 from ops.files import replacing
 from ops.framework.base import Layer
-from runner import pictures
 
 Metrics = dict[str, float | int | str]
+
+RESULTS = "results.json"
+OUTPUTS = "outputs.npz"
+UPLOADED = ("config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", OUTPUTS)  # beside the numbers
 
 SCALES = ("deq_scale", "weight_scale")  # either has one number a row, which counts once
 
@@ -50,17 +55,24 @@ class Result:
     metrics: Metrics
     layers: list[dict[str, object]]
     reports: Mapping[str, Report]
+    outputs: Mapping[str, Outputs]  # of the quantized model, by task
     weight_file: Path
     warnings: list[str] = field(default_factory=list)
 
-    def write(self, output: Path, config_yaml: str, command: str) -> None:
-        """Write report, table and pictures, and results.json last."""
+    def write(self, output: Path, command: str, record: Mapping[str, object]) -> None:
+        """Write report, tables and pictures, and results.json with the job's own keys last.
+
+        `command` reproduces the run.
+        """
+        from runner import pictures  # matplotlib takes half a second to import
+
         write_layers(output / "layers.csv", self.layers)
         pictures.layers(output / "layers.png", self.layers)
         pictures.scores(output / "scores.png", self.reports)
-        (output / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        write_outputs(output / OUTPUTS, self.outputs)
         (output / "report.md").write_text(self.report(command), encoding="utf-8")
-        write_json(output / "results.json", {"status": "ok", "config_hash": self.config_hash, **self.metrics})
+        content = {"status": "ok", "config_hash": self.config_hash, **record, **self.metrics}
+        write_json(output / RESULTS, content)
 
     def headlines(self) -> list[list[str]]:
         """Rows of the final table: what was asked, in one look."""
@@ -73,7 +85,7 @@ class Result:
 
     def report(self, command: str) -> str:
         """The report for a person, in markdown."""
-        lines = ["# slimrun report", "", f"`{command}`", ""]
+        lines = ["# slimrun report", "", "Reproduce it with:", "", "```sh", command, "```", ""]
         lines += [f"- note: {warning}" for warning in self.warnings] + [""]
         lines += _table(["", "value"], self.headlines())
         lines += ["## All numbers", "", *_table(["key", "value"], [[k, _plain(v)] for k, v in self.metrics.items()])]
@@ -140,10 +152,39 @@ def size_metrics(
     return Sizes(metrics, rows)
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None when there is no such file or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON object atomically."""
     with replacing(path, 0o644) as scratch:
         scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_outputs(path: Path, outputs: Mapping[str, Outputs]) -> None:
+    """What the quantized model answered, item by item, as `<task>/<array>`: what two runs are paired by."""
+    named = {f"{task}/{name}": array for task, arrays in outputs.items() for name, array in arrays.items()}
+    with replacing(path, 0o644) as scratch, scratch.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **named)
+
+
+def read_outputs(path: Path) -> dict[str, Outputs]:
+    """Task -> arrays, as `write_outputs` left them; ValueError when the file is missing or damaged."""
+    outputs: dict[str, Outputs] = {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            for key, array in stored.items():
+                task, _, name = key.rpartition("/")
+                outputs.setdefault(task, {})[name] = array
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); run it again") from error
+    return outputs
 
 
 def write_layers(path: Path, layers: Sequence[Mapping[str, object]]) -> None:

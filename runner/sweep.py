@@ -1,89 +1,184 @@
-"""What surrounds the jobs of a multirun: their parent run before, the table of all of them after."""
+"""What surrounds the jobs of a multirun: its folder and parent run before them, the table of all of them after."""
 
 from __future__ import annotations
 
-import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from runner.config import construct
+from runner import pareto
+from runner.config import ConfigError, build, build_tracker
 from runner.display import print_table
-from runner.result import write_json
-from runner.tracking import Tracker
+from runner.job import OK, STOPPED
+from runner.result import RESULTS, read_json, write_json
+from runner.tracking import RUN, SWEEP, Tracker
 
-PARENT_FILE = "parent.json"
-COLUMNS = (("bits", "size/bits_per_weight"), ("perplexity", "perplexity/quant"), ("verdict", "perplexity/verdict"))
+FOLDERS = "multirun/*/*"  # where conf/config.yaml puts multiruns
+FREE = ("sweep.", "cache.", "tracking", "hydra.sweep.", "hydra/launcher=", "hydra.launcher.")  # not part of a command
+PRIMARY = ("/quant", "/accuracy_quant", "/rougeL_quant", "/bleu_quant")  # the score of a task that the table shows
+LEFT = "left"  # status of a job that was not begun or has not ended
 
 
 class SweepCallback(Callback):
     """Hydra calls it in the process that was started, whatever launcher runs the jobs."""
 
-    failed = 0  # jobs of the last multirun that did not end well
-
-    def __init__(self) -> None:
-        self.tracker: Tracker | None = None
-        self.parent: str | None = None
+    unfinished: int | None = None  # jobs of the multirun that did not end well; null until it has ended
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Open the parent run and leave its id where the jobs find it."""
-        folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tracker = build_tracker(config)
-        self.parent = self.tracker.start_parent(f"multirun {folder.name}")
-        write_json(folder / PARENT_FILE, {"run_id": self.parent})
+        """Open the parent run, whose id the jobs find in sweep.json."""
+        build_tracker(config).begin_sweep(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show every job, close the parent run."""
-        rows = [summary(path) for path in sorted(Path(config.hydra.sweep.dir).rglob("results.json"), key=_number)]
-        SweepCallback.failed = sum(row["status"] != "ok" for row in rows)
-        names = ["job", "overrides", *(name for name, _ in COLUMNS), "seconds", "status"]
-        print_table(
-            f"multirun in {config.hydra.sweep.dir}", names, [[str(row[name]) for name in names] for row in rows]
-        )
-        if self.tracker is not None and self.parent is not None:
-            self.tracker.end_parent(self.parent, SweepCallback.failed > 0, rows)
-            print(f"look next: {self.tracker.look_next()}")
+        SweepCallback.unfinished = conclude(Path(config.hydra.sweep.dir), build_tracker(config))
 
 
-def build_tracker(config: DictConfig) -> Tracker:
-    """The tracker alone: the jobs' other values may still be refused."""
-    tracker: Tracker = construct(config.tracking, "tracking")
-    return tracker
+def folder_of(overrides: Sequence[str], config: DictConfig) -> Path:
+    """The folder of this multirun: the one where the same command was begun before, unless `sweep.resume` is false."""
+    chosen = Path(config.hydra.sweep.dir).absolute()
+    if not config.sweep.resume or any(item.startswith("hydra.sweep.dir=") for item in overrides):
+        return chosen
+    before = [file for file in Path().glob(f"{FOLDERS}/{SWEEP}") if _command_in(file) == command_of(overrides)]
+    return max(before, key=lambda file: file.stat().st_mtime).parent.absolute() if before else chosen
 
 
-def parent_of(sweep_dir: Path) -> str | None:
-    """Id of the parent run that the callback left in the sweep's folder."""
-    file = sweep_dir / PARENT_FILE
-    if not file.is_file():
-        return None
-    run_id = json.loads(file.read_text(encoding="utf-8"))["run_id"]
-    return None if run_id is None else str(run_id)
+@contextmanager
+def claimed(folder: Path, overrides: Sequence[str], jobs: Sequence[Sequence[str]], resume: bool) -> Iterator[None]:
+    """The folder is this process's inside the block, with a sweep.json that names the jobs; ConfigError if it is not.
+
+    `jobs` is empty when the sweeper chooses them as it goes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"hydra.sweep.dir={folder} is being worked on by another slimrun; wait for it") from None
+    with lock:
+        record = read_json(folder / SWEEP) or {}
+        command = command_of(overrides)
+        if resume and record.get("command", command) != command:
+            raise ConfigError(
+                f"hydra.sweep.dir={folder} holds another sweep (slimrun -m {shlex.join(record['command'])}); "
+                "choose another folder, or sweep.resume=false to replace it"
+            )
+        if not resume:
+            record = {}
+            for file in folder.glob(f"*/{RESULTS}"):
+                file.unlink()
+        (folder / STOPPED).unlink(missing_ok=True)
+        planned = [
+            {"number": number, "overrides": list(job), "folder": str(number), "status": LEFT, "config_hash": ""}
+            for number, job in enumerate(jobs)
+        ]
+        name = " ".join(item for item in command if not item.startswith("hydra"))
+        write_json(folder / SWEEP, {"parent_run_id": None, "uri": None, **record, "name": name,
+                                    "command": command, "jobs": planned})  # fmt: skip
+        yield
 
 
-def summary(path: Path) -> dict[str, Any]:
-    """A row of the table: a job's overrides, headline numbers, seconds and status."""
-    result = json.loads(path.read_text(encoding="utf-8"))
-    overrides_file = path.parent / ".hydra" / "overrides.yaml"
-    overrides: Any = OmegaConf.load(overrides_file) if overrides_file.is_file() else []
-    status = result["status"] if result["status"] == "ok" else f"{result['status']}: {result.get('error', '')}"
-    seconds = sum(value for key, value in result.items() if key.startswith("time/"))
-    numbers = {name: _short(result.get(key, "")) for name, key in COLUMNS}
+def all_done(folder: Path, configs: Sequence[DictConfig], tracker: Tracker) -> bool:
+    """Whether every job has ended well before, so that no launcher need be started."""
+    jobs = [folder / str(number) for number in range(len(configs))]
+    for job, config in zip(jobs, configs):
+        results = read_json(job / RESULTS) or {}
+        try:
+            if results.get("status") != OK or results.get("config_hash") != build(config).identity():
+                return False
+        except ValueError:
+            return False
+    tracker.begin_sweep(folder)
+    for job in jobs:
+        tracker.deliver(job, folder)
+    print(f"all {len(jobs)} jobs are done already", file=sys.stderr)
+    return True
+
+
+def conclude(folder: Path, tracker: Tracker) -> int:
+    """Write sweep.json, show every job, deliver the parent run; returns how many jobs did not end well."""
+    record = read_json(folder / SWEEP) or {}
+    found = {file.parent: read_json(file) or {} for file in folder.rglob(RESULTS) if "job" in (read_json(file) or {})}
+    ended = {results["job"]: (job, results) for job, results in found.items() if "mlartifacts" not in job.parts}
+    jobs = {job["number"]: job for job in record["jobs"]}
+    for number, (job, results) in ended.items():
+        jobs[number] = {
+            "number": number,
+            "overrides": results["overrides"],
+            "folder": str(job.relative_to(folder)),
+            "status": results["status"],
+            "config_hash": results.get("config_hash", ""),
+        }
+    record["jobs"] = [jobs[number] for number in sorted(jobs)]
+    results = {number: content for number, (_, content) in ended.items()}
+    runs = {number: str((read_json(job / RUN) or {}).get("run_id", "")) for number, (job, _) in ended.items()}
+    common = set.intersection(*(set(job["overrides"]) for job in record["jobs"])) if len(jobs) > 1 else set()
+    scores = dict.fromkeys(key for content in results.values() for key in content if key.endswith(PRIMARY))
+    record["summary"] = [
+        _row(job, results.get(job["number"], {}), list(scores), runs, common) for job in record["jobs"]
+    ]
+    record["tags"] = _best(record["summary"])
+    write_json(folder / SWEEP, {**record, "files": []})
+    record["files"] = [os.path.relpath(file, folder) for file in pareto.report(folder)]
+    write_json(folder / SWEEP, record)
+
+    title = f"multirun in {folder}: {' '.join(sorted(common))}"
+    columns = list(record["summary"][0]) if jobs else []
+    print_table(title, columns, [[_cell(value) for value in row.values()] for row in record["summary"]])
+    tracker.deliver_sweep(folder)
+    unfinished = [job for job in record["jobs"] if job["status"] != OK]
+    if unfinished:
+        print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done; the same command runs the others again")
+    print(f"look next: {tracker.look_next() or folder / SWEEP}")
+    return len(unfinished)
+
+
+def command_of(overrides: Sequence[str]) -> list[str]:
+    """What makes a command line the same one: all but where it runs, what it keeps and how it treats failures."""
+    return [item for item in overrides if not item.lstrip("+~").startswith(FREE)]
+
+
+def _command_in(file: Path) -> object:
+    return (read_json(file) or {}).get("command")
+
+
+def _row(
+    job: dict[str, Any], results: dict[str, Any], scores: Sequence[str], runs: dict[int, str], common: set[str]
+) -> dict[str, Any]:
+    """A row of the table: a job's own overrides, bits, scores, verdict, seconds, status and run."""
+    verdicts = [str(value).split(" (")[0] for key, value in results.items() if key.endswith("/verdict")]
+    status = f"{job['status']}: {results['error']}" if "error" in results else job["status"]
     return {
-        "job": path.parent.name,
-        "overrides": " ".join(map(str, overrides)),
-        **numbers,
-        "seconds": round(seconds),
+        "job": job["number"],
+        "overrides": " ".join(item for item in job["overrides"] if item not in common),
+        "bits": results.get("size/bits_per_weight"),
+        **{key: results.get(key) for key in scores},
+        "verdict": ", ".join(verdicts),
+        "seconds": round(sum(value for key, value in results.items() if key.startswith("time/"))),
         "status": status,
+        "run": runs.get(job["number"], "")[:8],
     }
 
 
-def _short(value: object) -> object:
-    return round(value, 3) if isinstance(value, float) else value
+def _best(summary: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Tags of the parent run that name the job with the fewest bits, and with the best of each score."""
+    tags = {}
+    for key in dict.fromkeys(key for row in summary for key in row if key == "bits" or key.endswith(PRIMARY)):
+        rows = [row for row in summary if row[key] is not None]
+        if not rows:
+            continue
+        smaller = key == "bits" or key.endswith("/quant")  # bits and perplexity
+        best = min(rows, key=lambda row: row[key] if smaller else -row[key])
+        tags[f"best.{key}"] = f"{best[key]:.4g}: job {best['job']} ({best['overrides']}), run {best['run']}"
+    return tags
 
 
-def _number(path: Path) -> tuple[int, str]:
-    name = path.parent.name
-    return (int(name) if name.isdigit() else -1, name)
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,43 +1,55 @@
-"""Runs in MLflow: one run a job, under the parent of its multirun if there is one."""
+"""Where runs are tracked. What a server that is down does not take waits in a folder; the job goes on.
+
+A run is opened when its job starts, and filled from the files in the job's folder once it has ended. So it can be
+filled at any later time: by the next start with the same `tracking.uri`, or by `slimrun tracking.sync=true`.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock
 
-from runner.result import Result
+from runner.result import RESULTS, read_json, write_json
 
-PARENT_TAG = "mlflow.parentRunId"
-MAX_PARAM, MAX_TAG, MAX_BATCH = 6000, 5000, 100  # what MLflow stores; longer text is cut
-UPLOADED = ("config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", "results.json")
-
-
-class Log(Protocol):
-    """An open run."""
-
-    def finish(self, result: Result, output: Path) -> None:
-        """Log a finished job: metrics, tags, and the files of its output folder."""
+SWEEP = "sweep.json"  # in the folder of a multirun: its command, its parent run, its jobs
+RUN = "tracking.json"  # in the folder of a job: its run
+LOCK = ".tracking.lock"
+MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # its own start-up messages, not errors
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default waits minutes for a server that is down
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
+}
+log = logging.getLogger("slimrun")
 
 
 class Tracker(Protocol):
-    """Where runs are logged."""
+    """Where runs are logged. No method raises because a server does not answer."""
 
-    def run(self, name: str, params: Mapping[str, Any], parent: str | None) -> AbstractContextManager[Log]:
-        """A run that is open inside the block and marked failed when the block raises."""
+    def run(self, job: Path, sweep: Path | None, name: str) -> AbstractContextManager[None]:
+        """The job's run is open inside the block."""
 
-    def start_parent(self, name: str) -> str | None:
-        """Open the parent run of a multirun and return its id."""
+    def deliver(self, job: Path, sweep: Path | None) -> None:
+        """Log a job that has ended, well or not, from its folder; nothing if that is done already."""
 
-    def end_parent(self, run_id: str, failed: bool, summary: list[dict[str, Any]]) -> None:
-        """Close the parent run, with the summary of its jobs."""
+    def begin_sweep(self, sweep: Path) -> None:
+        """Open the parent run of the multirun that sweep.json describes, or the one it had, and note its id there."""
+
+    def deliver_sweep(self, sweep: Path) -> None:
+        """Log a multirun that has ended, from its folder, and close its parent run."""
+
+    def deliver_waiting(self) -> tuple[int, int]:
+        """Log what could not be logged before: (how many were, how many still wait)."""
 
     def look_next(self) -> str:
         """What a person types to see the runs, "" if there is nothing to see."""
@@ -47,17 +59,22 @@ class Tracker(Protocol):
 class NoTracking:
     """Logs nothing."""
 
-    @contextmanager
-    def run(self, name: str, params: Mapping[str, Any], parent: str | None) -> Iterator[Log]:
-        """An open run that forgets."""
-        yield _Forget()
+    def run(self, job: Path, sweep: Path | None, name: str) -> AbstractContextManager[None]:
+        """Nothing is opened."""
+        return nullcontext()
 
-    def start_parent(self, name: str) -> str | None:
+    def deliver(self, job: Path, sweep: Path | None) -> None:
+        """Nothing is logged."""
+
+    def begin_sweep(self, sweep: Path) -> None:
         """No parent."""
-        return None
 
-    def end_parent(self, run_id: str, failed: bool, summary: list[dict[str, Any]]) -> None:
+    def deliver_sweep(self, sweep: Path) -> None:
         """Nothing to close."""
+
+    def deliver_waiting(self) -> tuple[int, int]:
+        """Nothing waits."""
+        return 0, 0
 
     def look_next(self) -> str:
         """Nothing to see."""
@@ -71,6 +88,8 @@ class MLflow:
     uri: str | None = None
     experiment: str = "slimrun"
     log_weights: bool = False
+    outbox: str = "~/.cache/slimrun/outbox"
+    sync: bool = False
 
     @property
     def tracking_uri(self) -> str:
@@ -78,35 +97,61 @@ class MLflow:
         return self.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
     @contextmanager
-    def run(self, name: str, params: Mapping[str, Any], parent: str | None) -> Iterator[Log]:
-        """An open MLflow run, FAILED when the block raises."""
-        client = self._client()
-        from mlflow.tracking.context.registry import resolve_tags  # user, git commit, as mlflow's own runs have
-
-        tags = resolve_tags({"mlflow.runName": name, "mlflow.source.name": "slimrun"})
-        tags |= {PARENT_TAG: parent} if parent else {}
-        run_id = client.create_run(self._experiment(client), tags=tags).info.run_id
-        self._log_params(client, run_id, params)
+    def run(self, job: Path, sweep: Path | None, name: str) -> Iterator[None]:
+        """The job's run, with its params and the load of the machine; one that was open before goes on."""
+        self._note_waiting(job, sweep)
+        write_json(job / RUN, {**(read_json(job / RUN) or {}), "name": name})
+        monitor: Any = None
+        with self._surviving(), FileLock(job / LOCK):
+            store = self._store()
+            monitor = store.watch_machine(store.open_job(job, self._parent(sweep), name))
         try:
-            yield _Open(self, client, run_id)
-        except BaseException as error:
-            client.set_tag(run_id, "error", _line(error)[:MAX_TAG])
-            client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        client.set_terminated(run_id, "FINISHED")
+            yield
+        finally:
+            if monitor is not None:
+                with suppress(Exception):  # the server may be gone by now
+                    monitor.finish()
 
-    def start_parent(self, name: str) -> str | None:
-        """Open the parent run."""
-        client = self._client()
-        return str(client.create_run(self._experiment(client), run_name=name, tags={"slimrun": "multirun"}).info.run_id)
+    def deliver(self, job: Path, sweep: Path | None) -> None:
+        """Params, metrics, tags, data, tables and pictures."""
+        entry = self._note_waiting(job, sweep)
+        with self._surviving(), FileLock(job / LOCK):
+            run = read_json(job / RUN) or {}
+            if run.get("uri") != self.tracking_uri or run["delivered"] != (job / RESULTS).stat().st_mtime_ns:
+                self._store().fill_job(job, self._parent(sweep), self.log_weights)
+            entry.unlink(missing_ok=True)
 
-    def end_parent(self, run_id: str, failed: bool, summary: list[dict[str, Any]]) -> None:
-        """Close the parent run with the table of its jobs."""
-        client = self._client()
-        columns = sorted({key for row in summary for key in row})
-        if summary:
-            client.log_table(run_id, {key: [row.get(key) for row in summary] for key in columns}, "summary.json")
-        client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+    def begin_sweep(self, sweep: Path) -> None:
+        """The parent run."""
+        with self._surviving():
+            self._parent(sweep, reopen=True)
+
+    def deliver_sweep(self, sweep: Path) -> None:
+        """Close the parent run with its summary, pictures and tags."""
+        entry = self._note_waiting(sweep, None)
+        with self._surviving(), FileLock(sweep / LOCK):
+            parent = self._parent(sweep)
+            assert parent is not None
+            self._store().fill_sweep(sweep, parent)
+            entry.unlink(missing_ok=True)
+
+    def deliver_waiting(self) -> tuple[int, int]:
+        """Everything in the outbox that has ended and belongs to this server."""
+        delivered = waiting = 0
+        for entry in sorted(Path(self.outbox).expanduser().glob("*.json")):
+            content = read_json(entry) or {"folder": "", "uri": ""}
+            folder = Path(content["folder"])
+            if content["uri"] != self.tracking_uri or waiting:
+                waiting += content["uri"] == self.tracking_uri  # one failure is enough to know
+            elif (folder / RESULTS).is_file():
+                self.deliver(folder, Path(content["sweep"]) if content["sweep"] else None)
+                delivered, waiting = delivered + (not entry.exists()), waiting + entry.exists()
+            elif (read_json(folder / SWEEP) or {}).get("summary"):
+                self.deliver_sweep(folder)
+                delivered, waiting = delivered + (not entry.exists()), waiting + entry.exists()
+            elif not folder.is_dir():
+                entry.unlink(missing_ok=True)  # what is left runs still, or was killed and has nothing to log
+        return delivered, waiting
 
     def look_next(self) -> str:
         """The command that opens the UI."""
@@ -114,90 +159,46 @@ class MLflow:
             return f"open {self.tracking_uri}"
         return f"mlflow ui --backend-store-uri {self.tracking_uri}"
 
-    def _client(self) -> Any:
-        """A client whose database exists and is migrated: made once, under a lock, since parallel makers crash."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its own start-up messages, not errors
+    def _store(self) -> Any:
+        for name, value in MLFLOW_SETTINGS.items():
+            os.environ.setdefault(name, value)
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        from mlflow import MlflowClient
+        from runner.mlflow_store import Store  # takes 2 s to import
 
-        uri = self.tracking_uri
-        if not uri.startswith("sqlite:///"):
-            return MlflowClient(uri)
-        with FileLock(uri.removeprefix("sqlite:///") + ".lock"):
-            client = MlflowClient(uri)
-            client.search_experiments(max_results=1)
-        return client
+        return Store.at(self.tracking_uri, self.experiment)
 
-    def _experiment(self, client: Any) -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        try:
-            return str(client.create_experiment(self.experiment, artifact_location=self._artifacts()))
-        except MlflowException:  # another job made it in between
-            return str(client.get_experiment_by_name(self.experiment).experiment_id)
-
-    def _artifacts(self) -> str | None:
-        """Artifacts of a sqlite file live beside it, wherever a later job or the UI is started from."""
-        if not self.tracking_uri.startswith("sqlite:///"):
+    def _parent(self, sweep: Path | None, reopen: bool = False) -> str | None:
+        """Id of the sweep's parent run, which is made now if there is none on this server yet."""
+        if sweep is None:
             return None
-        return (Path(self.tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+        with FileLock(sweep / ".parent.lock"):
+            record = read_json(sweep / SWEEP) or {}
+            known = record["parent_run_id"] if record["uri"] == self.tracking_uri else None
+            if reopen or not known:
+                record["parent_run_id"] = self._store().open_sweep(str(record["name"]), known)
+                record["uri"] = self.tracking_uri
+                write_json(sweep / SWEEP, record)
+            return str(record["parent_run_id"])
 
-    @staticmethod
-    def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
+    def _note_waiting(self, folder: Path, sweep: Path | None) -> Path:
+        """The outbox's entry for this folder, there until all of it is logged."""
+        outbox = Path(self.outbox).expanduser()
+        outbox.mkdir(parents=True, exist_ok=True)
+        entry = outbox / f"{sha256(str(folder.absolute()).encode()).hexdigest()[:32]}.json"
+        content = {"folder": str(folder.absolute()), "sweep": sweep and str(sweep), "uri": self.tracking_uri}
+        write_json(entry, content)
+        return entry
 
-        items = [Param(key, str(value)[:MAX_PARAM]) for key, value in params.items()]
-        for start in range(0, len(items), MAX_BATCH):
-            client.log_batch(run_id, params=items[start : start + MAX_BATCH])
-
-
-class _Forget:
-    def finish(self, result: Result, output: Path) -> None:
-        """Nothing is kept."""
-
-
-class _Open:
-    """An open MLflow run."""
-
-    def __init__(self, tracker: MLflow, client: Any, run_id: str) -> None:
-        self.tracker, self.client, self.run_id = tracker, client, run_id
-
-    def finish(self, result: Result, output: Path) -> None:
-        """Metrics and tags from the result, files from the output folder, the weights by reference."""
-        import time
-
-        from mlflow.entities import Metric, RunTag
-
-        now = int(time.time() * 1000)
-        numbers = {key: float(value) for key, value in result.metrics.items() if not isinstance(value, str)}
-        texts = {key: value for key, value in result.metrics.items() if isinstance(value, str)}
-        tags = {
-            **texts,
-            "config_hash": result.config_hash,
-            "weights.path": str(result.weight_file.resolve()),
-            "weights.bytes": str(result.weight_file.stat().st_size),
-            "weights.sha256": _sha256(result.weight_file),
-            "verdict": "; ".join(f"{key}: {text}" for key, text in texts.items() if key.endswith("/verdict")),
-        }
-        self.client.log_batch(
-            self.run_id,
-            metrics=[Metric(key, value, now, 0) for key, value in numbers.items()],
-            tags=[RunTag(key, value[:MAX_TAG]) for key, value in tags.items() if value],
-        )
-        for name in UPLOADED:
-            self.client.log_artifact(self.run_id, str(output / name))
-        if self.tracker.log_weights:
-            self.client.log_artifact(self.run_id, str(result.weight_file), "artifact")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0]
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Whatever the tracking store answers must not cost a finished run."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("tracking failed")
+            reason = str(error).strip().split("\n")[0][:100]
+            print(
+                f"note: tracking.uri={self.tracking_uri} does not take the run ({reason}); the results are kept, and "
+                "the next start with this uri delivers them, or slimrun tracking.sync=true",
+                file=sys.stderr,
+            )

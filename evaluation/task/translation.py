@@ -148,7 +148,7 @@ class Translation:
 
     def _verdict(self, bleu: float, change: statistics.Difference) -> str:
         if bleu < BLEU_FLOOR:
-            return f"inconclusive (float BLEU {bleu:.1f} is at the floor, below {BLEU_FLOOR:g})"
+            return f"inconclusive (baseline BLEU {bleu:.1f} is at the floor, below {BLEU_FLOOR:g})"
         return statistics.verdict(-change.high, -change.low, self.margin_points, "BLEU")
 
     def _signature(self, items: int) -> str:

@@ -6,6 +6,7 @@ contiguous form that `encode` returns. The format is described in `ops/csrc/cont
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -26,7 +27,7 @@ class Sections(NamedTuple):
     """The sections of a container, as the flat tensors that a file stores; little-endian on any host."""
 
     info: NDArray[np.int64]  # [5 + ndim]: magic, version, shape, sizes, checksum of info and index
-    # [64 + 12 tiles]: the model, and offset, kind and checksum of each tile; hides tuple.index
+    # [64 or more + 12 tiles]: the model, and offset, kind and checksum of each tile; hides tuple.index
     index: NDArray[np.int8]  # type: ignore[assignment]
     payload: NDArray[np.int8]  # [packed bytes]: the tiles
 
@@ -39,6 +40,9 @@ class ContainerInfo:
     tile_size: int  # elements
     n_tiles: int
     low_bits: int  # bits of each element that are stored as they are
+    row_classes: int  # groups of rows with statistics of their own, 1 to 16
+    column_classes: int  # likewise of columns, 1 or 2
+    levels: bool  # whether rows have grids of their own
     packed_bytes: int  # all three sections
     raw_bytes: int
     tile_bytes: tuple[int, ...]  # packed bytes of each tile
@@ -68,8 +72,9 @@ def encode_sections(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: in
 def decode(buffer: Buffer, out: NDArray[np.int8] | None = None, *, threads: int = 0) -> NDArray[np.int8]:
     """Decode a container and verify every checksum.
 
-    `out`, if given, is a C-contiguous int8 array of the container's shape, which is filled and returned; after an
-    error its content is undefined. Raises ValueError that says what is wrong with the bytes or with `out`.
+    `out`, if given, is a C-contiguous int8 array or CPU tensor of the container's shape, which is filled and returned;
+    after an error its content is undefined. `buffer` may be a view of a mapped file: nothing of it is copied.
+    Raises ValueError that says what is wrong with the bytes or with `out`.
     """
     return decode_sections(*split(buffer), out=out, threads=threads)
 
@@ -78,19 +83,24 @@ def decode_sections(
     info: NDArray[Any],
     index: NDArray[Any],
     payload: NDArray[Any],
-    out: NDArray[np.int8] | None = None,
+    out: NDArray[np.int8] | Callable[[tuple[int, ...]], NDArray[np.int8]] | None = None,
     threads: int = 0,
 ) -> NDArray[np.int8]:
-    """Like `decode`, from the three sections; only their bytes matter, not their dtypes."""
-    sections = _flat(info), _flat(index), _flat(payload)
-    shape = _native.inspect(*sections)[0]
+    """Like `decode`, from the three sections; only their bytes matter, not their dtypes.
+
+    `out` can also be a function that gives such an array for a shape.
+    """
+    container = _open(info, index, payload)
     if out is None:
-        out = np.empty(shape, np.int8)
-    elif out.dtype != np.int8:
-        raise TypeError(f"out has dtype {out.dtype}, expected int8")
-    elif out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(f"out: must be a writable C-contiguous array of shape {shape}, not of {out.shape}")
-    _native.decode_into(*sections, out, threads)
+        out = np.empty(container.shape, np.int8)
+    elif callable(out):
+        out = out(container.shape)
+    view = np.asarray(out)
+    if view.dtype != np.int8:
+        raise TypeError(f"out has dtype {view.dtype}, expected int8")
+    if view.shape != container.shape or not view.flags.c_contiguous or not view.flags.writeable:
+        raise ValueError(f"out: must be a writable C-contiguous array of shape {container.shape}, not of {view.shape}")
+    container.decode_into(view, threads)
     return out
 
 
@@ -99,12 +109,12 @@ def decode_tile(buffer: Buffer, i: int) -> NDArray[np.int8]:
 
     Raises ValueError if there is no such tile or the container is not valid; other tiles are not looked at.
     """
-    return _native.decode_tile(*split(buffer), i)
+    return _open(*split(buffer)).decode_tile(i)
 
 
 def split(buffer: Buffer) -> Sections:
     """Cut a container into its sections, as views of `buffer`. Raises ValueError if the sizes do not add up."""
-    packed = _flat(np.frombuffer(buffer, np.uint8))
+    packed = _flat(np.asarray(buffer) if hasattr(buffer, "__array__") else np.frombuffer(buffer, np.uint8))
     info, index, _ = _native.section_sizes(packed)
     return Sections(
         packed[:info].view(np.dtype("<i8")),
@@ -116,16 +126,18 @@ def split(buffer: Buffer) -> Sections:
 def inspect(container: Buffer | Sections) -> ContainerInfo:
     """Validate all but the tiles and tell what the container holds. Raises ValueError."""
     sections = container if isinstance(container, Sections) else split(container)
-    flat = _flat(sections.info), _flat(sections.index), _flat(sections.payload)
-    shape, tile_size, n_tiles, low_bits = _native.inspect(*flat)
-    tile_bytes, tile_kinds = _native.tiles(*flat)
+    opened = _open(*sections)
+    tile_bytes, tile_kinds = opened.tiles()
     return ContainerInfo(
-        shape=shape,
-        tile_size=tile_size,
-        n_tiles=n_tiles,
-        low_bits=low_bits,
+        shape=opened.shape,
+        tile_size=opened.tile_size,
+        n_tiles=opened.n_tiles,
+        low_bits=opened.low_bits,
+        row_classes=opened.row_classes,
+        column_classes=opened.column_classes,
+        levels=opened.levels,
         packed_bytes=sum(section.nbytes for section in sections),
-        raw_bytes=int(np.prod(shape, dtype=np.int64)),
+        raw_bytes=int(np.prod(opened.shape, dtype=np.int64)),
         tile_bytes=tuple(tile_bytes.tolist()),
         tile_kinds=tuple(TILE_KINDS[kind] for kind in tile_kinds.tolist()),
     )
@@ -151,6 +163,10 @@ def _int8(array: ArrayLike) -> NDArray[np.int8]:
     if values.dtype != np.int8:
         raise TypeError(f"array has dtype {values.dtype}, expected int8")
     return values
+
+
+def _open(info: NDArray[Any], index: NDArray[Any], payload: NDArray[Any]) -> _native.Container:
+    return _native.Container(_flat(info), _flat(index), _flat(payload))
 
 
 def _flat(section: NDArray[Any]) -> NDArray[np.uint8]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Int8Array = npt.NDArray[np.int8]
+Allocate = Callable[[tuple[int, ...]], Int8Array]  # an array of that shape, its content undefined
 Parts = dict[str, npt.NDArray[np.int8] | npt.NDArray[np.int64]]  # tensor suffix ("weight", ...) -> what is stored
 
 FRACTAL: Final = (16, 32)  # rows and columns of a fractal, the block that the hardware's int8 matrix unit takes
 TILING: Final = 8  # fractals a side of a tile, the block that is coded on its own
+
+
+def empty(shape: tuple[int, ...]) -> Int8Array:
+    """An array of its own."""
+    return np.empty(shape, np.int8)
 
 
 class Codec(Protocol):
@@ -29,8 +37,38 @@ class Codec(Protocol):
     def encode(self, weight: Int8Array) -> Parts:
         """The stored tensors, by suffix; they restore the weight without anything else."""
 
-    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]]) -> Int8Array:
-        """The weight [n, k] of its stored tensors; ValueError when they are malformed or corrupted."""
+    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]], allocate: Allocate = empty) -> Int8Array:
+        """The weight [n, k] of its stored tensors, written into what `allocate` gives unless it is there already.
+
+        Raises ValueError when the tensors are malformed or corrupted.
+        """
+
+
+class Arena:
+    """Cuts arrays from blocks of 64 MiB, for any number of threads.
+
+    The system gives a block huge pages. Small arrays of their own would cost a page fault every 4 KiB, which takes
+    longer than decoding those 4 KiB does. A block lives as long as one of its arrays.
+    """
+
+    BLOCK: Final = 1 << 26
+    ALIGNMENT: Final = 64
+
+    def __init__(self) -> None:
+        """Nothing is taken before the first array."""
+        self._lock = threading.Lock()
+        self._rest = empty((0,))
+
+    def __call__(self, shape: tuple[int, ...]) -> Int8Array:
+        """A C-contiguous array of that shape, its content undefined."""
+        size = math.prod(shape)
+        if size > self.BLOCK // 2:
+            return empty(shape)
+        with self._lock:
+            if self._rest.size < size:
+                self._rest = empty((self.BLOCK,))
+            array, self._rest = self._rest[:size], self._rest[-(-size // self.ALIGNMENT) * self.ALIGNMENT :]
+        return array.reshape(shape)
 
 
 def to_nz(weight: Int8Array) -> Int8Array:
@@ -52,7 +90,7 @@ def to_nz(weight: Int8Array) -> Int8Array:
     return np.ascontiguousarray(weight.reshape(n1, rows, k1, columns).transpose(2, 0, 1, 3))
 
 
-def from_nz(fractals: Int8Array, n: int, k: int) -> Int8Array:
+def from_nz(fractals: Int8Array, n: int, k: int, allocate: Allocate = empty) -> Int8Array:
     """The matrix [n, k] whose fractals [ceil(k / 32), ceil(n / 16), 16, 32] `to_nz` gives.
 
     Raises ValueError if the shapes do not belong together or the rows and columns that fill up the last fractals are
@@ -67,4 +105,6 @@ def from_nz(fractals: Int8Array, n: int, k: int) -> Int8Array:
     padded = fractals.transpose(1, 2, 0, 3).reshape(shape[1] * rows, shape[0] * columns)
     if padded[n:].any() or padded[:, k:].any():
         raise ValueError(f"fractals of a matrix [{n}, {k}] have values beyond its last row or column")
-    return np.ascontiguousarray(padded[:n, :k])
+    matrix = allocate((n, k))
+    matrix[:] = padded[:n, :k]
+    return matrix

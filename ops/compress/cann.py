@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .base import Int8Array, Parts, to_nz
+from .base import Allocate, Int8Array, Parts, empty, to_nz
 from .nz import NZ
 
 BUILD = "cmake -S . -B build -DSLIMRUN_PYTHON=OFF && cmake --build build"
@@ -64,11 +64,11 @@ class Cann:
             payload, index, tiling_k, tiling_n = self._outputs(files[1:], k1, n1)
         return {"weight": payload, "index": index, "info": np.array([tiling_k, tiling_n, k, n, 1], np.int64)}
 
-    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]]) -> Int8Array:
+    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]], allocate: Allocate = empty) -> Int8Array:
         """The matrix again, if the container is ours; ValueError otherwise, and when it is malformed."""
         if self.container != NZ.container:
             raise ValueError(f"container {self.container} {self.version}: only the Ascend hardware decodes it")
-        return NZ().decode(parts)
+        return NZ().decode(parts, allocate)
 
     @cached_property
     def _answer(self) -> tuple[str, int]:

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from .base import Codec, Int8Array, Parts
 
 
 class Compressor:
-    """`Compressor(codec).run(weights)`: each weight coded by the codec."""
+    """Codes weights by the codec, several at once, on threads of its own.
+
+    `run(weights)` codes a whole model. `add(name, weight)` returns at once, so that the next weight can be quantized
+    while this one is being coded, which must not change meanwhile; `finish()` then gives what all of them became.
+    """
 
     def __init__(self, codec: Codec, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         self.codec = codec
         self.progress = progress
+        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="compress")
+        self._coded: dict[str, Future[Parts]] = {}
 
     def run(self, weights: Mapping[str, Int8Array]) -> dict[str, Parts]:
         """name -> int8 [n, k] becomes name -> stored tensors."""
-        coded: dict[str, Parts] = {}
         for name, weight in weights.items():
-            coded[name] = self.codec.encode(weight)
-            self.progress(len(coded), len(weights))
-        return coded
+            self.add(name, weight)
+        return self.finish()
+
+    def add(self, name: str, weight: Int8Array) -> None:
+        """Begin to code a weight."""
+        self._coded[name] = self._pool.submit(self.codec.encode, weight)
+
+    def finish(self) -> dict[str, Parts]:
+        """name -> stored tensors, in the order of `add`; the first error of the codec, if it had one."""
+        done: dict[str, Parts] = {}
+        try:
+            for name, coded in self._coded.items():
+                done[name] = coded.result()
+                self.progress(len(done), len(self._coded))
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+        return done

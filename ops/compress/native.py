@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ops import compress
 
-from .base import Int8Array, Parts
+from .base import Allocate, Int8Array, Parts, empty
 
 SECTIONS = ("info", "index", "weight")
 
@@ -38,9 +38,10 @@ class Native:
         sections = compress.encode_sections(weight, tile_size=self.tile_size, threads=self.threads)
         return {"info": sections.info, "index": sections.index, "weight": sections.payload}
 
-    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]]) -> Int8Array:
+    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]], allocate: Allocate = empty) -> Int8Array:
         """The array again; every checksum is verified."""
         missing = [name for name in SECTIONS if name not in parts]
         if missing:
             raise ValueError(f"lacks .{', .'.join(missing)}")
-        return compress.decode_sections(parts["info"], parts["index"], parts["weight"], threads=self.threads)
+        sections = parts["info"], parts["index"], parts["weight"]
+        return compress.decode_sections(*sections, out=allocate, threads=self.threads)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from .base import Int8Array, Parts
+from .base import Allocate, Int8Array, Parts, empty
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class NoCompression:
         """The weight as it is."""
         return {"weight": weight}
 
-    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]]) -> Int8Array:
+    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]], allocate: Allocate = empty) -> Int8Array:
         """The weight as it is; ValueError when it is no int8 matrix."""
         weight = parts["weight"]
         if weight.dtype != np.int8 or weight.ndim != 2:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ops import _native
 
-from .base import FRACTAL, TILING, Int8Array, Parts, from_nz, to_nz
+from .base import FRACTAL, TILING, Allocate, Int8Array, Parts, empty, from_nz, to_nz
 
 MAX_FRACTALS = 50_000  # a side
 
@@ -47,7 +47,7 @@ class NZ:
         n, k = weight.shape
         return {"weight": payload, "index": index, "info": np.array([TILING, TILING, k, n, 1], np.int64)}
 
-    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]]) -> Int8Array:
+    def decode(self, parts: Mapping[str, npt.NDArray[np.generic]], allocate: Allocate = empty) -> Int8Array:
         """The matrix again; every checksum is verified, and ValueError says what is wrong.
 
         An empty `.index` means fractals [k1, n1, 16, 32] stored as they are, in that shape or flat. `.info` has no
@@ -60,13 +60,13 @@ class NZ:
         shape = (-(-k // FRACTAL[1]), -(-n // FRACTAL[0]), *FRACTAL)
         payload, index = _flat(parts["weight"], "weight"), _flat(parts["index"], "index")
         if index.size == 0:
-            return from_nz(_uncoded(parts["weight"], payload, shape), n, k)
+            return from_nz(_uncoded(parts["weight"], payload, shape), n, k, allocate)
         found = _native.nz_inspect(payload, index)
         if found != shape[:2]:
             raise ValueError(f"info: a matrix [{n}, {k}] has {shape[:2]} fractals, but the payload {found}")
         fractals = np.empty(shape, np.int8)
         _native.nz_decode_into(payload, index, fractals, self.threads)
-        return from_nz(fractals, n, k)
+        return from_nz(fractals, n, k, allocate)
 
 
 def _sizes(info: npt.NDArray[np.generic]) -> tuple[int, int]:

@@ -5,10 +5,12 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "codec.hpp"
 #include "crc32c.hpp"
 #include "int8.hpp"
+#include "kernels.hpp"
 #include "nz.hpp"
 
 namespace py = pybind11;
@@ -42,10 +44,6 @@ Header header_of(const py::array& values, uint64_t tile_size) {
     return make_header(shape.data(), shape.size(), tile_size);
 }
 
-Container open(const py::array& info, const py::array& index, const py::array& payload) {
-    return Container(Sections{bytes_of(info), bytes_of(index), bytes_of(payload)});
-}
-
 uint64_t encode_into(const py::array& values, py::array out, uint64_t tile_size, int threads) {
     const Header header = header_of(values, tile_size);
     const Bytes from = bytes_of(values);
@@ -56,37 +54,58 @@ uint64_t encode_into(const py::array& values, py::array out, uint64_t tile_size,
     return encode(header, from.data, workers, to);
 }
 
-void decode_into(const py::array& info, const py::array& index, const py::array& payload, py::array out,
-                 int threads) {
-    const Container container = open(info, index, payload);
-    uint8_t* const to = writable(out, container.header().numel);
-    const size_t workers = thread_count(threads);
-    py::gil_scoped_release release;
-    decode(container, workers, to);
-}
+/// A validated container and the arrays that it is a view of.
+class OpenContainer {
+  public:
+    OpenContainer(py::array info, py::array index, py::array payload)
+        : arrays_{std::move(info), std::move(index), std::move(payload)},
+          container_(Sections{bytes_of(arrays_[0]), bytes_of(arrays_[1]), bytes_of(arrays_[2])}) {}
 
-py::array_t<int8_t> unpack_one(const py::array& info, const py::array& index, const py::array& payload,
-                               int64_t t) {
-    const Container container = open(info, index, payload);
-    const uint64_t tiles = container.header().tiles();
-    if (t < 0 || static_cast<uint64_t>(t) >= tiles)
-        throw std::invalid_argument("tile " + std::to_string(t) + ": the container has " +
-                                    std::to_string(tiles) + " tiles");
-    py::array_t<int8_t> out(static_cast<py::ssize_t>(container.header().elements(t)));
-    decode_tile(container, t, reinterpret_cast<uint8_t*>(out.mutable_data()));
-    return out;
-}
+    const Header& header() const { return container_.header(); }
+
+    py::tuple shape() const {
+        py::tuple shape(header().ndim);
+        for (size_t d = 0; d < header().ndim; ++d) shape[d] = header().shape[d];
+        return shape;
+    }
+
+    void decode_into(py::array out, int threads) const {
+        uint8_t* const to = writable(out, header().numel);
+        const size_t workers = thread_count(threads);
+        py::gil_scoped_release release;
+        decode(container_, workers, to);
+    }
+
+    py::array_t<int8_t> unpack_one(int64_t t) const {
+        const uint64_t tiles = header().tiles();
+        if (t < 0 || static_cast<uint64_t>(t) >= tiles)
+            throw std::invalid_argument("tile " + std::to_string(t) + ": the container has " +
+                                        std::to_string(tiles) + " tiles");
+        py::array_t<int8_t> out(static_cast<py::ssize_t>(header().elements(t)));
+        decode_tile(container_, t, reinterpret_cast<uint8_t*>(out.mutable_data()));
+        return out;
+    }
+
+    py::tuple tiles() const {
+        const uint64_t count = header().tiles();
+        py::array_t<uint32_t> sizes(static_cast<py::ssize_t>(count));
+        py::array_t<uint8_t> kinds(static_cast<py::ssize_t>(count));
+        for (uint64_t t = 0; t < count; ++t) {
+            const Tile tile = container_.tile(t);
+            sizes.mutable_data()[t] = static_cast<uint32_t>(tile.size);
+            kinds.mutable_data()[t] = static_cast<uint8_t>(tile.kind);
+        }
+        return py::make_tuple(sizes, kinds);
+    }
+
+  private:
+    py::array arrays_[3];
+    Container container_;
+};
 
 py::tuple section_sizes(const py::array& container) {
     const Sections sections = split(bytes_of(container));
     return py::make_tuple(sections.info.size, sections.index.size, sections.payload.size);
-}
-
-py::tuple inspect(const py::array& info, const py::array& index, const py::array& payload) {
-    const Header header = open(info, index, payload).header();
-    py::tuple shape(header.ndim);
-    for (size_t d = 0; d < header.ndim; ++d) shape[d] = header.shape[d];
-    return py::make_tuple(shape, header.tile_size, header.tiles(), header.low_bits);
 }
 
 Fractals fractals_of(const py::array& values) {
@@ -122,19 +141,6 @@ void nz_decode_into(const py::array& payload, const py::array& index, py::array 
     const size_t workers = thread_count(threads);
     py::gil_scoped_release release;
     nz_decode(container, workers, to);
-}
-
-py::tuple tiles(const py::array& info, const py::array& index, const py::array& payload) {
-    const Container container = open(info, index, payload);
-    const uint64_t count = container.header().tiles();
-    py::array_t<uint32_t> sizes(static_cast<py::ssize_t>(count));
-    py::array_t<uint8_t> kinds(static_cast<py::ssize_t>(count));
-    for (uint64_t t = 0; t < count; ++t) {
-        const Tile tile = container.tile(t);
-        sizes.mutable_data()[t] = static_cast<uint32_t>(tile.size);
-        kinds.mutable_data()[t] = static_cast<uint8_t>(tile.kind);
-    }
-    return py::make_tuple(sizes, kinds);
 }
 
 uint32_t checksum(const py::array& data, bool portable) {
@@ -206,14 +212,25 @@ PYBIND11_MODULE(_native, m) {
     m.def("encode_into", &encode_into, arg("values"), arg("out"), arg("tile_size"), arg("threads"),
           "Writes a container to the front of out; returns its size.");
     m.def("section_sizes", &section_sizes, arg("container"), "Bytes of info, index and payload.");
-    m.def("inspect", &inspect, arg("info"), arg("index"), arg("payload"),
-          "Validates all but the tiles' bytes; returns shape, tile_size, tiles, low_bits.");
-    m.def("tiles", &tiles, arg("info"), arg("index"), arg("payload"),
-          "Packed bytes (uint32) and kind (uint8: 0 rans, 1 raw, 2 constant) of each tile.");
-    m.def("decode_into", &decode_into, arg("info"), arg("index"), arg("payload"), arg("out"), arg("threads"),
-          "Verifies and decodes all elements into out.");
-    m.def("decode_tile", &unpack_one, arg("info"), arg("index"), arg("payload"), arg("tile"),
-          "Verifies and decodes the elements of one tile.");
+    m.def("simd", [] { return kernels().name; }, "The vector extension in use: see kernels.hpp.");
+    py::class_<OpenContainer>(
+        m, "Container", "A container of which all but the tiles' bytes is validated; keeps its sections.")
+        .def(py::init<py::array, py::array, py::array>(), arg("info"), arg("index"), arg("payload"))
+        .def_property_readonly("shape", &OpenContainer::shape)
+        .def_property_readonly("tile_size", [](const OpenContainer& c) { return c.header().tile_size; })
+        .def_property_readonly("n_tiles", [](const OpenContainer& c) { return c.header().tiles(); })
+        .def_property_readonly("low_bits", [](const OpenContainer& c) { return c.header().low_bits; })
+        .def_property_readonly("row_classes",
+                               [](const OpenContainer& c) { return c.header().model.row_classes; })
+        .def_property_readonly("column_classes",
+                               [](const OpenContainer& c) { return c.header().model.column_classes; })
+        .def_property_readonly("levels", [](const OpenContainer& c) { return c.header().model.levels; })
+        .def("tiles", &OpenContainer::tiles,
+             "Packed bytes (uint32) and kind (uint8: 0 rans, 1 raw, 2 constant) of each tile.")
+        .def("decode_into", &OpenContainer::decode_into, arg("out"), arg("threads"),
+             "Verifies and decodes all elements into out.")
+        .def("decode_tile", &OpenContainer::unpack_one, arg("tile"),
+             "Verifies and decodes the elements of one tile.");
     m.attr("NZ_VERSION") = static_cast<int>(kNzVersion);
     m.def("nz_sizes", &nz_sizes, arg("fractals"), "Bytes that nz_encode_into needs as payload and as index.");
     m.def("nz_encode_into", &nz_encode_into, arg("fractals"), arg("payload"), arg("index"), arg("threads"),

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace slimrun {
 
@@ -14,17 +15,31 @@ struct Bytes {
     const uint8_t* end() const { return data + size; }
 };
 
-/// Reads an unsigned little-endian integer. Compilers turn the loop into one load.
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+inline constexpr bool kLittleEndian = true;
+#else
+inline constexpr bool kLittleEndian = false;
+#endif
+
+/// Reads an unsigned little-endian integer.
 template <class T>
 inline T load(const uint8_t* from) {
     T value = 0;
+    if (kLittleEndian) {
+        std::memcpy(&value, from, sizeof value);
+        return value;
+    }
     for (size_t i = 0; i < sizeof(T); ++i) value = static_cast<T>(value | static_cast<T>(from[i]) << (8 * i));
     return value;
 }
 
-/// Writes an unsigned little-endian integer. Compilers turn the loop into one store.
+/// Writes an unsigned little-endian integer.
 template <class T>
 inline void store(uint8_t* to, T value) {
+    if (kLittleEndian) {
+        std::memcpy(to, &value, sizeof value);
+        return;
+    }
     for (size_t i = 0; i < sizeof(T); ++i) to[i] = static_cast<uint8_t>(value >> (8 * i));
 }
 

@@ -41,6 +41,30 @@ void check_tile_size(uint64_t size) {
             "tile_size = " + std::to_string(size) + ": must be a power of two from 4096 to 1048576");
 }
 
+uint8_t layout_byte(const ModelLayout& layout) {
+    return static_cast<uint8_t>((layout.row_classes - 1) | (layout.column_classes - 1) << 4 |
+                                static_cast<size_t>(layout.levels) << 5);
+}
+
+/// The model layout of an array whose elements are all alike, with its rows and columns if it has them.
+ModelLayout matrix_of(const Header& header) {
+    ModelLayout layout;
+    const uint64_t columns = header.ndim ? header.shape[header.ndim - 1] : 0;
+    if (header.numel == 0 || columns == 0 || columns % kGroup != 0) return layout;
+    layout.rows = header.numel / columns;
+    layout.columns = columns;
+    return layout;
+}
+
+ModelLayout layout_of(uint8_t byte, ModelLayout layout) {
+    layout.row_classes = size_t{byte} % 16 + 1;
+    layout.column_classes = size_t{byte} / 16 % 2 + 1;
+    layout.levels = byte >> 5 & 1;
+    require(!layout.by_place() || layout.rows > 0,
+            "info: row or column classes of an array that has no rows of 64 columns each");
+    return layout;
+}
+
 uint32_t checksum(Bytes info, Bytes index) {
     const uint32_t before = crc32c({info.data, kChecksumAt});
     const uint32_t after = crc32c({info.data + kChecksumAt + 4, info.size - kChecksumAt - 4}, before);
@@ -64,15 +88,16 @@ Header make_header(const uint64_t* shape, size_t ndim, uint64_t tile_size) {
 void write_entry(const Header& header, uint64_t t, const Tile& tile, uint8_t* index) {
     const uint64_t entry = tile.offset | uint64_t{tile.value} << kOffsetBits |
                            static_cast<uint64_t>(tile.kind) << (kOffsetBits + 8);
-    store(index + kModelBytes + 8 * t, entry);
-    store(index + kModelBytes + 8 * header.tiles() + 4 * t, tile.checksum);
+    index += header.model.bytes();
+    store(index + 8 * t, entry);
+    store(index + 8 * header.tiles() + 4 * t, tile.checksum);
 }
 
 void write_info(const Header& header, const uint8_t* index, uint8_t* info) {
     std::copy_n(kMagic, sizeof kMagic, info);
     info[4] = kVersion;
     info[5] = static_cast<uint8_t>(header.ndim);
-    info[6] = 0;
+    info[6] = layout_byte(header.model);
     info[7] = static_cast<uint8_t>(header.low_bits);
     store(info + 8, static_cast<uint32_t>(header.tile_size));
     store(info + 16, header.numel);
@@ -82,6 +107,16 @@ void write_info(const Header& header, const uint8_t* index, uint8_t* info) {
     store(info + kChecksumAt, checksum({info, header.info_bytes()}, {index, header.index_bytes()}));
 }
 
+uint64_t Header::index_bound() const {
+    ModelLayout largest = matrix_of(*this);
+    if (largest.rows > 0) {
+        largest.row_classes = kMaxRowClasses;
+        largest.column_classes = kMaxColumnClasses;
+        largest.levels = true;
+    }
+    return largest.bytes() + kIndexBytesPerTile * tiles();
+}
+
 Header read_header(Bytes info) {
     require(info.size >= kFixedInfo,
             "info: " + std::to_string(info.size) + " bytes are too few for a header");
@@ -89,7 +124,7 @@ Header read_header(Bytes info) {
             "info: not a slimrun container (no magic SLRN)");
     require(info.data[4] == kVersion, differ("info: version", info.data[4], kVersion));
     require(info.data[5] <= kMaxDims, "info: " + std::to_string(info.data[5]) + " dimensions, more than 8");
-    require(info.data[6] == 0, "info: flags " + std::to_string(info.data[6]) + " of a later version are set");
+    require(info.data[6] < 1 << 6, "info: layout " + std::to_string(info.data[6]) + " of a later version");
     require(info.data[7] <= kMaxLowBits, "info: low_bits " + std::to_string(info.data[7]) + ", more than 7");
     Header header;
     header.ndim = info.data[5];
@@ -102,6 +137,7 @@ Header read_header(Bytes info) {
     check_tile_size(header.tile_size);
     const uint64_t numel = product(header.shape, header.ndim);
     require(header.numel == numel, differ("info: numel", header.numel, numel));
+    header.model = layout_of(info.data[6], matrix_of(header));
     const uint64_t index_bytes = load<uint64_t>(info.data + 24);
     require(index_bytes == header.index_bytes(),
             differ("info: index bytes", index_bytes, header.index_bytes()));
@@ -128,7 +164,8 @@ Container::Container(const Sections& sections)
             differ("payload: size", payload_.size, header_.payload_bytes));
     require(load<uint32_t>(sections.info.data + kChecksumAt) == checksum(sections.info, index_),
             "info and index: checksum mismatch");
-    model_ = read_model(index_.data, header_.low_bits);
+    require(!header_.model.levels || header_.low_bits == 0, "info: levels with low bits");
+    model_ = read_model(index_.data, header_.low_bits, header_.model);
 
     uint64_t expected = 0;
     for (uint64_t t = 0; t < header_.tiles(); ++t) {
@@ -147,7 +184,8 @@ Container::Container(const Sections& sections)
 
 Tile Container::tile(uint64_t t) const {
     const uint64_t mask = (uint64_t{1} << kOffsetBits) - 1;
-    const uint8_t* const entry = index_.data + kModelBytes + 8 * t;
+    const uint8_t* const entries = index_.data + header_.model.bytes();
+    const uint8_t* const entry = entries + 8 * t;
     const uint64_t bits = load<uint64_t>(entry);
     const uint64_t next = t + 1 < header_.tiles() ? load<uint64_t>(entry + 8) & mask : header_.payload_bytes;
     Tile tile;
@@ -155,7 +193,7 @@ Tile Container::tile(uint64_t t) const {
     tile.size = static_cast<size_t>(next - tile.offset);
     tile.value = static_cast<uint8_t>(bits >> kOffsetBits);
     tile.kind = static_cast<TileKind>(bits >> (kOffsetBits + 8));
-    tile.checksum = load<uint32_t>(index_.data + kModelBytes + 8 * header_.tiles() + 4 * t);
+    tile.checksum = load<uint32_t>(entries + 8 * header_.tiles() + 4 * t);
     return tile;
 }
 

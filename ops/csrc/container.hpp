@@ -7,9 +7,8 @@
 //    0  uint8[4]  magic "SLRN"
 //    4  uint8     version, 1
 //    5  uint8     ndim, 0 .. 8
-//    6  uint8     flags, 0 in version 1: kept for row classes (a model per class of rows), row remap (an
-//    alphabet
-//                 per row) and the NZ tile geometry of Ascend devices
+//    6  uint8     layout of the model: bits 0..3 row classes - 1, bit 4 column classes - 1, bit 5 levels,
+//                 other bits 0
 //    7  uint8     low_bits, 0 .. 7 (model.hpp)
 //    8  uint32    tile_size in elements, a power of two from 4096 to 2^20
 //   12  uint32    CRC-32C of info, this field left out, and index
@@ -17,9 +16,9 @@
 //   24  uint64    size of index in bytes
 //   32  uint64    size of payload in bytes
 //   40  uint64[ndim]  shape
-// index, 64 + 12 tiles bytes, tiles = ceil(numel / tile_size)
-//    0  model     two tables (model.hpp)
-//   64  uint64[tiles]  bits 0..47 offset in payload, 48..55 value of a constant tile, 56..63 kind (tile.hpp)
+// index, model and 12 tiles bytes, tiles = ceil(numel / tile_size)
+//    0  model     see model.hpp, at least 64 bytes
+//    .  uint64[tiles]  bits 0..47 offset in payload, 48..55 value of a constant tile, 56..63 kind (tile.hpp)
 //    .  uint32[tiles]  CRC-32C of each tile's packed bytes
 // payload
 //    The packed bytes of the tiles, in order and without gaps. Tile t holds the elements t * tile_size .. of
@@ -45,13 +44,16 @@ struct Header {
     size_t ndim = 0;
     std::array<uint64_t, kMaxDims> shape{};
     int low_bits = 0;
+    ModelLayout model;
     uint64_t tile_size = 0;
     uint64_t numel = 0;
     uint64_t payload_bytes = 0;
 
     uint64_t tiles() const { return (numel + tile_size - 1) / tile_size; }
     uint64_t info_bytes() const { return 40 + 8 * ndim; }
-    uint64_t index_bytes() const { return kModelBytes + kIndexBytesPerTile * tiles(); }
+    uint64_t index_bytes() const { return model.bytes() + kIndexBytesPerTile * tiles(); }
+    /// The same whatever the model may be.
+    uint64_t index_bound() const;
     /// Elements of tile `t`.
     size_t elements(uint64_t t) const {
         return static_cast<size_t>(t + 1 < tiles() ? tile_size : numel - t * tile_size);
@@ -86,6 +88,7 @@ class Container {
     const Header& header() const { return header_; }
     const Model& model() const { return model_; }
     Tile tile(uint64_t t) const;
+    Bytes payload() const { return payload_; }
     Bytes packed(const Tile& tile) const { return {payload_.data + tile.offset, tile.size}; }
 
   private:

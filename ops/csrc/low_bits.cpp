@@ -7,7 +7,6 @@
 namespace slimrun {
 namespace {
 
-constexpr size_t kGroup = 64;
 constexpr uint64_t kOnes = 0x0101010101010101u;
 
 /// Bit 0 of byte k becomes bit k: the product moves each to the top byte, and no two terms meet.

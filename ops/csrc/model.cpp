@@ -2,133 +2,28 @@
 
 #include <algorithm>
 #include <bitset>
-#include <cmath>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 namespace slimrun {
 namespace {
 
-constexpr double kRawBits = 8;  // what an element costs on top of its escape from the rare table
-
-struct Symbol {
-    uint64_t count;
-    uint8_t high;
-};
-
-struct Plan {
-    size_t symbols = 0;
-    std::array<uint8_t, kEntries> frequencies{};
-    double bits = INFINITY;
-};
-
-using Counts = std::array<uint64_t, kEntries>;
-
-/// bits[f] = what one element with frequency f costs.
-std::array<double, kTotal + 1> cost_table() {
-    std::array<double, kTotal + 1> bits{};
-    for (uint32_t f = 1; f <= kTotal; ++f) bits[f] = kProbabilityBits - std::log2(f);
-    bits[0] = INFINITY;
-    return bits;
-}
-
-const std::array<double, kTotal + 1> kBits = cost_table();
-
-/// Bits saved by one more unit for this entry: never for an entry that does not occur.
-double gain(uint64_t count, uint8_t frequency) {
-    if (count == 0 || frequency == kTotal) return -INFINITY;
-    return static_cast<double>(count) * (kBits[frequency] - kBits[frequency + 1]);
-}
-
-/// Bits lost by one unit less: never taken from an entry that would be left with none.
-double loss(uint64_t count, uint8_t frequency) {
-    if (frequency <= 1) return INFINITY;
-    return static_cast<double>(count) * (kBits[frequency - 1] - kBits[frequency]);
-}
-
-/// Shares 128 units among the entries at the least cost. The cost is convex in every frequency, so once no
-/// move of a single unit from one entry to another helps, nothing does.
-std::array<uint8_t, kEntries> share_units(const Counts& counts) {
-    uint64_t total = 0;
-    for (uint64_t n : counts) total += n;
-    std::array<uint8_t, kEntries> frequencies{};
-    if (total == 0) {
-        frequencies[kEscape] = kTotal;
-        return frequencies;
-    }
-    int spare = kTotal;
-    for (size_t e = 0; e < kEntries; ++e) {
-        if (counts[e] == 0) continue;
-        const double exact = static_cast<double>(counts[e]) / static_cast<double>(total) * kTotal;
-        frequencies[e] = static_cast<uint8_t>(std::clamp(exact, 1.0, static_cast<double>(kTotal)));
-        spare -= frequencies[e];
-    }
-    for (;;) {
-        size_t taker = 0, giver = 0;
-        for (size_t e = 1; e < kEntries; ++e) {
-            if (gain(counts[e], frequencies[e]) > gain(counts[taker], frequencies[taker])) taker = e;
-            if (loss(counts[e], frequencies[e]) < loss(counts[giver], frequencies[giver])) giver = e;
-        }
-        const bool better = gain(counts[taker], frequencies[taker]) > loss(counts[giver], frequencies[giver]);
-        if (spare == 0 && !better) return frequencies;
-        if (spare >= 0) ++frequencies[taker];
-        if (spare <= 0) --frequencies[giver];
-        spare += (spare < 0) - (spare > 0);
-    }
-}
-
-/// The cost of coding `symbols` (commonest first) with the first `used` of them in the table. `escaped_bits`
-/// is what the escaped elements cost besides their escape.
-Plan plan_table(const std::vector<Symbol>& symbols, size_t first, size_t used, double escaped_bits) {
-    Counts counts{};
-    for (size_t i = first; i < symbols.size(); ++i)
-        counts[i - first < used ? i - first : kEscape] += symbols[i].count;
-    Plan plan{used, share_units(counts), escaped_bits};
-    for (size_t e = 0; e < kEntries; ++e)
-        if (counts[e]) plan.bits += static_cast<double>(counts[e]) * kBits[plan.frequencies[e]];
-    return plan;
-}
-
-/// The best rare table when the `first` commonest symbols are in the common one.
-Plan plan_rare(const std::vector<Symbol>& symbols, size_t first) {
-    Plan best;
-    for (size_t used = 0; used <= std::min(kEscape, symbols.size() - first); ++used) {
-        double raw_bits = 0;
-        for (size_t i = first + used; i < symbols.size(); ++i)
-            raw_bits += kRawBits * static_cast<double>(symbols[i].count);
-        const Plan plan = plan_table(symbols, first, used, raw_bits);
-        if (plan.bits < best.bits) best = plan;
-    }
-    return best;
-}
-
-std::vector<Symbol> commonest_first(const Histogram& counts, int low_bits) {
-    Histogram folded{};
-    for (size_t value = 0; value < counts.size(); ++value)
-        folded[high_part(static_cast<uint8_t>(value), low_bits)] += counts[value];
-    std::vector<Symbol> symbols;
-    for (size_t high = 0; high < folded.size(); ++high)
-        if (folded[high]) symbols.push_back({folded[high], static_cast<uint8_t>(high)});
-    std::stable_sort(symbols.begin(), symbols.end(),
-                     [](const Symbol& a, const Symbol& b) { return a.count > b.count; });
-    return symbols;
-}
-
-Table make_table(const std::vector<Symbol>& symbols, size_t first, const Plan& plan) {
-    Table table;
-    table.frequencies = plan.frequencies;
-    for (size_t e = 0; e < plan.symbols; ++e) table.symbols[e] = symbols[first + e].high;
-    return table;
-}
-
-void check_table(const Table& table, int low_bits) {
+void check_frequencies(const Frequencies& frequencies) {
     uint32_t total = 0;
+    for (uint8_t frequency : frequencies) {
+        total += frequency;
+        if (frequency > kMaxFrequency) throw std::invalid_argument("model: a frequency is above 127");
+    }
+    if (total != kTotal)
+        throw std::invalid_argument("model: frequencies sum to " + std::to_string(total) + ", not to 128");
+}
+
+/// `used[e]`: whether the entry has a frequency anywhere.
+void check_symbols(const Symbols& symbols, const std::bitset<kEntries>& used, int low_bits) {
     std::bitset<256> seen;
     for (size_t e = 0; e < kEntries; ++e) {
-        const uint8_t symbol = table.symbols[e];
-        total += table.frequencies[e];
-        if (e == kEscape || table.frequencies[e] == 0) {
+        const uint8_t symbol = symbols[e];
+        if (e == kEscape || !used.test(e)) {
             if (symbol != 0) throw std::invalid_argument("model: an entry that codes no symbol names one");
             continue;
         }
@@ -137,47 +32,85 @@ void check_table(const Table& table, int low_bits) {
                                         " is twice in a table or too large");
         seen.set(symbol);
     }
-    if (total != kTotal)
-        throw std::invalid_argument("model: frequencies sum to " + std::to_string(total) + ", not to 128");
+}
+
+std::bitset<kEntries> used_entries(const Frequencies& frequencies) {
+    std::bitset<kEntries> used;
+    for (size_t e = 0; e < kEntries; ++e) used.set(e, frequencies[e] > 0);
+    return used;
 }
 
 }  // namespace
 
-Model choose_model(const Histogram& counts) {
-    Model best;
-    best.common.frequencies[kEscape] = best.rare.frequencies[kEscape] = kTotal;
-    double best_bits = INFINITY;
-    uint64_t total = 0;
-    for (uint64_t n : counts) total += n;
-    for (int low_bits = 0; total && low_bits <= kMaxLowBits; ++low_bits) {
-        const std::vector<Symbol> symbols = commonest_first(counts, low_bits);
-        for (size_t used = 1; used <= std::min(kEscape, symbols.size()); ++used) {
-            const Plan rare = plan_rare(symbols, used);
-            const Plan common = plan_table(symbols, 0, used, rare.bits);
-            const double bits = common.bits + static_cast<double>(low_bits) * static_cast<double>(total);
-            if (bits >= best_bits) continue;
-            best_bits = bits;
-            best = {low_bits, make_table(symbols, 0, common), make_table(symbols, used, rare)};
-        }
-    }
-    return best;
+uint64_t ModelLayout::bytes() const {
+    return 3 * kEntries + row_classes * column_classes * kEntries + (row_classes > 1 ? (rows + 1) / 2 : 0) +
+           (column_classes > 1 ? columns / kGroup * 8 : 0) + (levels ? 2 * rows : 0);
 }
 
 void write_model(const Model& model, uint8_t* to) {
-    for (const Table* table : {&model.common, &model.rare}) {
-        to = std::copy(table->frequencies.begin(), table->frequencies.end(), to);
-        to = std::copy(table->symbols.begin(), table->symbols.end(), to);
+    to = std::copy(model.common.begin(), model.common.end(), to);
+    to = std::copy(model.rare.begin(), model.rare.end(), to);
+    to = std::copy(model.rare_frequencies.begin(), model.rare_frequencies.end(), to);
+    for (const Frequencies& frequencies : model.frequencies)
+        to = std::copy(frequencies.begin(), frequencies.end(), to);
+    for (size_t row = 0; row < model.row_class.size(); row += 2, ++to) {
+        const uint8_t second = row + 1 < model.row_class.size() ? model.row_class[row + 1] : 0;
+        *to = static_cast<uint8_t>(model.row_class[row] | second << 4);
+    }
+    for (uint64_t word : model.column_class) {
+        store(to, word);
+        to += 8;
+    }
+    for (uint16_t step : model.steps) {
+        store(to, step);
+        to += 2;
     }
 }
 
-Model read_model(const uint8_t* from, int low_bits) {
+Model read_model(const uint8_t* from, int low_bits, const ModelLayout& layout) {
     Model model;
     model.low_bits = low_bits;
-    for (Table* table : {&model.common, &model.rare}) {
-        std::copy_n(from, kEntries, table->frequencies.begin());
-        std::copy_n(from + kEntries, kEntries, table->symbols.begin());
-        from += 2 * kEntries;
-        check_table(*table, low_bits);
+    model.layout = layout;
+    for (auto* part : {&model.common, &model.rare, &model.rare_frequencies}) {
+        std::copy_n(from, kEntries, part->begin());
+        from += kEntries;
+    }
+    check_frequencies(model.rare_frequencies);
+    check_symbols(model.rare, used_entries(model.rare_frequencies), low_bits);
+
+    std::bitset<kEntries> used;
+    model.frequencies.resize(layout.row_classes * layout.column_classes);
+    for (Frequencies& frequencies : model.frequencies) {
+        std::copy_n(from, kEntries, frequencies.begin());
+        from += kEntries;
+        check_frequencies(frequencies);
+        used |= used_entries(frequencies);
+    }
+    check_symbols(model.common, layout.levels ? std::bitset<kEntries>() : used, low_bits);
+
+    if (layout.row_classes > 1) {
+        model.row_class.resize(static_cast<size_t>(layout.rows));
+        for (size_t row = 0; row < model.row_class.size(); ++row) {
+            model.row_class[row] = static_cast<uint8_t>(from[row / 2] >> (row % 2 * 4) & 15);
+            if (model.row_class[row] >= layout.row_classes)
+                throw std::invalid_argument("model: row " + std::to_string(row) +
+                                            " is of a class that does not exist");
+        }
+        from += (layout.rows + 1) / 2;
+    }
+    if (layout.column_classes > 1) {
+        model.column_class.resize(static_cast<size_t>(layout.columns / kGroup));
+        for (uint64_t& word : model.column_class) {
+            word = load<uint64_t>(from);
+            from += 8;
+        }
+    }
+    if (layout.levels) {
+        model.steps.resize(static_cast<size_t>(layout.rows));
+        for (uint16_t& step : model.steps) {
+            step = load<uint16_t>(from);
+            from += 2;
+        }
     }
     return model;
 }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "crc32c.hpp"
+#include "plan.hpp"
 #include "threads.hpp"
 
 namespace slimrun {
@@ -63,10 +64,12 @@ void scatter(const Fractals& all, const Place& place, const uint8_t* tile, uint8
         std::memcpy(values + place.column_at(all, c), tile, place.column_bytes());
 }
 
-/// The memory of one thread: a tile's values, and what coding them takes.
+/// The memory of one thread: the values of a batch of tiles, and what coding them takes.
 struct Worker {
     Scratch scratch{kNzTileBytes};
-    std::vector<uint8_t> values = std::vector<uint8_t>(kNzTileBytes);
+    std::vector<uint8_t> values = std::vector<uint8_t>(kMaxChains * kNzTileBytes);
+
+    uint8_t* tile(size_t i) { return values.data() + i * kNzTileBytes; }
 };
 
 Histogram count_all(const Fractals& fractals, const uint8_t* values, size_t workers) {
@@ -141,9 +144,10 @@ Fractals make_fractals(uint64_t k1, uint64_t n1) {
 
 uint64_t nz_encode(const Fractals& fractals, const uint8_t* values, size_t threads, uint8_t* payload,
                    uint8_t* index) {
-    const size_t workers = worker_count(threads, fractals.tiles());
-    const Model model = choose_model(count_all(fractals, values, workers));
-    const Encoder encoder(model);
+    const uint64_t batches = batch_count(fractals.tiles());
+    const size_t workers = batch_workers(threads, batches);
+    const Model model = plan_counts(count_all(fractals, values, workers));
+    const Coder coder(model);
     // Each tile is packed where it would lie if none shrank, behind room for its checksum; then all move
     // together.
     const auto widest = [&](uint64_t t) {
@@ -151,11 +155,17 @@ uint64_t nz_encode(const Fractals& fractals, const uint8_t* values, size_t threa
     };
     std::vector<Worker> memory(workers);
     std::vector<Tile> tiles(static_cast<size_t>(fractals.tiles()));
-    run_tasks(fractals.tiles(), workers, [&](size_t worker, uint64_t t) noexcept -> const char* {
-        const Place place(fractals, t);
-        uint8_t* const tile = memory[worker].values.data();
-        gather(fractals, place, values, tile);
-        tiles[t] = pack_tile(encoder, tile, place.bytes(), memory[worker].scratch, payload + widest(t));
+    run_tasks(batches, workers, [&](size_t worker, uint64_t batch) noexcept -> const char* {
+        const uint64_t t = batch * kMaxChains;
+        const size_t count = batch_size(fractals.tiles(), t);
+        PackTask tasks[kMaxChains] = {};
+        for (size_t i = 0; i < count; ++i) {
+            const Place place(fractals, t + i);
+            uint8_t* const tile = memory[worker].tile(i);
+            gather(fractals, place, values, tile);
+            tasks[i] = {tile, place.bytes(), 0, payload + widest(t + i)};
+        }
+        pack_tiles(coder, tasks, count, memory[worker].scratch, &tiles[t]);
         return nullptr;
     });
 
@@ -183,7 +193,7 @@ NzContainer::NzContainer(Bytes payload, Bytes index)
             differ("index: size", index.size, fractals_.index_bytes()));
     require(load<uint32_t>(payload.data + kChecksumAt) == checksum(payload.data, index),
             "payload and index: checksum mismatch");
-    model_ = read_model(payload.data + kModelAt, payload.data[5]);
+    model_ = read_model(payload.data + kModelAt, payload.data[5], ModelLayout());
 
     uint64_t expected = kNzHeaderBytes;
     for (uint64_t t = 0; t < fractals_.tiles(); ++t) {
@@ -220,19 +230,31 @@ Tile NzContainer::tile(uint64_t t) const {
 
 void nz_decode(const NzContainer& container, size_t threads, uint8_t* values) {
     const Fractals& fractals = container.fractals();
-    const Decoder decoder(container.model());
-    const size_t workers = worker_count(threads, fractals.tiles());
+    const Coder coder(container.model());
+    const uint64_t batches = batch_count(fractals.tiles());
+    const size_t workers = batch_workers(threads, batches);
     std::vector<Worker> memory(workers);
-    const Failure failure = run_tasks(fractals.tiles(), workers, [&](size_t worker, uint64_t t) noexcept {
-        const Place place(fractals, t);
-        const Tile tile = container.tile(t);
-        uint8_t* const unpacked = memory[worker].values.data();
-        const char* const problem = unpack_tile(decoder, tile, container.packed(tile), unpacked,
-                                                place.bytes(), memory[worker].scratch);
-        if (!problem) scatter(fractals, place, unpacked, values);
-        return problem;
+    std::vector<uint64_t> bad(batches);
+    const Failure failure = run_tasks(batches, workers, [&](size_t worker, uint64_t batch) noexcept {
+        const uint64_t t = batch * kMaxChains;
+        const size_t count = batch_size(fractals.tiles(), t);
+        UnpackTask tasks[kMaxChains] = {};
+        for (size_t i = 0; i < count; ++i) {
+            const Tile tile = container.tile(t + i);
+            tasks[i] = {tile,
+                        container.packed(tile),
+                        container.payload().end(),
+                        memory[worker].tile(i),
+                        Place(fractals, t + i).bytes(),
+                        0};
+        }
+        const Failure failed = unpack_tiles(coder, tasks, count, memory[worker].scratch);
+        bad[batch] = t + failed.task;
+        for (size_t i = 0; i < count && !failed.problem; ++i)
+            scatter(fractals, Place(fractals, t + i), memory[worker].tile(i), values);
+        return failed.problem;
     });
-    if (failure.problem) throw std::invalid_argument(at_tile(failure.task, failure.problem));
+    if (failure.problem) throw std::invalid_argument(at_tile(bad[failure.task], failure.problem));
 }
 
 }  // namespace slimrun

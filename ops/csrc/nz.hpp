@@ -27,7 +27,7 @@
 //   12  uint32    n1, rows of fractals, 1 .. 50000
 //   16  uint32    size of the payload in bytes
 //   20  uint32    CRC-32C of the 88 bytes up to the tiles, this field left out, and the index
-//   24  model     two tables (model.hpp), one model for all tiles
+//   24  model     one for all tiles (model.hpp), without classes and levels
 //   88  tiles     in order and without gaps, each:
 //                   uint32  CRC-32C of the packed bytes
 //                   packed bytes (tile.hpp)
@@ -49,7 +49,7 @@ inline constexpr uint32_t kTiling = 8;  // fractals a side of a tile
 inline constexpr size_t kNzTileBytes = kTiling * kTiling * kFractalBytes;
 inline constexpr uint32_t kMaxFractals = 50000;  // a side
 inline constexpr size_t kNzIndexBytesPerTile = 8;
-inline constexpr size_t kNzHeaderBytes = 24 + kModelBytes;
+inline constexpr size_t kNzHeaderBytes = 24 + kPlainModelBytes;
 
 /// The fractals of a matrix: k1 columns and n1 rows of them.
 struct Fractals {
@@ -83,6 +83,7 @@ class NzContainer {
     const Fractals& fractals() const { return fractals_; }
     const Model& model() const { return model_; }
     Tile tile(uint64_t t) const;
+    Bytes payload() const { return payload_; }
     Bytes packed(const Tile& tile) const { return {payload_.data + tile.offset, tile.size}; }
 
   private:

@@ -16,6 +16,15 @@ inline size_t worker_count(size_t threads, uint64_t tasks) {
     return static_cast<size_t>(std::max<uint64_t>(1, std::min<uint64_t>(threads, tasks)));
 }
 
+/// Batches of tiles that are worth a thread: starting one takes as long as encoding about two of them, or
+/// decoding eight, and half of a small tensor is not worth that while others wait to be coded.
+inline constexpr uint64_t kBatchesPerWorker = 16;
+
+/// The number of workers for so many batches of tiles.
+inline size_t batch_workers(size_t threads, uint64_t batches) {
+    return worker_count(threads, (batches + kBatchesPerWorker - 1) / kBatchesPerWorker);
+}
+
 /// A task that failed, or no problem at all.
 struct Failure {
     uint64_t task = 0;

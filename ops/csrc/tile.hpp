@@ -9,6 +9,7 @@
 #pragma once
 
 #include "rans.hpp"
+#include "threads.hpp"
 
 namespace slimrun {
 
@@ -22,12 +23,38 @@ struct Tile {
     uint32_t checksum = 0;
 };
 
-/// Packs `n` >= 1 values into at most n bytes at `to`. Sets all but the offset.
-Tile pack_tile(const Encoder& encoder, const uint8_t* values, size_t n, Scratch& scratch,
-               uint8_t* to) noexcept;
+/// Tiles are worked on in batches of kMaxChains neighbours.
+inline uint64_t batch_count(uint64_t tiles) { return (tiles + kMaxChains - 1) / kMaxChains; }
+/// Tiles of the batch that begins with tile `t`.
+inline size_t batch_size(uint64_t tiles, uint64_t t) {
+    return static_cast<size_t>(std::min<uint64_t>(kMaxChains, tiles - t));
+}
 
-/// Verifies and unpacks `n` values from a tile's packed bytes. Returns nullptr, or what is wrong.
-const char* unpack_tile(const Decoder& decoder, const Tile& tile, Bytes packed, uint8_t* values, size_t n,
-                        Scratch& scratch) noexcept;
+/// A tile to pack: `n` >= 1 values, which begin at element `first` of the array, into at most n bytes at
+/// `to`.
+struct PackTask {
+    const uint8_t* values;
+    size_t n;
+    uint64_t first;
+    uint8_t* to;
+};
+
+/// A tile to unpack. Bytes behind the packed ones up to `readable` may be read, though they are never used.
+struct UnpackTask {
+    Tile tile;
+    Bytes packed;
+    const uint8_t* readable;
+    uint8_t* values;
+    size_t n;
+    uint64_t first;
+};
+
+/// Packs up to kMaxChains tiles together. Sets all of `tiles` but the offsets.
+void pack_tiles(const Coder& coder, const PackTask* tasks, size_t count, Scratch& scratch,
+                Tile* tiles) noexcept;
+
+/// Verifies and unpacks up to kMaxChains tiles together. Returns what is wrong with the first bad one, which
+/// the task of a Failure numbers, or no problem.
+Failure unpack_tiles(const Coder& coder, const UnpackTask* tasks, size_t count, Scratch& scratch) noexcept;
 
 }  // namespace slimrun

@@ -21,6 +21,13 @@ MEMORY_SIZE = re.compile(r"\d+(\.\d+)?([KMG]i?B)?")
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]  # (done, total)
+Arrays = dict[str, npt.NDArray[Any]]
+Remember = Callable[[Callable[[], Arrays]], Arrays]  # computes, or gives what was computed before
+
+
+def call(compute: Callable[[], Arrays]) -> Arrays:
+    """A `Remember` that always computes."""
+    return compute()
 
 
 class Unavailable(ValueError):
@@ -98,6 +105,15 @@ class Device:
                 )
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a model without loading a weight."""
+
+    linears: dict[str, tuple[int, int]]  # name -> shape [n, k], in module order
+    parameters: int  # numbers in all its tensors, tied ones once
+    float_bytes: int  # of the parameters, in the dtype the model is loaded in
+
+
 @dataclass
 class Layer:
     """One linear of the model: a row of the per-layer table."""
@@ -143,8 +159,11 @@ class LoadedModel(Protocol):
 class Calibrator(Protocol):
     """Quantizes a loaded model in place."""
 
-    def quantize(self) -> None:
-        """Replace every selected linear by its integers."""
+    def quantize(self, remember: Remember = call) -> None:
+        """Replace every selected linear by its integers.
+
+        What depends on the float model and the texts alone goes through `remember`, which may know it already.
+        """
 
     def calibrate(self, progress: Progress) -> list[Layer]:
         """Choose the input grids, layer after layer on the outputs of quantized predecessors."""
@@ -156,14 +175,23 @@ class Calibrator(Protocol):
 class Framework(Protocol):
     """What a framework does for a run."""
 
-    def check(self, model: Model, device: Device, cache: Path) -> dict[str, tuple[int, int]]:
-        """Names and shapes [n, k] of all linears in module order, without loading a weight.
+    def check(self, model: Model, device: Device, cache: Path) -> Outline:
+        """The outline of the model, without loading a weight.
 
         Unavailable says in one line why a run could not start: no such folder or device, truncated weights...
         """
 
+    def fingerprint(self, model: Model, cache: Path, seed: int, *, read: bool = True) -> str | None:
+        """The loaded model's `fingerprint`, from its files alone.
+
+        None when `read` is false and weights would have to be read for it.
+        """
+
+    def files(self, model: Model, cache: Path) -> Path | None:
+        """The folder here that the model is loaded from; None when there is none (yet)."""
+
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> LoadedModel:
-        """The float model, ready to run."""
+        """The float model, ready to run; its fingerprint is the one that `fingerprint` gives."""
 
     def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
         """A Calibrator of the model on these texts, each cut to `length` tokens."""

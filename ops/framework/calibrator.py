@@ -2,7 +2,8 @@
 
 Calibration is sequential: one sample after the other runs through the model whose linears are already quantized, so
 a layer is observed on what its quantized predecessors produce. Each linear's observer takes the sample's input and
-the grid follows it at once. Nothing here can be shared between runs that quantize different layers.
+the grid follows it at once. That cannot be shared between runs: another method, fraction or selection of layers
+gives other outputs. What is measured on the float model before (tails and peaks of each input) can.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ops.framework.base import Layer, Progress
+from ops.framework.base import Arrays, Layer, Progress, Remember, call
 from ops.framework.int8_linear import Int8Linear, QuantizedLinear, quantized_linear
 from ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, StaticQuantizer, activation_grid
 from ops.quant.observer import Observer, make_observer, range_parameter
@@ -69,8 +71,11 @@ class Calibrator:
         return self.calibrate()
 
     @torch.no_grad()
-    def quantize(self) -> None:
-        """Replace every selected linear by its integers."""
+    def quantize(self, remember: Remember = call) -> None:
+        """Replace every selected linear by its integers.
+
+        The statistics of the float model go through `remember`, unless smoothing has changed that model before.
+        """
         shapes = self.network.linears()
         self.layers = {name: Layer(name, shape, quantized=False) for name, shape in shapes.items()}
         if self.quantizer.quant_type == "FLOAT":
@@ -84,7 +89,9 @@ class Calibrator:
             runs = [partial(self._run, index) for index in range(len(self.samples))]
             self.smoothed = self.network.smooth(self.quantizer, set(selected), runs)
         if self.quantizer.fallback_level or observer == "auto":
-            self._measure_inputs(selected)
+            statistics = (call if self.smoothed else remember)(lambda: self._measure_inputs(selected))
+            for name, parameter, peak in zip(selected, statistics["range_parameter"], statistics["first_peak"]):
+                self.layers[name].range_parameter, self.layers[name].first_peak = float(parameter), float(peak)
         for name in self._fallback(selected):
             self.layers[name].fallback = True
         for name in selected:
@@ -126,8 +133,8 @@ class Calibrator:
     def _grid(observer: Observer, dtype: torch.dtype) -> ActivationGrid:
         return activation_grid(*observer.range(), dtype)
 
-    def _measure_inputs(self, names: Sequence[str]) -> None:
-        """Peak and heaviness of the tails of each linear's input in the float model, over the first samples."""
+    def _measure_inputs(self, names: Sequence[str]) -> Arrays:
+        """Each linear's input in the float model over the first samples: heaviness of its tails, first peak [names]."""
         lows, highs, stds, peaks = ({name: 0.0 for name in names} for _ in range(4))
 
         def measure(name: str) -> Watcher:
@@ -146,9 +153,8 @@ class Calibrator:
                 self._run(index)
                 if index == 0:
                     peaks = {name: max(-lows[name], highs[name]) for name in names}
-        for name in names:
-            self.layers[name].range_parameter = range_parameter(stds[name], lows[name], highs[name])
-            self.layers[name].first_peak = peaks[name]
+        tails = [range_parameter(stds[name], lows[name], highs[name]) for name in names]
+        return {"range_parameter": np.array(tails), "first_peak": np.array([peaks[name] for name in names])}
 
     def _fallback(self, names: Sequence[str]) -> list[str]:
         """The first `fallback_level` linears in the method's ranking, in module order on ties."""

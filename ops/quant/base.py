@@ -14,10 +14,12 @@ methods take a symmetric scale of each token instead, weight-only methods leave 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
+from statistics import NormalDist
 from typing import ClassVar
 
 import torch
@@ -50,6 +52,10 @@ class Quantizer:
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Quantize one weight matrix [n, k] (any float dtype) on the device it is on."""
         raise NotImplementedError
+
+    def expected_bits(self, shape: tuple[int, int]) -> float:
+        """Entropy of the integers of gaussian weights of this shape, in bits a weight: what coding would store."""
+        return 8.0
 
     def ignored(self, names: Sequence[str]) -> set[str]:
         """Names of linears (in module order) that stay float because the user or the last-linear rule says so.
@@ -85,6 +91,10 @@ class MinMaxQuantizer(Quantizer):
     """8-bit weights: step = max|w| / 127 of the row (`per_channel`) or of the tensor."""
 
     per_channel: bool = True
+
+    def expected_bits(self, shape: tuple[int, int]) -> float:
+        """The largest weight, of each row or of all, is on 127."""
+        return gaussian_bits(largest_of(shape[1] if self.per_channel else math.prod(shape)), INT8_LEVELS)
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Integers in [-127, 127] of a weight [n, k]."""
@@ -140,6 +150,24 @@ def minmax_scale(weight: Tensor, per_channel: bool, levels: int = INT8_LEVELS) -
         largest = tensor_largest
     scale = torch.where(largest > 0, largest, tensor_largest) / levels
     return torch.where(scale > 0, scale, torch.full_like(scale, 1 / levels))
+
+
+def gaussian_bits(reach: float, levels: int) -> float:
+    """Entropy in bits of gaussian weights on a grid that maps `reach` standard deviations to `levels` steps.
+
+    Differential entropy less the logarithm of the step; good to 1 % for steps up to one and a half deviations.
+    """
+    return 0.5 * math.log2(2 * math.pi * math.e) + math.log2(levels / reach)
+
+
+def largest_of(count: int) -> float:
+    """Typical largest magnitude among `count` gaussian numbers, in standard deviations."""
+    return NormalDist().inv_cdf(1 - 1 / (2 * count + 2))
+
+
+def outliers_from(fraction: float) -> float:
+    """Magnitude that a `fraction` of gaussian numbers exceeds, in standard deviations."""
+    return NormalDist().inv_cdf(1 - fraction / 2)
 
 
 def activation_grid(low: float, high: float, dtype: torch.dtype) -> ActivationGrid:

@@ -9,6 +9,7 @@ Source: msModelSlim's lowbit sparse quantization; formulas measured on its outpu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +22,10 @@ from .base import (
     QuantizedWeight,
     StaticQuantizer,
     check_finite,
+    gaussian_bits,
+    largest_of,
     minmax_scale,
+    outliers_from,
     round_to_grid,
 )
 
@@ -47,6 +51,14 @@ class Lowbit(StaticQuantizer):
             raise ValueError(f"fraction={self.fraction} is out of range; allowed: 0.01 to 0.1")
         if not 3.0 <= self.sigma_factor <= 4.0:
             raise ValueError(f"sigma_factor={self.sigma_factor} is out of range; allowed: 3.0 to 4.0")
+
+    def expected_bits(self, shape: tuple[int, int]) -> float:
+        """The largest normal weight is on 7; what is normal depends on the knobs."""
+        if not self.open_outlier:
+            return gaussian_bits(largest_of(shape[1] if self.per_channel else math.prod(shape)), NORMAL_LEVELS)
+        deviation = math.sqrt(1 - 2 / math.pi)  # of the magnitudes
+        reach = self.sigma_factor * deviation if self.use_sigma else outliers_from(self.fraction)
+        return gaussian_bits(reach, NORMAL_LEVELS)
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Integers of a weight [n, k]: in [-128, 127], or in [-7, 7] without outliers."""

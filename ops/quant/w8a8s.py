@@ -14,7 +14,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import INT8_LEVELS, NORMAL_LEVELS, QuantizedWeight, StaticQuantizer, check_finite, round_to_grid
+from .base import (
+    INT8_LEVELS,
+    NORMAL_LEVELS,
+    QuantizedWeight,
+    StaticQuantizer,
+    check_finite,
+    gaussian_bits,
+    outliers_from,
+    round_to_grid,
+)
 
 SAMPLE = 16384  # weights that tell roughly where the outliers begin
 
@@ -33,6 +42,10 @@ class W8A8S(StaticQuantizer):
         super().__post_init__()
         if not 0.01 <= self.fraction <= 0.1:
             raise ValueError(f"fraction={self.fraction} is out of range; allowed: 0.01 to 0.1")
+
+    def expected_bits(self, shape: tuple[int, int]) -> float:
+        """The largest normal weight is on 7."""
+        return gaussian_bits(outliers_from(self.fraction), NORMAL_LEVELS)
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Integers in [-127, 127] of a weight [n, k]."""

@@ -52,6 +52,34 @@ def constant_then_noise(n: int) -> Int8Array:
     return values
 
 
+def unequal_rows(n: int, columns: int = 64, seed: int = 0) -> Int8Array:
+    """One grid for rows of very different scale: statistics by class of rows."""
+    weight = gaussian(n * columns, seed).reshape(n, columns) * np.geomspace(0.2, 1, n, dtype=np.float32)[:, None]
+    return np.clip(np.round(weight * 7), -127, 127).astype(np.int8)
+
+
+def unequal_columns(rows: int, columns: int) -> Int8Array:
+    """Every third column is five times smaller; enough elements for two classes of columns to be tried."""
+    weight = gaussian(rows * columns).reshape(rows, columns)
+    weight[:, ::3] /= 5
+    return np.clip(np.round(weight * 3), -127, 127).astype(np.int8)
+
+
+def grids_by_row(rows: int, columns: int) -> Int8Array:
+    """A coarse grid of each row's own, written on the scale of its largest value."""
+    weight = gaussian(rows * columns).reshape(rows, columns)
+    step = np.quantile(np.abs(weight), 0.99, axis=1, keepdims=True) / 7
+    scale = np.abs(weight).max(axis=1, keepdims=True) / 127
+    return np.clip(np.round(np.round(weight / step) * step / scale), -127, 127).astype(np.int8)
+
+
+MATRICES = {
+    "unequal_rows": unequal_rows(300),
+    "unequal_columns": unequal_columns(1024, 1088),
+    "unequal_rows_and_columns": (unequal_columns(1024, 1088) * np.geomspace(1, 4, 1024)[:, None]).astype(np.int8),
+    "grids_by_row": grids_by_row(200, 192),
+    "large_low_bits": w8(1_100_000),
+}
 KINDS = {
     "pattern": pattern,
     "sparse_quantized": sparse_quantized,

@@ -17,17 +17,17 @@ def test_golden_bytes() -> None:
     packed = compress.encode(np.full((2, 3), -2, np.int8))
     assert packed[:12].hex() == "534c524e0102000000000100"
     assert np.frombuffer(packed[16:56], "<u8").tolist() == [6, 76, 0, 2, 3]
-    assert packed[56:88] == bytes([128, *[0] * 15, 254, *[0] * 15])
-    assert packed[88:120] == bytes([*[0] * 15, 128, *[0] * 16])
+    assert packed[56:88] == bytes([254, *[0] * 15, *[0] * 16])  # symbols: -2, and none that is rare
+    assert packed[88:120] == bytes([127, *[0] * 14, 1] * 2)  # frequencies of the rare and of the common
     assert packed[120:] == bytes([0, 0, 0, 0, 0, 0, 254, 2]) + bytes(4)
 
 
 @pytest.mark.parametrize(
     ("array", "digest"),
     [
-        (pattern(10_000).reshape(100, 100), "626f9cedd8cc9ed8"),
-        (np.arange(-128, 128, dtype=np.int8).repeat(50), "b95313ae4617daf2"),
-        ((np.arange(9000) * 37 % 61 - 30).astype(np.int8), "a32edbea16d236f5"),
+        (pattern(10_000).reshape(100, 100), "3ff07ac6e5442bd0"),
+        (np.arange(-128, 128, dtype=np.int8).repeat(50), "0057f8dec2e4bc57"),
+        ((np.arange(9000) * 37 % 61 - 30).astype(np.int8), "4f23122a035f32ff"),
     ],
     ids=["pattern", "repeat", "ramp"],
 )

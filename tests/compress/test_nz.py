@@ -107,8 +107,8 @@ def test_golden_bytes() -> None:
     parts = NZ().encode(np.full((16, 32), -2, np.int8))
     payload = parts["weight"].tobytes()
     assert payload[:20] == b"SLNZ" + struct.pack("<BBHIII", 1, 0, 0, 1, 1, HEADER)
-    assert payload[24:56] == bytes([128, *[0] * 15, 254, *[0] * 15])
-    assert payload[56:] == bytes([*[0] * 15, 128, *[0] * 16])
+    assert payload[24:56] == bytes([254, *[0] * 15, *[0] * 16])
+    assert payload[56:] == bytes([127, *[0] * 14, 1] * 2)
     assert parts["index"].tobytes() == struct.pack("<IHbB", HEADER, 0, -2, 2)
     assert struct.unpack_from("<I", payload, 20)[0] == crc32c(payload[:20] + payload[24:] + parts["index"].tobytes())
     assert parts["info"].tolist() == [8, 8, 32, 16, 1]
@@ -117,8 +117,8 @@ def test_golden_bytes() -> None:
 @pytest.mark.parametrize(
     ("weight", "digest"),
     [
-        (pattern(300 * 700).reshape(300, 700), "1cc08622809f7efc"),
-        (pattern(15 * 31).reshape(15, 31), "52c0051e8f28dd61"),
+        (pattern(300 * 700).reshape(300, 700), "1d04fdd084e5a4f4"),
+        (pattern(15 * 31).reshape(15, 31), "5742e85ffb4aca18"),
     ],
     ids=["many tiles", "less than a fractal"],
 )
@@ -185,7 +185,7 @@ def test_a_view_is_coded_like_its_copy() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_do_not_change_a_byte(kind: str) -> None:
-    weight = matrix(333, 999, kind)
+    weight = matrix(1111, 2121, kind)  # enough tiles for two workers and more
     parts = NZ(1).encode(weight)
     for threads in (0, 2, 5, 100):
         again = NZ(threads).encode(weight)
@@ -330,7 +330,7 @@ def test_sealed_damage_never_crashes(name: str, writes: list[tuple[int, int]], f
         ("weight", 8, struct.pack("<II", 50000, 50000), "index: size is 48, expected 312500000"),
         ("weight", 8, struct.pack("<II", 2**32 - 1, 2**32 - 1), "k1 = 4294967295 fractals"),
         ("weight", 16, struct.pack("<I", 2**32 - 1), "payload: size is"),
-        ("weight", 24, bytes([0]), "frequencies sum to|names one"),
+        ("weight", 56, bytes([0]), "frequencies sum to"),
         ("weight", HEADER, b"\0\0\0\0", "tile 0: checksum mismatch"),
         ("index", 0, struct.pack("<I", HEADER + 1), "tile 0: does not begin where"),
         ("index", 4, struct.pack("<H", 2**15 + 1), "tile 0: more packed bytes than elements"),

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ops import compress
+from ops.compress.base import Arena
+from ops.compress.compressor import Compressor
+from ops.compress.native import Native
 
 from .arrays import KINDS, Int8Array, pattern, sparse_quantized
 
@@ -68,7 +75,7 @@ def test_a_tile_decodes_alone() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_do_not_change_a_byte(kind: str) -> None:
-    array = KINDS[kind](100_000)
+    array = KINDS[kind](300_000)  # enough tiles for two workers and more
     packed = compress.encode(array, tile_size=4096, threads=1)
     for threads in (0, 2, 5, 100):
         assert compress.encode(array, tile_size=4096, threads=threads) == packed
@@ -139,3 +146,55 @@ def test_other_arguments_out_of_range_are_refused() -> None:
         compress.decode(compress.encode(pattern(10)), threads=-1)
     with pytest.raises(ValueError, match="9 dimensions"):
         compress.encode(np.zeros((1,) * 9, np.int8))
+
+
+def test_tensors_are_taken_as_the_memory_that_they_are() -> None:
+    tensor = torch.from_numpy(sparse_quantized(70_000).reshape(100, 700))
+    packed = compress.encode(tensor)
+    assert packed == compress.encode(tensor.numpy())
+    out = torch.zeros_like(tensor)
+    assert compress.decode(torch.frombuffer(bytearray(packed), dtype=torch.uint8), out=out) is out
+    assert torch.equal(out, tensor)
+
+
+def test_a_mapped_file_is_decoded_where_it_lies(tmp_path: Path) -> None:
+    array = sparse_quantized(100_000).reshape(50, 2000)
+    (tmp_path / "coded").write_bytes(b"in front" + compress.encode(array))
+    mapped = np.memmap(tmp_path / "coded", np.uint8, mode="r")[8:]
+    out = np.empty_like(array)
+    assert compress.decode(mapped, out=out) is out
+    assert np.array_equal(out, array)
+    assert all(np.shares_memory(section, mapped) for section in compress.split(mapped))
+
+
+def test_weights_are_coded_while_more_are_added() -> None:
+    weights = {str(n): sparse_quantized(64 * n).reshape(n, 64) for n in range(1, 40)}
+    seen: list[tuple[int, int]] = []
+    compressor = Compressor(Native(), lambda done, total: seen.append((done, total)))
+    for name, weight in weights.items():
+        compressor.add(name, weight)
+    coded = compressor.finish()
+    assert list(coded) == list(weights)
+    assert seen == [(i + 1, 39) for i in range(39)]
+    assert all(np.array_equal(Native().decode(coded[name]), weight) for name, weight in weights.items())
+    whole = Compressor(Native()).run(weights)
+    assert all(np.array_equal(whole[name][part], coded[name][part]) for name in coded for part in coded[name])
+
+
+def test_a_weight_that_cannot_be_coded_ends_the_rest() -> None:
+    weights = {"good": sparse_quantized(640).reshape(10, 64), "bad": np.zeros((1,) * 9, np.int8)}
+    with pytest.raises(ValueError, match="9 dimensions"):
+        Compressor(Native()).run(weights)
+
+
+def test_arena_gives_arrays_of_their_own() -> None:
+    arena = Arena()
+    shapes = [(3, 7), (0, 5), (1000, 1000), (6000, 6000), (64,), (40 << 20,), (20 << 20,), (20 << 20,), (2, 2)]
+    with ThreadPoolExecutor(4) as pool:
+        arrays = list(pool.map(arena, shapes))
+    for i, array in enumerate(arrays):
+        array[...] = i + 1
+    for i, array in enumerate(arrays):
+        assert array.shape == shapes[i]
+        assert array.flags.c_contiguous
+        assert (array == i + 1).all()

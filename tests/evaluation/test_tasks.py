@@ -229,4 +229,4 @@ def test_perfect_translation(target: str, floor: bool) -> None:
 def test_translation_at_the_floor_concludes_nothing() -> None:
     outputs = {"texts": np.array(["", "la", "", "", "!"]), "reference_log_probs": np.zeros(5)}
     found = Translation(limit=5).compare("t", outputs, outputs).metrics
-    assert str(found["t/verdict"]).startswith("inconclusive (float BLEU 0.0 is at the floor")
+    assert str(found["t/verdict"]).startswith("inconclusive (baseline BLEU 0.0 is at the floor")

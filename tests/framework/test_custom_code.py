@@ -42,7 +42,7 @@ def test_the_whole_preset_runs_and_its_bundle_needs_no_other_file(tmp_path: Path
         f"cache.dir={tmp_path / 'cache'}",
     ]  # fmt: skip
     experiment = build(composed(overrides))
-    assert len(experiment.check()) == 9
+    assert len(experiment.check().linears) == 9
     with Stages() as stages:
         result = experiment.run(tmp_path, stages)
     assert sum(bool(layer["quantized"]) for layer in result.layers) == 5

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ops.framework import embedded
-from ops.framework.base import Device, Model, Unavailable
+from ops.framework.base import Device, Model, Outline, Unavailable
 from ops.framework.pytorch import PyTorch
 from ops.framework.pytorch.loading import read_config, skeleton
 from ops.framework.pytorch.network import linear_names
@@ -78,13 +78,17 @@ def test_tokenizer_splits_digits_and_has_a_finite_context(smollm2: object) -> No
 
 
 class TestUsersModels:
-    def check(self, path: Path, **changes: object) -> dict[str, tuple[int, int]]:
-        return PyTorch().check(Model("hf", "pretrained", str(path), **changes), CPU, Path("unused"))  # type: ignore[arg-type]
+    @pytest.fixture(autouse=True)
+    def in_a_folder_of_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+
+    def check(self, path: Path, **changes: object) -> Outline:
+        return PyTorch().check(Model("hf", "pretrained", str(path), **changes), CPU, Path("cache"))  # type: ignore[arg-type]
 
     def test_a_good_folder(self, tiny_folder: Path) -> None:
-        shapes = self.check(tiny_folder)
-        assert len(shapes) == 2 * 7 + 1
-        assert shapes["model.layers.0.mlp.down_proj"] == (64, 128)
+        found = self.check(tiny_folder)
+        assert len(found.linears) == 2 * 7 + 1
+        assert found.linears["model.layers.0.mlp.down_proj"] == (64, 128)
 
     def test_truncated_weights(self, tiny_folder: Path) -> None:
         weights = tiny_folder / "model.safetensors"

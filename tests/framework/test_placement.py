@@ -20,6 +20,7 @@ from ops.compress.compressor import Compressor
 from ops.compress.native import Native
 from ops.framework.base import Device, Model, Unavailable
 from ops.framework.pytorch import PyTorch, TorchModel, loading
+from ops.framework.pytorch.outline import check_device
 from ops.framework.pytorch.placement import find_device_map, input_device, private_folder
 from ops.quant.w8a8s import W8A8S
 from runner.config import build, composed
@@ -221,7 +222,7 @@ def test_environment_is_exported_before_the_package_is_imported(
     monkeypatch.setenv("CARD_SETTING", "before")
     monkeypatch.setenv("OTHER_SETTING", "kept")
     environment = {"CARD_SETTING": "exported", "OTHER_SETTING": None}
-    loading.check_device(Device("x", "cpu", "vendor_of_cards", environment=environment))
+    check_device(Device("x", "cpu", "vendor_of_cards", environment=environment))
     import vendor_of_cards  # type: ignore[import-not-found]
 
     assert vendor_of_cards.SEEN == "exported"
@@ -233,7 +234,7 @@ def test_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     device = Device("cards", "cuda", device_map="auto", max_memory={"1": "1GiB", "2": "1GiB"})
     with pytest.raises(Unavailable, match=r"device.max_memory.2: torch sees 2 cards here"):
-        loading.check_device(device)
+        check_device(device)
 
 
 @pytest.mark.parametrize(

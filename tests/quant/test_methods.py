@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ops.compress import entropy_bits
 from ops.quant.base import Quantizer
 from ops.quant.lowbit import Lowbit
 from ops.quant.w8a8 import W8A8
@@ -185,3 +186,15 @@ def test_ignored_names_globs_and_the_last_linear() -> None:
     assert W8A8S(ignore_last_linear=False).ignored(names) == set()
     with pytest.raises(ValueError, match=r"ignore=\[layers.0.dwn\] matches no linear.*near it: layers.0.down"):
         W8A8S(ignore=["layers.0.dwn"]).ignored(names)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [*methods(), W8A8S(fraction=0.1), Lowbit(use_sigma=True), Lowbit(open_outlier=False)],
+    ids=lambda method: repr(method).replace("ignore=[], ", ""),
+)
+def test_expected_bits_are_those_of_gaussian_weights(method: Quantizer) -> None:
+    weight = torch.randn(400, 576, generator=torch.Generator().manual_seed(0))
+    found = entropy_bits(method.quantize_weight(weight).values.numpy())
+    widest_row_decides = isinstance(method, Lowbit) and not method.per_channel
+    assert method.expected_bits((400, 576)) == pytest.approx(found, rel=0.1 if widest_row_decides else 0.02)

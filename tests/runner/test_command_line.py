@@ -68,6 +68,12 @@ def slimrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["task.perplexity.path=missing.txt"], "missing.txt"),
         (["-m", "quant.fraction=0.02,abc"], "quant.fraction=abc: expected a number"),
         (["-m", "quant=w8a8s,nope"], "quant=nope: no such choice"),
+        (["-m", "hydra/launcher=nope"], "hydra/launcher=nope: no such choice; allowed: basic"),
+        (["-m", "hydra/sweeper=optuna"], "sweep.objectives=[]: hydra.sweeper.direction asks for 1"),
+        (
+            ["sweep.objectives=[bleu]"],
+            "sweep.objectives=[bleu]: no result of this run; allowed: perplexity/..., size/...",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

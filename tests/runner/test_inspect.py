@@ -17,6 +17,7 @@ from ops.compress.nz import NZ
 from ops.framework.pytorch import TorchModel
 from ops.quant.w8a8s import W8A8S
 
+from ..compress.arrays import MATRICES
 from ..test_bundle import write
 
 NAME = "model.layers.1.mlp.down_proj"
@@ -53,6 +54,19 @@ def test_the_tile_map_of_a_coded_array(tmp_path: Path) -> None:
     assert "4 tiles of 4096 elements" in out
     assert "8.00*" in out
     assert "0.00" in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("unequal_rows_and_columns", "16 row classes, 2 column classes"),
+        ("grids_by_row", "levels by row"),
+        ("large_low_bits", "raw low bits"),
+    ],
+)
+def test_what_the_model_has(tmp_path: Path, kind: str, words: str) -> None:
+    (tmp_path / "a").write_bytes(compress.encode(MATRICES[kind]))
+    assert words in inspect(tmp_path / "a")[1]
 
 
 def test_what_is_wrong_is_one_line(tmp_path: Path, tiny_model: TorchModel) -> None:

@@ -98,8 +98,8 @@ def test_sizes_add_up_from_the_files(tmp_path: Path) -> None:
 def test_a_second_run_reuses_the_baseline_and_gives_the_same_numbers(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert slimrun(tmp_path, *FAST, "tracking=none", f"hydra.run.dir={name}")[0] == 0
-    baselines = list((tmp_path / "cache" / "baselines").glob("*.npz"))
-    assert len(baselines) == 1
+    index = json.loads((tmp_path / "cache" / "baselines" / "index.json").read_text())
+    assert sorted(entry["kind"] for entry in index.values()) == ["float outputs", "float statistics"]
     one, two = results(tmp_path)
     varying = {key for key in one if key.startswith(("time/", "memory/"))}
     assert {key: one[key] for key in one.keys() - varying} == {key: two[key] for key in two.keys() - varying}
@@ -116,26 +116,6 @@ def test_other_methods(tmp_path: Path, quant: str, bits: float) -> None:
         assert found["fidelity/kl_mean"] == 0
 
 
-def test_a_sweep_goes_on_after_a_bad_job_and_is_one_tree_in_mlflow(tmp_path: Path) -> None:
-    status, out, err = slimrun(tmp_path, "-m", *FAST, "quant.fraction=0.02,0.5,0.05")
-    assert status == 1, err
-    assert sorted(str(result["status"]) for result in results(tmp_path)) == ["failed", "ok", "ok"]
-    failed = next(result for result in results(tmp_path) if result["status"] == "failed")
-    assert failed["error"] == "quant.fraction=0.5 is out of range; allowed: 0.01 to 0.1"
-    log = next(path for path in tmp_path.rglob("run.log") if path.parent.name == "1").read_text()
-    assert "Traceback" in log
-    assert "failed: quant.fraction=0.5 is out of range" in out.replace("\n", " ")
-    assert "task=[perplexity]" in out
-    assert out.splitlines()[-1].startswith("look next: mlflow ui")
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        parents = [row[0] for row in database.execute("select value from tags where key = 'mlflow.parentRunId'")]
-        runs = dict(database.execute("select run_uuid, status from runs"))
-    assert len(parents) == 2
-    assert len(set(parents)) == 1
-    assert sorted(runs.values()) == ["FAILED", "FINISHED", "FINISHED"]
-    assert runs[parents[0]] == "FAILED"
-
-
 def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -147,12 +127,18 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     assert run.data.params["quant.fraction"] == "0.011"
     assert run.data.params["model.name"] == "tiny_llama"
     numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
-    assert run.data.metrics == pytest.approx(numbers)
+    logged = {key: value for key, value in run.data.metrics.items() if not key.startswith("system/")}
+    assert logged == pytest.approx(numbers)
     assert run.data.tags["perplexity/signature"] == found["perplexity/signature"]
     assert run.data.tags["config_hash"] == found["config_hash"]
     assert len(run.data.tags["weights.sha256"]) == 64
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert names == {"config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", "results.json"}
+    assert names == {
+        "config.yaml", "report.md", "layers.csv", "layers.json", "layers.png", "scores.png", "outputs.npz",
+        "results.json",
+    }  # fmt: skip
+    data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+    assert data == {name: str(found[f"data/{name}"])[:36] for name in ("calibration", "perplexity")}
 
 
 def test_parallel_starts_on_a_fresh_database(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ops.framework import embedded
-from ops.framework.base import Device, LoadedModel, Model, Unavailable
+from ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
+from ops.framework.pytorch import PyTorch
 from ops.quant.base import Quantizer
 
 if TYPE_CHECKING:
@@ -46,8 +48,8 @@ def require() -> None:
 class MindSpore:
     """Runs LLaMA models, or a user's own network (`model.loader`), with MindSpore on the CPU or on Ascend."""
 
-    def check(self, model: Model, device: Device, cache: Path) -> dict[str, tuple[int, int]]:
-        """Names and shapes of all linears; Unavailable with one line on whatever would stop the run later."""
+    def check(self, model: Model, device: Device, cache: Path) -> Outline:
+        """The outline of the model; Unavailable with one line on whatever would stop the run later."""
         _set_device(device)
         from . import loading
 
@@ -56,16 +58,38 @@ class MindSpore:
                 "model.trust_remote_code=true is for framework=pytorch: the code that such a model brings is "
                 "PyTorch's; give your own network with model.loader=PACKAGE.FUNCTION"
             )
-        if model.loader is None and model.source == "embedded" and not embedded.location(cache).is_dir():
+        folder = self.files(model, cache)
+        if model.loader is None and model.source == "embedded" and folder is None:
             embedded.check_cache(cache)
-        return loading.shapes(model, cache)
+        found = loading.outline(model, folder, cache)
+        if not found.linears:
+            raise Unavailable(f"model={model.name} has no linear to quantize (nn.Dense, mint.nn.Linear)")
+        return found
+
+    def files(self, model: Model, cache: Path) -> Path | None:
+        """The folder here that the model is loaded from; None when there is none (yet)."""
+        return None if model.loader is not None else PyTorch().files(model, cache)
+
+    def fingerprint(self, model: Model, cache: Path, seed: int, *, read: bool = True) -> str | None:
+        """What the float weights are, as with framework=pytorch; of a user's network the content of its parameters."""
+        if model.loader is None:
+            content = PyTorch().fingerprint(model, cache, seed, read=read)
+        elif read:
+            from . import loading
+
+            content = loading.content_hash(loading.call_loader(model.loader)[0])
+        else:
+            content = None
+        return content and f"mindspore-{version('mindspore')}:{content}"
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> MindSporeModel:
         """The float model on the device."""
         _set_device(device)
         from . import loading
 
-        return loading.load(model, cache, seed)
+        embedded_here = model.loader is None and model.source == "embedded"
+        folder = embedded.folder(cache) if embedded_here else self.files(model, cache)
+        return loading.load(model, folder, seed, str(self.fingerprint(model, cache, seed)))
 
     def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
         """A Calibrator of the model on these texts, each cut to `length` tokens."""

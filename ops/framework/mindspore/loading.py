@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, GenerationConfig
 
 from ops import bundle
-from ops.framework import embedded
-from ops.framework.base import Model, Unavailable
+from ops.framework.base import Model, Outline, Unavailable
 from ops.framework.int8_linear import restored_linear
 from ops.framework.mindspore_llama import Llama, rope
 from ops.framework.pytorch import _is_path
 from ops.framework.pytorch import loading as pytorch
-from ops.framework.pytorch.network import linear_names as torch_linear_names
+from ops.framework.pytorch.outline import check_folder as check_safetensors
+from ops.framework.pytorch.outline import outline_of
 
 from . import checkpoint
 from .int8_cell import quantized_cell
@@ -34,44 +35,42 @@ from .tensors import DTYPES, to_torch
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 
 
-def shapes(model: Model, cache: Path) -> dict[str, tuple[int, int]]:
-    """Names and shapes of the model's linears; of a LLaMA without loading a weight."""
+def outline(model: Model, folder: Path | None, cache: Path) -> Outline:
+    """The outline of the model; of a LLaMA without loading a weight."""
     if model.loader is not None:
-        return linear_names(call_loader(model.loader)[0])
-    folder = _folder(model, cache)
+        network = call_loader(model.loader)[0]
+        sizes = {parameter.name: prod(parameter.shape) for parameter in network.get_parameters()}
+        width = max((parameter.itemsize for parameter in network.get_parameters()), default=4)
+        return Outline(linear_names(network), sum(sizes.values()), sum(sizes.values()) * width)
     if folder is not None:
         check_folder(folder)
     elif model.source == "pretrained" and _is_path(model):
         raise Unavailable(f"model.path={model.path}: no such folder; give a folder or a hub id (owner/name)")
-    config = pytorch.read_config(model)
-    check_config(config, model)
-    return torch_linear_names(pytorch.skeleton(config))
+    check_config(pytorch.read_config(model), model)
+    return outline_of(model, folder, cache)
 
 
-def load(model: Model, cache: Path, seed: int) -> MindSporeModel:
+def load(model: Model, folder: Path | None, seed: int, fingerprint: str) -> MindSporeModel:
     """The float model; a random one has the same weights as with framework=pytorch."""
     if model.loader is not None:
         network, tokenizer = call_loader(model.loader)
-        return MindSporeModel(network, tokenizer, model.name, _content(network), model.loader)
-    generation = None
+        return MindSporeModel(network, tokenizer, model.name, fingerprint, model.loader)
     if model.source == "random":
         module, tokenizer = pytorch.random_model(model, seed)
         config, weights, source = module.config, module.state_dict(), "random weights"
         generation = module.generation_config
-        fingerprint = hashlib.sha256(json.dumps([model.architecture, seed, torch.__version__]).encode()).hexdigest()
     else:
-        folder = embedded.folder(cache) if model.source == "embedded" else _fetched(model)
+        folder = folder or _fetched(model)
         check_folder(folder)
         config = pytorch.read_config(Model(model.name, "pretrained", str(folder)))
         check_config(config, model)
         tokenizer = pytorch.load_tokenizer(folder, model)
         generation = generation_config(folder)
-        weights, source, fingerprint = read_weights(folder), str(folder), pytorch.folder_hash(folder)
+        weights, source = read_weights(folder), str(folder)
     dtype = dtype_name(model, config)
     config.dtype = getattr(torch, dtype)
     network = Llama(config, DTYPES[dtype])
     checkpoint.load(network, weights, source)
-    fingerprint = f"mindspore-{ms.__version__}:{fingerprint}:{dtype}"
     return LlamaModel(network, tokenizer, model.name, fingerprint, generation)
 
 
@@ -135,7 +134,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 def check_folder(folder: Path) -> None:
     """Unavailable unless the folder holds config.json and whole safetensors, or .ckpt files."""
     if not any(folder.glob(f"*{checkpoint.SUFFIX}")) or any(folder.glob("*.safetensors")):
-        pytorch.check_folder(folder)
+        check_safetensors(folder)
     elif not (folder / "config.json").is_file():
         raise Unavailable(f"{folder} has no config.json; put the model's beside the .ckpt")
 
@@ -183,14 +182,6 @@ def generation_config(folder: Path) -> Any:
     return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
 
 
-def _folder(model: Model, cache: Path) -> Path | None:
-    """The folder of an embedded or local model, if it is there."""
-    if model.source == "random":
-        return None
-    folder = embedded.location(cache) if model.source == "embedded" else Path(str(model.path)).expanduser()
-    return folder if folder.is_dir() else None
-
-
 def _fetched(model: Model) -> Path:
     path = Path(str(model.path)).expanduser()
     if path.is_dir():
@@ -198,9 +189,9 @@ def _fetched(model: Model) -> Path:
     return Path(snapshot_download(str(model.path), revision=model.revision, allow_patterns=FILES))
 
 
-def _content(network: nn.Cell) -> str:
+def content_hash(network: nn.Cell) -> str:
     """Hash of all parameters of a user's network."""
-    digest = hashlib.sha256(f"mindspore-{ms.__version__}".encode())
+    digest = hashlib.sha256()
     for parameter in network.get_parameters():
         digest.update(parameter.name.encode() + to_torch(parameter).contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

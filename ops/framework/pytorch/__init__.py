@@ -7,18 +7,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ops import bundle
 from ops.framework import embedded
-from ops.framework.base import Device, LoadedModel, Model, Unavailable
+from ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
 from ops.quant.base import Quantizer
 
-from . import loading
-from .language_model import TorchModel, check_output_head
-from .network import Calibrator, linear_names
-from .placement import input_device, place
+from .outline import check_device, check_folder, folder_hash, outline_of
+
+if TYPE_CHECKING:
+    from .language_model import TorchModel
+    from .network import Calibrator
 
 __all__ = ["Calibrator", "PyTorch", "TorchModel"]
 
@@ -27,48 +29,76 @@ __all__ = ["Calibrator", "PyTorch", "TorchModel"]
 class PyTorch:
     """Runs models of transformers on a torch device."""
 
-    def check(self, model: Model, device: Device, cache: Path) -> dict[str, tuple[int, int]]:
-        """Names and shapes of all linears; Unavailable with one line on whatever would stop the run later."""
-        loading.check_device(device)
-        if model.source == "embedded" and embedded.location(cache).is_dir():
+    def check(self, model: Model, device: Device, cache: Path) -> Outline:
+        """The outline of the model; Unavailable with one line on whatever would stop the run later."""
+        check_device(device)
+        folder = self.files(model, cache)
+        if model.source == "embedded" and folder is not None:
             try:
-                loading.check_folder(embedded.location(cache))
+                check_folder(folder)
             except Unavailable as error:
                 raise Unavailable(f"{error} (delete the folder and it is fetched anew)") from error
         elif model.source == "embedded":
             embedded.check_cache(cache)
+        elif folder is not None:
+            check_folder(folder)
         elif model.source == "pretrained" and _is_path(model):
-            path = Path(str(model.path)).expanduser()
-            if not path.is_dir():
-                raise Unavailable(f"model.path={model.path}: no such folder; give a folder or a hub id (owner/name)")
-            loading.check_folder(path)
-        config = loading.read_config(model)
-        shapes = linear_names(loading.skeleton(config, trust_remote_code=model.trust_remote_code))
-        if not shapes:
+            raise Unavailable(f"model.path={model.path}: no such folder; give a folder or a hub id (owner/name)")
+        found = outline_of(model, folder, cache)
+        if not found.linears:
             raise Unavailable(f"model={model.name} has no torch.nn.Linear to quantize")
-        return shapes
+        return found
+
+    def files(self, model: Model, cache: Path) -> Path | None:
+        """The folder here that the model is loaded from; None when there is none (yet)."""
+        if model.source == "random":
+            return None
+        folder = embedded.location(cache) if model.source == "embedded" else Path(str(model.path)).expanduser()
+        return folder if folder.is_dir() else None
+
+    def fingerprint(self, model: Model, cache: Path, seed: int, *, read: bool = True) -> str | None:
+        """What the float weights are: of a folder its content, of a hub id its commit, of random weights the seed."""
+        fetched = read and model.source == "embedded"
+        if model.source == "random":
+            described = json.dumps([model.architecture, seed, torch.__version__], sort_keys=True)
+            content = hashlib.sha256(described.encode()).hexdigest()
+        elif folder := embedded.folder(cache) if fetched else self.files(model, cache):
+            known = folder_hash(folder, cache, read=read)
+            if known is None:
+                return None
+            content = known
+        elif not read:
+            return None
+        else:
+            from . import loading
+
+            content = f"{model.path}@{getattr(loading.read_config(model), '_commit_hash', None)}"
+        return f"{content}:{model.dtype}"
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> TorchModel:
         """The float model on the device."""
-        loading.check_device(device)
+        from . import loading
+        from .language_model import TorchModel, check_output_head
+        from .placement import input_device, place
+
+        check_device(device)
         if model.source == "random":
             module, tokenizer = loading.random_model(model, seed)
             module = place(module, device)
-            described = json.dumps([model.architecture, seed, torch.__version__], sort_keys=True)
-            fingerprint = hashlib.sha256(described.encode()).hexdigest()
         else:
-            folder = embedded.folder(cache) if model.source == "embedded" else Path(str(model.path)).expanduser()
-            path = folder if folder.is_dir() else str(model.path)
+            folder = embedded.folder(cache) if model.source == "embedded" else self.files(model, cache)
+            path = folder or str(model.path)
             module, tokenizer = loading.load_pretrained(path, model, device), loading.load_tokenizer(path, model)
-            commit = getattr(module.config, "_commit_hash", None)
-            fingerprint = loading.folder_hash(folder) if folder.is_dir() else f"{model.path}@{commit}"
-        fingerprint = f"{fingerprint}:{module.dtype}"
+        fingerprint = str(self.fingerprint(model, cache, seed))
         loaded = TorchModel(module, tokenizer, model.name, fingerprint, input_device(module, device))
         check_output_head(loaded)
         return loaded
 
     def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
         """A Calibrator of the model on these texts, each cut to `length` tokens."""
+        from .network import Calibrator
+        from .language_model import TorchModel
+
         assert isinstance(model, TorchModel)
         samples = []
         for text in texts:
@@ -80,12 +110,29 @@ class PyTorch:
 
     def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> TorchModel:
         """The running model of a bundle folder, from nothing but its files."""
-        loading.check_device(device)
+        from . import loading
+        from .language_model import TorchModel
+        from .placement import input_device, place
+
+        check_device(device)
         stored = bundle.read(folder)
         module, tokenizer = loading.rebuild(folder, stored, trust_remote_code)
         del stored
         module = place(module, device)
         return TorchModel(module, tokenizer, folder.name, "bundle", input_device(module, device))
+
+
+def __getattr__(name: str) -> Any:
+    """Imported on first use: a plan needs neither, and transformers takes seconds."""
+    if name == "Calibrator":
+        from .network import Calibrator
+
+        return Calibrator
+    if name == "TorchModel":
+        from .language_model import TorchModel
+
+        return TorchModel
+    raise AttributeError(f"module 'ops.framework.pytorch' has no attribute {name!r}")
 
 
 def _is_path(model: Model) -> bool:

@@ -205,6 +205,8 @@ def check_output_head(model: TorchModel) -> None:
                 "apart from its output layer; this is not supported"
             )
         apart = output_layer(module)(states).to(logits.device)
+    if not bool(torch.isfinite(logits).all()):
+        raise ArithmeticError("the float model's logits are not finite numbers; its weights or model.dtype are wrong")
     if logits.shape != apart.shape or not torch.allclose(logits, apart, rtol=1e-3, atol=1e-3):
         raise ValueError(f"{type(module).__name__} changes its logits after the output layer; this is not supported")
 

@@ -1,12 +1,7 @@
-"""Finding, checking and loading torch models: folders, hub ids, random ones, and bundles read back."""
+"""Loading torch models: folders, hub ids, random ones, and bundles read back."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -23,33 +17,11 @@ from ops.bundle import Bundle
 from ops.framework.base import Device, Model, Unavailable
 from ops.framework.int8_linear import restored_linear
 
+from .outline import first_line
 from .placement import find_device_map, private_folder
 from .smoothing import add_bias
 
 BYTE_SPECIALS = ("<pad>", "<s>", "</s>")
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
-
-
-def check_device(device: Device) -> None:
-    """Export the device's environment; Unavailable unless torch can compute on it."""
-    os.environ.update({name: value for name, value in device.environment.items() if value is not None})
-    if device.module is not None:
-        if importlib.util.find_spec(device.module) is None:
-            raise Unavailable(f"device={device.name} needs the package {device.module}: {device.install}")
-        try:
-            importlib.import_module(device.module)
-        except Exception as error:  # a broken vendor package raises anything, and its reason is what the user needs
-            raise Unavailable(
-                f"device={device.name}: {device.module} does not load ({error}): {device.install}"
-            ) from error
-    if device.type == "cpu":
-        return
-    backend = getattr(torch, device.type, None)
-    if backend is None or not backend.is_available():
-        raise Unavailable(f"device={device.name}: torch finds no such device here: {device.install}")
-    cards = [int(key) for key in device.max_memory if key.isdecimal()]
-    if cards and max(cards) >= backend.device_count():
-        raise Unavailable(f"device.max_memory.{max(cards)}: torch sees {backend.device_count()} cards here, from 0 on")
 
 
 def read_config(model: Model) -> Any:
@@ -61,26 +33,7 @@ def read_config(model: Model) -> Any:
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # the hub client, the json reader and custom code each raise their own
-        raise Unavailable(f"model.path={model.path}: {_first_line(error)}{_config_hint(model, error)}") from error
-
-
-def check_folder(path: Path) -> None:
-    """Unavailable unless the folder holds config.json and whole weight files."""
-    if not (path / "config.json").is_file():
-        raise Unavailable(f"{path} has no config.json; give the folder that save_pretrained wrote")
-    files = [file for pattern in WEIGHT_PATTERNS for file in sorted(path.glob(pattern))]
-    if not files:
-        raise Unavailable(f"{path} has no weights ({', '.join(WEIGHT_PATTERNS)})")
-    for index in path.glob("*.index.json"):
-        for shard in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
-            if not (path / shard).is_file():
-                raise Unavailable(f"{path} lacks {shard}, which {index.name} lists; get it again")
-    for file in path.glob("*.safetensors"):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise Unavailable(f"{file} is truncated or damaged ({_first_line(error)}); get it again") from error
+        raise Unavailable(f"model.path={model.path}: {first_line(error)}{_config_hint(model, error)}") from error
 
 
 def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -170,19 +123,6 @@ def rebuild(folder: Path, stored: Bundle, trust_remote_code: bool = False) -> tu
     return module, tokenizer
 
 
-def folder_hash(path: Path) -> str:
-    """sha256 over names and contents of a model folder's weights, config and tokenizer."""
-    digest = hashlib.sha256()
-    files = sorted(
-        file for file in path.iterdir() if file.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model"}
-    )
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """transformers' own loading bars would fight with the run's progress display."""
@@ -191,10 +131,6 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers.utils.logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def _config_hint(model: Model, error: BaseException) -> str:

@@ -1,0 +1,211 @@
+"""What a run would take, from its configuration, the model's outline and the jobs that finished before.
+
+Sizes follow from the shapes of the linears and the method's formula on gaussian weights, or from a finished job with
+the same method and model. Time and memory come from what finished jobs left in the cache; memory that none tells is
+estimated from what was measured on models of 0.1 to 0.5 billion parameters.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ops.framework.base import Outline
+from runner.cache import Cache
+from runner.experiment import Experiment
+from runner.result import RESULTS, Result, read_json
+
+DOWNLOAD_BYTES = 93_000_000  # the package of the embedded model
+PROCESS_BYTES = 620_000_000  # interpreter and libraries
+FLOAT_COPIES = 2.0  # of the float weights at the peak, the pages of their mapped file being one
+INT8_COPIES = 1.4  # of the int8 weights
+REPORT_BYTES = 1_000_000  # tables, pictures, outputs of a run
+SCALE_BITS = 32  # a row's step
+ROW_BYTES = 8  # its deq_scale and quant_bias in the bundle
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished job, described so that one like it can be told."""
+
+    host: str
+    device: str
+    model: str
+    quant: str  # the method with its knobs
+    compress: str
+    tasks: dict[str, str]  # name -> protocol
+    seconds: float
+    bits_per_weight: float
+    peak_rss_bytes: int
+
+    @property
+    def method(self) -> str:
+        """The method without its knobs."""
+        return self.quant.partition("(")[0]
+
+
+def described(experiment: Experiment) -> dict[str, Any]:
+    """The fields of its record that are known before a job runs."""
+    return {
+        "host": platform.node(),
+        "device": experiment.device.name,
+        "model": repr(experiment.model),
+        "quant": repr(experiment.quant),
+        "compress": repr(experiment.compress),
+        "tasks": experiment.protocols(),
+    }
+
+
+def facts(experiment: Experiment, result: Result) -> dict[str, Any]:
+    """The record of a finished job, for `Cache.note_finished`."""
+    record = Record(
+        seconds=sum(float(value) for key, value in result.metrics.items() if key.startswith("time/")),
+        bits_per_weight=float(result.metrics["size/bits_per_weight"]),
+        peak_rss_bytes=int(result.metrics["memory/peak_rss_bytes"]),
+        **described(experiment),
+    )
+    return asdict(record)
+
+
+def recorded(cache: Cache) -> list[Record]:
+    """The records of the cache, the oldest first."""
+    names = [field.name for field in fields(Record)]
+    return [Record(**{name: job[name] for name in names}) for job in cache.finished_jobs() if job.keys() >= set(names)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one job would take."""
+
+    experiment: Experiment
+    outline: Outline
+
+    @cached_property
+    def recorded(self) -> list[Record]:
+        """All recorded runs."""
+        return recorded(self.experiment.cache)
+
+    @cached_property
+    def own(self) -> dict[str, Any]:
+        """What its own record would say."""
+        return described(self.experiment)
+
+    @cached_property
+    def alike(self) -> list[Record]:
+        """Recorded runs of this model with these tasks on this device and machine."""
+        return [record for record in self.recorded if self.agrees(record, "host", "device", "model", "tasks")]
+
+    def agrees(self, record: Record, *keys: str) -> bool:
+        """Whether a recorded run says the same under these keys."""
+        return all(getattr(record, key) == self.own[key] for key in keys)
+
+    @cached_property
+    def same_method(self) -> list[Record]:
+        """Those of them with the same method, whatever its knobs."""
+        return [record for record in self.alike if record.method == type(self.experiment.quant).__name__]
+
+    @cached_property
+    def covered(self) -> dict[str, tuple[int, int]]:
+        """The linears that the method covers; nothing when it quantizes nothing."""
+        if self.experiment.quant.quant_type == "FLOAT":
+            return {}
+        ignored = self.experiment.quant.ignored(list(self.outline.linears))
+        return {name: shape for name, shape in self.outline.linears.items() if name not in ignored}
+
+    @property
+    def weights(self) -> int:
+        """How many weights they have."""
+        return sum(map(prod, self.covered.values()))
+
+    @property
+    def falling_back(self) -> int:
+        """How many of them will stay float by rank."""
+        return min(self.experiment.quant.fallback_level, len(self.covered))
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Of the float weights, unless they would have to be read for it."""
+        experiment = self.experiment
+        return experiment.framework.fingerprint(experiment.model, experiment.cache.path, experiment.seed, read=False)
+
+    @cached_property
+    def done(self) -> str:
+        """Folder of the same job, finished before and still there; "" when there is none."""
+        if self.fingerprint is None:
+            return ""
+        identity = self.experiment.identity()
+        folder = self.experiment.cache.finished(identity)
+        results = (read_json(folder / RESULTS) if folder else None) or {}
+        return str(folder) if results.get("status") == "ok" and results.get("config_hash") == identity else ""
+
+    @cached_property
+    def bits(self) -> tuple[float, bool]:
+        """(bits a weight, whether a recorded run tells them)."""
+        for record in reversed(self.recorded):
+            if self.agrees(record, "model", "quant", "compress"):
+                return record.bits_per_weight, True
+        coded = bool(self.experiment.compress.container)
+        stored = sum(
+            prod(shape) * (min(8.0, self.experiment.quant.expected_bits(shape)) if coded else 8.0)
+            + SCALE_BITS * shape[0]
+            for shape in self.covered.values()
+        )
+        share = self.falling_back / max(1, len(self.covered))
+        return (1 - share) * stored / max(1, self.weights) + share * 8 * self.width, False
+
+    @property
+    def width(self) -> float:
+        """Bytes of a float weight."""
+        return self.outline.float_bytes / self.outline.parameters
+
+    @property
+    def compressed_bytes(self) -> int:
+        """What the covered weights take on disk."""
+        return round(self.bits[0] * self.weights / 8)
+
+    @property
+    def artifact_bytes(self) -> int:
+        """What the bundle takes on disk: coded weights, grids, what stays float, config and tokenizer."""
+        rows = sum(rows for rows, _ in self.covered.values())
+        kept_float = round((self.outline.parameters - self.weights) * self.width)
+        folder = self.folder
+        beside = [] if folder is None else [file for file in folder.iterdir() if file.suffix in {".json", ".model"}]
+        return self.compressed_bytes + ROW_BYTES * rows + kept_float + sum(file.stat().st_size for file in beside)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model's files lie."""
+        return self.experiment.framework.files(self.experiment.model, self.experiment.cache.path)
+
+    @property
+    def download_bytes(self) -> int:
+        """What has to be fetched and converted first, below `cache.dir`."""
+        missing = self.experiment.model.source == "embedded" and self.folder is None
+        return DOWNLOAD_BYTES + self.outline.float_bytes if missing else 0
+
+    @cached_property
+    def memory(self) -> tuple[int, bool]:
+        """(peak bytes of main memory, whether a recorded run tells them)."""
+        if self.same_method:
+            return max(record.peak_rss_bytes for record in self.same_method), True
+        peak = PROCESS_BYTES + FLOAT_COPIES * self.outline.float_bytes + INT8_COPIES * self.weights
+        return round(peak), False
+
+    @property
+    def least_memory(self) -> int:
+        """Bytes without which it cannot run: the process, and the float weights once."""
+        return PROCESS_BYTES + self.outline.float_bytes
+
+    @property
+    def seconds(self) -> list[float]:
+        """How long recorded runs like this one took; those of other methods when there is none of its own."""
+        return [record.seconds for record in self.same_method or self.alike]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Everything the job leaves in its output folder."""
+        return self.artifact_bytes + REPORT_BYTES

@@ -1,0 +1,161 @@
+"""One job: skipped when it is done already, run, and its record left whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, ConfigError, build, build_tracker, checked
+from runner.display import Stages, print_table
+from runner.estimate import facts
+from runner.experiment import ARTIFACT, Experiment
+from runner.result import RESULTS, UPLOADED, Result, read_json, write_json
+from runner.share import share_of_machine
+
+OK, FAILED = "ok", "failed"
+STOPPED = ".stopped"  # in the sweep's folder: a job failed, and sweep.on_error=stop
+log = logging.getLogger("slimrun")
+
+
+@hydra.main(version_base=VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
+def run_job(config: DictConfig) -> list[float] | float | str:
+    """One job; returns its objectives. In a multirun a failure is recorded and returned: the other jobs go on."""
+    context = HydraConfig.get()
+    os.chdir(context.runtime.cwd)  # where the command was started; a launcher's worker may live elsewhere
+    output = Path(context.runtime.output_dir)
+    sweep = Path(context.sweep.dir).absolute() if context.mode == RunMode.MULTIRUN else None
+    record: dict[str, Any] = {"overrides": list(context.overrides.task), "repro": reproduce()}
+    if sweep is not None:
+        record["job"] = context.job.num
+    tracker = build_tracker(config)
+    try:
+        experiment = build(config)
+        record["config_hash"] = experiment.identity()
+        if sweep is not None and experiment.sweep.resume and (found := adopt_finished(output, experiment, record)):
+            tracker.deliver(output, sweep)
+            return experiment.sweep.values(found)
+        clear(output)
+        checked(experiment)
+        if sweep is not None and (sweep / STOPPED).exists():
+            raise NotStarted("not started: another job failed, and sweep.on_error=stop")
+        yaml = OmegaConf.to_yaml(config, resolve=True)
+        (output / "config.yaml").write_text(yaml, encoding="utf-8")
+        log.info("effective configuration:\n%s", yaml)
+        with tracker.run(output, sweep, run_name()), share_of_machine(experiment.device, sweep is not None):
+            result = attempt(experiment, output, record)
+        experiment.cache.note_finished(record["config_hash"], output, facts(experiment, result))
+    except (Exception, KeyboardInterrupt) as error:
+        log.exception("the run failed")
+        message = describe(error)
+        write_json(output / RESULTS, {"status": FAILED, "error": message, **record})
+        tracker.deliver(output, sweep)
+        print(f"slimrun: {message}; see {output / 'run.log'}", file=sys.stderr)
+        if sweep is None:
+            sys.exit(1)
+        if config.sweep.on_error == "stop":
+            (sweep / STOPPED).touch()
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return FAILED
+    tracker.deliver(output, sweep)
+    if sweep is None:
+        show(result, experiment, output)
+    return experiment.sweep.values(result.metrics)
+
+
+class NotStarted(Exception):
+    """The job was not begun."""
+
+
+def attempt(experiment: Experiment, output: Path, record: dict[str, Any]) -> Result:
+    """Run the experiment and write what it found, again after a failure as often as `sweep.retries` allows."""
+    for again in reversed(range(experiment.sweep.retries + 1)):
+        try:
+            with Stages() as stages:
+                result = experiment.run(output, stages)
+                with stages("report"):
+                    result.write(output, record["repro"], record)
+            return result
+        except (ConfigError, ArithmeticError):
+            raise  # no second attempt would end otherwise
+        except Exception:
+            if not again:
+                raise
+            log.exception("the run failed; attempts left: %d", again)
+    raise AssertionError("range(n + 1) is not empty")
+
+
+def adopt_finished(output: Path, experiment: Experiment, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The results of a job that ended well before, here or in another folder, from where they are then copied."""
+    for folder in (output, experiment.cache.finished(record["config_hash"])):
+        found = read_json(folder / RESULTS) if folder else None
+        if folder and found and found["status"] == OK and found.get("config_hash") == record["config_hash"]:
+            if folder != output:
+                clear(output)
+                for file in (folder / name for name in UPLOADED):
+                    if file.is_file():
+                        shutil.copyfile(file, output / file.name)
+                write_json(output / RESULTS, {**found, **record, "done_in": found.get("done_in", str(folder))})
+            print(f"slimrun: job {record['job']} is done already, see {folder}", file=sys.stderr)
+            return found
+    return None
+
+
+def clear(output: Path) -> None:
+    """Remove what an attempt that was killed left; its log is written over."""
+    (output / RESULTS).unlink(missing_ok=True)
+    for scratch in output.glob(f".{ARTIFACT}-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def show(result: Result, experiment: Experiment, output: Path) -> None:
+    """The final table on stdout, with where to look next as its last line."""
+    for warning in result.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    print_table(f"slimrun {experiment.model.name}", ["", "value"], result.headlines())
+    print(f"bundle: {result.weight_file.parent}")
+    print(f"report: {output / 'report.md'}")
+    print(f"look next: {experiment.tracking.look_next() or output / RESULTS}")
+
+
+def reproduce() -> str:
+    """The command line that gives this job's numbers again, from wherever it is typed."""
+    context = HydraConfig.get()
+    folders = [source.path for source in context.runtime.config_sources if source.provider == "command-line"]
+    flags = [flag for folder in folders for flag in ("--config-dir", folder)]
+    name = str(context.job.config_name)
+    flags += ["--config-name", name] if name != CONFIG_NAME else []
+    searched = [item for item in context.overrides.hydra if item.startswith("hydra.searchpath")]
+    start = shlex.join(["cd", context.runtime.cwd])
+    return f"{start} && {shlex.join(['slimrun', *flags, *searched, *context.overrides.task])}"
+
+
+def run_name() -> str:
+    """What tells a run from its neighbours in a list: method, what the command line changed, model."""
+    context = HydraConfig.get()
+    named = ("model=", "quant=", "tracking", "hydra", "cache")
+    changes = [item.lstrip("+") for item in context.overrides.task if not item.lstrip("+").startswith(named)]
+    return " ".join([str(context.runtime.choices["quant"]), *changes, str(context.runtime.choices["model"])])
+
+
+def describe(error: BaseException) -> str:
+    """One line for a person: what went wrong."""
+    text = str(error).strip().split("\n")[0]
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what the float model gave is kept, run the same command again"
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
+        return f"out of memory ({type(error).__name__}): {text}"
+    return text if isinstance(error, ValueError | NotStarted) else f"{type(error).__name__}: {text}"
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")

@@ -1,0 +1,190 @@
+"""What is written to MLflow, from the files of a job and of a multirun. Any call raises when the store is away."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
+from omegaconf import DictConfig, OmegaConf
+
+from runner.config import flat
+from runner.result import RESULTS, UPLOADED, read_json, write_json
+from runner.tracking import RUN, SWEEP
+
+PARENT_TAG = "mlflow.parentRunId"
+TABLES_TAG = "mlflow.loggedArtifacts"  # makes the UI show a JSON artifact as a table
+MAX_PARAM, MAX_TAG, MAX_BATCH, MAX_DIGEST = 6000, 5000, 100, 36  # what MLflow stores; longer text is cut
+NOT_LOGGED = ("status", "overrides", "job")  # keys of results.json that are neither metrics nor tags
+SAMPLING_SECONDS = 5
+
+
+class Store:
+    """An MLflow server or database, and one experiment in it."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        """Make the database once, under a lock: parallel makers of a sqlite file crash."""
+        self.uri = uri
+        if uri.startswith("sqlite:///"):
+            with FileLock(uri.removeprefix("sqlite:///") + ".lock"):
+                self.client = MlflowClient(uri)
+                self.experiment = self._experiment(experiment)
+        else:
+            self.client = MlflowClient(uri)
+            self.experiment = self._experiment(experiment)
+
+    @staticmethod
+    @cache
+    def at(uri: str, experiment: str) -> Store:
+        """The store of this process."""
+        return Store(uri, experiment)
+
+    def open_job(self, job: Path, parent: str | None, name: str, started: int | None = None) -> str:
+        """A RUNNING run with the params of config.yaml; an attempt that ended early goes on in its own run.
+
+        `started` is in milliseconds, null: now.
+        """
+        params = flat(DictConfig(OmegaConf.load(job / "config.yaml"))) if (job / "config.yaml").is_file() else {}
+        identity = hashlib.sha256(json.dumps([params, parent], sort_keys=True, default=str).encode()).hexdigest()
+        before = read_json(job / RUN) or {}
+        if before.get("uri") == self.uri and before["params"] == identity and self._reopen(before["run_id"]):
+            run_id = str(before["run_id"])
+            self._untag(run_id, "error")
+        else:
+            # user and git commit, as mlflow's own runs have
+            tags = resolve_tags({"mlflow.runName": name, "mlflow.source.name": "slimrun"})
+            run_id = str(self.client.create_run(self.experiment, started, tags).info.run_id)
+            if parent:
+                self.client.set_tag(run_id, PARENT_TAG, parent)
+            items = [Param(key, str(value)[:MAX_PARAM]) for key, value in params.items()]
+            for start in range(0, len(items), MAX_BATCH):
+                self.client.log_batch(run_id, params=items[start : start + MAX_BATCH])
+        record = {"uri": self.uri, "run_id": run_id, "params": identity, "name": name, "delivered": None}
+        write_json(job / RUN, record)
+        return run_id
+
+    def fill_job(self, job: Path, parent: str | None, log_weights: bool) -> None:
+        """Everything of a job that has ended, from its files; the weights by reference."""
+        results = read_json(job / RESULTS) or {}
+        ended = int((job / RESULTS).stat().st_mtime * 1000)  # the same whenever it is logged, so twice is once
+        run = read_json(job / RUN) or {}
+        if run.get("uri") == self.uri:
+            run_id = str(run["run_id"])
+        else:
+            seconds = sum(value for key, value in results.items() if key.startswith("time/"))
+            name = str(run.get("name", " ".join(results["overrides"])))
+            run_id = self.open_job(job, parent, name, ended - int(1000 * seconds))
+        numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
+        texts = {key: value for key, value in results.items() if isinstance(value, str)}
+        data = {key.removeprefix("data/"): value for key, value in texts.items() if key.startswith("data/")}
+        verdicts = [f"{key}: {text}" for key, text in texts.items() if key.endswith("/verdict")]
+        tags = {**texts, "verdict": "; ".join(verdicts), **_weights(job, results)}
+        self.client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, ended, 0) for key, value in numbers.items() if key not in NOT_LOGGED],
+            tags=[RunTag(key, value[:MAX_TAG]) for key, value in tags.items() if value and key not in NOT_LOGGED],
+        )
+        if data:
+            self.client.log_inputs(run_id, [_dataset(name, sha256) for name, sha256 in data.items()])
+        failed = results["status"] != "ok"
+        names = ("config.yaml", "run.log", RESULTS) if failed else (*UPLOADED, RESULTS)
+        for name in names:
+            if (job / name).is_file():
+                self.client.log_artifact(run_id, str(job / name))
+        if not failed:
+            self._log_table(run_id, _read_csv(job / "layers.csv"), "layers.json")
+        if log_weights and "weights.path" in tags:
+            self.client.log_artifact(run_id, tags["weights.path"], "artifact")
+        interrupted = failed and results["error"].startswith("interrupted")
+        status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
+        self.client.set_terminated(run_id, status, ended)
+        write_json(job / RUN, {**(read_json(job / RUN) or {}), "delivered": (job / RESULTS).stat().st_mtime_ns})
+
+    def open_sweep(self, name: str, known: str | None) -> str:
+        """A RUNNING parent run: the one known from before if it is still there."""
+        if known and self._reopen(known):
+            return known
+        run = self.client.create_run(self.experiment, run_name=name[:MAX_TAG], tags={"slimrun": "multirun"})
+        return str(run.info.run_id)
+
+    def fill_sweep(self, sweep: Path, run_id: str) -> None:
+        """Summary table, pictures and tags of a multirun, from its folder."""
+        record = read_json(sweep / SWEEP) or {}
+        self._log_table(run_id, record["summary"], "summary.json")
+        for name in record["files"]:
+            self.client.log_artifact(run_id, str(sweep / name))
+        for key, value in record["tags"].items():
+            self.client.set_tag(run_id, key, value[:MAX_TAG])
+        failed = any(job["status"] != "ok" for job in record["jobs"])
+        self.client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+    def watch_machine(self, run_id: str) -> Any:
+        """A thread that logs the load of the machine until its `finish` is called."""
+        monitor = SystemMetricsMonitor(run_id, sampling_interval=SAMPLING_SECONDS, tracking_uri=self.uri)
+        monitor.start()
+        return monitor
+
+    def _experiment(self, name: str) -> str:
+        """Id of the experiment, made if it is not there; artifacts of a sqlite file lie beside it."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        artifacts = None
+        if self.uri.startswith("sqlite:///"):
+            artifacts = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+        try:
+            return str(self.client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:  # another job made it in between
+            return str(self.client.get_experiment_by_name(name).experiment_id)
+
+    def _reopen(self, run_id: str) -> bool:
+        """Set a run that ended to RUNNING; False when it was deleted."""
+        try:
+            self.client.update_run(run_id, status="RUNNING")
+        except MlflowException:
+            return False
+        return True
+
+    def _untag(self, run_id: str, key: str) -> None:
+        if key in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, key)
+
+    def _log_table(self, run_id: str, rows: list[dict[str, Any]], name: str) -> None:
+        """What `log_table` writes, but in the place of an earlier one: `log_table` appends to it."""
+        columns = list(rows[0]) if rows else []
+        self.client.log_dict(run_id, {"columns": columns, "data": [list(row.values()) for row in rows]}, name)
+        self.client.set_tag(run_id, TABLES_TAG, json.dumps([{"path": name, "type": "table"}]))
+
+
+def _weights(job: Path, results: dict[str, Any]) -> dict[str, str]:
+    """Path, size and sha256 of the weight file; nothing when the job left none."""
+    files = sorted(Path(results.get("done_in", job), "artifact").glob("*.safetensors"))
+    if results["status"] != "ok" or not files:
+        return {}
+    with files[0].open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        "weights.path": str(files[0].resolve()),
+        "weights.bytes": str(files[0].stat().st_size),
+        "weights.sha256": sha256,
+    }
+
+
+def _dataset(name: str, sha256: str) -> DatasetInput:
+    context = "calibration" if name == "calibration" else "evaluation"
+    dataset = Dataset(name, sha256[:MAX_DIGEST], "local", json.dumps({"sha256": sha256}))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+
+
+def _read_csv(file: Path) -> list[dict[str, Any]]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))

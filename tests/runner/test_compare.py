@@ -1,0 +1,115 @@
+"""slimrun-compare: paired differences of two runs, and what it refuses to pair."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from evaluation.base import Reference
+from evaluation.task.multiple_choice import MultipleChoice
+from evaluation.task.perplexity import Perplexity
+from runner import compare
+from runner.result import OUTPUTS, read_outputs, write_json, write_outputs
+
+from ..evaluation.fake import FakeModel, silent
+
+TASKS = {"perplexity": Perplexity, "multiple_choice": MultipleChoice}
+
+
+def finished(folder: Path, noise: float, windows: int = 6, fingerprint: str = "same") -> Path:
+    """The files of a run whose quantization moved the output head of the fake model by `noise`."""
+    folder.mkdir()
+    model, quantized = FakeModel(), FakeModel(noise)
+    settings = {"perplexity": {"windows": windows, "window": 40}, "multiple_choice": {"limit": 12}}
+    outputs, metrics = {}, {}
+    for name, values in settings.items():
+        task = TASKS[name](**values)
+        before = task.evaluate(model, None, silent)
+        outputs[name] = task.evaluate(quantized, Reference(before, model.log_probs), silent)
+        metrics |= task.compare(name, before, outputs[name]).metrics
+    sizes = {"size/bits_per_weight": 3.5 + noise, "compress/ratio": 2.0, "size/artifact_bytes": 1_000_000}
+    write_outputs(folder / OUTPUTS, outputs)
+    targets = {name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in TASKS.items()}
+    config = {
+        "model": {"name": "fake"},
+        "quant": {"noise": noise},
+        "tracking": {"uri": folder.name},
+        "task": {name: {"_target_": targets[name], **values} for name, values in settings.items()},
+    }
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    write_json(folder / "results.json", {"status": "ok", "model/fingerprint": fingerprint, **sizes, **metrics})
+    return folder
+
+
+def slimrun_compare(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *folders: Path
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["slimrun-compare", *map(str, folders)])
+    with pytest.raises(SystemExit) as exit_info:
+        compare.main()
+    out, err = capsys.readouterr()
+    return int(exit_info.value.code or 0), out, err
+
+
+def test_differences_are_paired_and_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = finished(tmp_path / "a", 0.1), finished(tmp_path / "b", 0.5)
+    status, out, err = slimrun_compare(monkeypatch, capsys, a, b)
+    assert (status, err) == (0, "")
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    assert "+0.400" in lines["bits per weight"]
+    losses = [-read_outputs(folder / OUTPUTS)["perplexity"]["log_probs"].mean(dtype=np.float64) for folder in (a, b)]
+    assert f"{100 * np.expm1(losses[1] - losses[0]):+.4g} %" in lines["perplexity"]
+    assert "worse (margin 5 %)" in lines["perplexity"]
+    kl = [read_outputs(folder / OUTPUTS)["perplexity"]["kl"].mean(dtype=np.float64) for folder in (a, b)]
+    assert f"{kl[1] - kl[0]:+.4g}" in lines["perplexity: KL to float, nats"]
+    assert "multiple_choice accuracy" in lines
+    assert "quant.noise: 0.1 -> 0.5" in out
+    assert "tracking" not in out
+
+
+def test_a_run_does_not_differ_from_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = finished(tmp_path / "a", 0.1)
+    _, out, _ = slimrun_compare(monkeypatch, capsys, a, a)
+    line = next(line for line in out.splitlines() if "perplexity " in line)
+    assert "+0 %" in line
+    assert "1.0000" in line
+
+
+def test_unlike_runs_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = finished(tmp_path / "a", 0.1)
+    failed = tmp_path / "failed"
+    failed.mkdir()
+    write_json(failed / "results.json", {"status": "failed", "error": "out of memory"})
+    (failed / "config.yaml").write_text("{}\n")
+    damaged = finished(tmp_path / "damaged", 0.1)
+    (damaged / OUTPUTS).write_bytes((damaged / OUTPUTS).read_bytes()[:-30])
+    changed = finished(tmp_path / "changed", 0.1)
+    results = json.loads((changed / "results.json").read_text())
+    for folder, line in (
+        (finished(tmp_path / "b", 0.1, windows=5), "perplexity was not measured alike: windows:6 in A, windows:5 in B"),
+        (finished(tmp_path / "c", 0.1, fingerprint="other"), "the runs started from different float models"),
+        (failed, f"{failed} holds a run that failed: out of memory"),
+        (tmp_path / "nothing", "is no output folder of a finished run"),
+        (damaged, f"{damaged / OUTPUTS} cannot be read"),
+    ):
+        status, out, err = slimrun_compare(monkeypatch, capsys, a, folder)
+        assert (status, out, err.count("\n")) == (2, "", 1), err
+        assert line in err
+
+    key = "perplexity/signature"
+    for folder in (a, changed):  # as if the text had been another one when both ran
+        write_json(folder / "results.json", results | {key: results[key].replace("text:", "text:0")})
+    status, out, err = slimrun_compare(monkeypatch, capsys, a, changed)
+    assert (status, out) == (2, "")
+    assert "task perplexity: its data changed since the runs" in err

@@ -1,0 +1,146 @@
+"""The report of a sweep: who is on the front, what shares a panel, and three files that stand alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from runner import pareto
+from runner.result import write_json
+
+
+def finished(bits: float, perplexity: float, **changes: object) -> dict[str, object]:
+    """What a job's results.json holds, as far as the report looks at it."""
+    delta = 100 * (perplexity / 20 - 1)
+    found = {
+        "status": "ok", "size/bits_per_weight": bits, "size/int8_bytes": 1000, "size/artifact_bytes": 2000,
+        "perplexity/float": 20.0, "perplexity/quant": perplexity, "perplexity/ci_low": delta - 5,
+        "perplexity/ci_high": delta + 5, "perplexity/verdict": "worse (margin 5 %)",
+        "perplexity/signature": "windows:4", "time/load_s": 1.5, "repro": "cd / && slimrun",
+    }  # fmt: skip
+    return found | changes
+
+
+def sweep(folder: Path, jobs: Sequence[tuple[list[str], Mapping[str, object]]]) -> Path:
+    folder.mkdir()
+    listed = []
+    for number, (overrides, results) in enumerate(jobs):
+        (folder / str(number)).mkdir()
+        write_json(folder / str(number) / "results.json", results)
+        listed.append({"number": number, "overrides": overrides, "folder": str(number), "status": results["status"]})
+    write_json(folder / "sweep.json", {"parent_run_id": None, "jobs": listed})
+    return folder
+
+
+FAILED = {"status": "failed", "error": "out of memory <b>&"}
+JOBS = [
+    (["quant=w8a8s", "quant.fraction=0.02"], finished(4.0, 25.0)),
+    (["quant=w8a8s", "quant.fraction=0.05"], finished(4.5, 22.0)),
+    (["quant=lowbit", "quant.fraction=0.02"], finished(4.2, 26.0)),
+    (["quant=lowbit", "quant.fraction=0.05"], FAILED),
+]
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    costs = [(3.0, 9.0), (3.0, 8.0), (4.0, 8.0), (4.0, 7.0), (4.0, 7.0), (5.0, 7.5), (6.0, 1.0)]
+    front = [cost for cost in costs if not pareto.beaten(cost, costs)]
+    assert front == [(3.0, 8.0), (4.0, 7.0), (4.0, 7.0), (6.0, 1.0)]  # equals do not beat each other
+
+
+def test_the_files_of_a_sweep(tmp_path: Path) -> None:
+    paths = pareto.report(sweep(tmp_path / "sweep", JOBS))
+    assert [path.name for path in paths] == ["pareto.json", "pareto.png", "report.html"]
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    found = json.loads(paths[0].read_text())
+    [panel] = found["panels"]
+    assert panel["front"] == [0, 1]
+    assert [point["job"] for point in panel["points"]] == [0, 1, 2]
+    assert (panel["points"][1]["low"], panel["points"][1]["high"]) == pytest.approx((21.0, 23.0))
+    assert [job["results"]["status"] for job in found["jobs"]] == ["ok", "ok", "ok", "failed"]
+
+    html = paths[2].read_text()
+    assert not re.search(
+        r'(src|href)="(?!data:|\d/)', html
+    )  # nothing from anywhere but this file and the jobs' folders
+    assert not re.search(r"https?://", html)
+    assert "failed: out of memory &lt;b&gt;&amp;" in html
+    assert html.count('class="front"') >= 2
+    assert 'href="0/results.json"' in html
+    assert "report.md" not in html  # a link only to what is there
+    assert "4 jobs, 1 without a result. Front of perplexity: job 0, job 1." in html
+
+
+def test_links_to_the_tracked_runs(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", JOBS)
+    write_json(folder / "0" / "tracking.json", {"uri": "https://me:secret@tracks.example/base/", "run_id": "abc"})
+    write_json(folder / "1" / "tracking.json", {"uri": "sqlite:////somewhere/mlflow.db", "run_id": "def"})
+    html = pareto.report(folder)[2].read_text()
+    assert 'href="https://tracks.example/base/#/runs/abc"' in html
+    assert "<code>def</code>" in html
+    assert "secret" not in html
+
+
+def test_what_was_not_measured_alike_does_not_share_a_panel(tmp_path: Path) -> None:
+    changes: list[dict[str, object]] = [
+        {},
+        {"perplexity/signature": "windows:8"},
+        {"perplexity/float": 30.0},
+        {"size/int8_bytes": 900},
+        {"perplexity/float": 20.000001},  # the same model on another device
+    ]
+    jobs = [(["seed=0"], finished(4, 30, **change)) for change in changes]
+    panels = pareto.panels(pareto.jobs(sweep(tmp_path / "sweep", jobs)))
+    assert [[point.job for point in panel.points] for panel in panels] == [[0, 4], [1], [2], [3]]
+
+
+def test_a_score_of_which_more_is_better(tmp_path: Path) -> None:
+    base = {"status": "ok", "size/int8_bytes": 1000, "mc/accuracy_float": 0.5, "mc/signature": "items:9"}
+    base |= {"mc/ci_low": -0.1, "mc/ci_high": 0.05}
+    values = [(4.0, 0.40), (5.0, 0.45), (6.0, 0.42)]
+    jobs = [(["seed=0"], {**base, "size/bits_per_weight": bits, "mc/accuracy_quant": q}) for bits, q in values]
+    [panel] = pareto.panels(pareto.jobs(sweep(tmp_path / "sweep", jobs)))
+    assert [point.job for point in panel.front] == [0, 1]
+    assert (panel.points[0].low, panel.points[0].high) == pytest.approx((0.4, 0.55))
+
+
+def test_labels_say_what_differs() -> None:
+    assert pareto.distinct([["a.x=1", "quant=w8a8", "seed=0"], ["a.x=2", "quant=lowbit", "seed=0"]]) == [
+        "x=1, w8a8",
+        "x=2, lowbit",
+    ]
+    assert pareto.distinct([["a.x=1", "b.x=1"], ["a.x=2", "b.x=3"]]) == ["a.x=1, b.x=1", "a.x=2, b.x=3"]
+    assert pareto.distinct([["q.f=0.04938284901364233"], ["q.f=0.1"]]) == ["f=0.0494", "f=0.1"]
+    assert pareto.distinct([["seed=0"]]) == ["seed=0"]
+
+
+def test_a_sweep_of_which_nothing_is_left_has_a_report_too(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", [(["seed=0"], FAILED), (["seed=1"], FAILED)])
+    (folder / "1" / "results.json").write_text("{")
+    listed = json.loads((folder / "sweep.json").read_text())
+    listed["jobs"].append({"number": 2, "overrides": ["seed=2"], "folder": "2", "status": "left"})
+    write_json(folder / "sweep.json", listed)
+    paths = pareto.report(folder)
+    found = json.loads(paths[0].read_text())
+    assert found["panels"] == []
+    assert [job["results"]["status"] for job in found["jobs"]] == ["failed", "failed", "left"]
+    assert paths[1].stat().st_size > 0
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+def test_the_table_sorts_in_a_browser(tmp_path: Path) -> None:
+    page = pareto.report(sweep(tmp_path / "sweep", JOBS))[2]
+    click = '<script>const b = [...document.querySelectorAll("th button")].find(b => b.textContent == "perplexity");'
+    orders = []
+    for times in (1, 2):
+        clicked = page.with_name(f"clicked{times}.html")
+        clicked.write_text(page.read_text().replace("</body>", f"{click}{'b.click();' * times}</script></body>"))
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+        shown = subprocess.run([*command, "--dump-dom", clicked.as_uri()], capture_output=True, text=True, check=True)
+        orders.append([int(number) for number in re.findall(r'<tr[^>]*><td class="" data-value="(\d)">', shown.stdout)])
+    assert orders == [[1, 0, 2, 3], [2, 0, 1, 3]]  # the failed job stays last

@@ -1,0 +1,165 @@
+"""plan=true: what it says agrees with the run that follows, and what cannot fit is refused with the number."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from ops.framework.base import Unavailable
+from ops.framework.pytorch import PyTorch
+from ops.framework.pytorch.outline import folder_hash
+from runner import plan
+from runner.config import ConfigError, build, composed
+from runner.display import Stages
+from runner.estimate import Estimate, facts
+from runner.plan import rows, show
+
+TINY = [
+    "model=tiny_llama", "model.architecture.hidden_size=256", "model.architecture.intermediate_size=512",
+    "task=[perplexity]", "task.perplexity.windows=2", "task.perplexity.window=64", "calibration.samples=2",
+    "tracking=none",
+]  # fmt: skip
+
+
+def planned(cache: Path, *overrides: str) -> Estimate:
+    experiment = build(composed([*TINY, f"cache.dir={cache}", *overrides]))
+    return Estimate(experiment, experiment.check())
+
+
+def run(job: Estimate, output: Path) -> dict[str, object]:
+    output.mkdir()
+    with Stages() as stages:
+        result = job.experiment.run(output, stages)
+    result.write(output, "", {})
+    job.experiment.cache.note_finished(result.config_hash, output, facts(job.experiment, result))
+    found: dict[str, object] = json.loads((output / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("quant", ["w8a8s", "w8a16", "none"])
+def test_sizes_are_those_of_the_run(tmp_path: Path, quant: str) -> None:
+    before = planned(tmp_path / "cache", f"quant={quant}")
+    weights, bits, artifact = before.weights, before.bits, before.artifact_bytes
+    found = run(before, tmp_path / "run")
+    if quant != "none":
+        assert weights == found["size/int8_bytes"]
+        assert bits == (pytest.approx(found["size/bits_per_weight"], rel=0.05), False)
+    assert artifact == pytest.approx(found["size/artifact_bytes"], rel=0.05)
+
+
+def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    before = planned(cache)
+    assert (before.done, before.seconds) == ("", [])
+    assert dict(rows(before))["time"].startswith("unknown: no run of this model")
+    assert "float baseline to compute: perplexity" in dict(rows(before))["evaluate"]
+    found = run(before, tmp_path / "run")
+
+    same = planned(cache)
+    assert same.done == str(tmp_path / "run")
+    assert same.bits == (found["size/bits_per_weight"], True)
+    assert same.memory == (found["memory/peak_rss_bytes"], True)
+    assert same.seconds == [pytest.approx(sum(v for k, v in found.items() if k.startswith("time/")))]  # type: ignore[misc]
+    assert "float baselines cached" in dict(rows(same))["evaluate"]
+
+    knob, method, protocol = (
+        planned(cache, *changes) for changes in (["quant.fraction=0.1"], ["quant=w8a16"], ["task.perplexity.windows=1"])
+    )
+    assert (knob.done, knob.bits[1], knob.seconds) == ("", False, same.seconds)
+    assert "with other methods" in dict(rows(method))["time"]
+    assert protocol.seconds == []
+
+    (tmp_path / "run" / "results.json").unlink()
+    assert planned(cache).done == ""
+
+
+def test_what_does_not_fit_is_refused_with_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = planned(tmp_path / "cache")
+    monkeypatch.setattr(plan, "free_memory", lambda: 600_000_000)
+    with pytest.raises(ConfigError, match=r"needs 62\d\.\d MB of memory on cpu at least .* 600\.0 MB are free"):
+        show([([], job)], tmp_path, multirun=False)
+    spread = planned(tmp_path / "cache", "device=cpu_disk")  # the rest lies on disk there
+    show([([], spread)], tmp_path, multirun=False)
+
+    monkeypatch.undo()
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(free=job.disk_bytes))
+    show([([], job)], tmp_path, multirun=False)
+    with pytest.raises(ConfigError, match=r"needs \d\.\d MB of disk, \d\.\d MB are free"):
+        show([([], job)] * 2, tmp_path, multirun=True)
+    with pytest.raises(ConfigError, match=r"of disk"):
+        show([([], job)], tmp_path, multirun=True, trials=2)
+    assert "a search of 2 such jobs: time unknown" in capsys.readouterr().out
+
+
+def test_a_sweep_says_which_jobs_are_done_and_which_cannot_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    run(planned(cache, "quant.fraction=0.02"), tmp_path / "run")
+    capsys.readouterr()
+    jobs: list[plan.Job] = [([f"quant.fraction={f}"], planned(cache, f"quant.fraction={f}")) for f in (0.02, 0.05)]
+    show(jobs, tmp_path, multirun=True)
+    out = capsys.readouterr().out
+    assert "1 done, 1 to run" in out
+    assert [line for line in out.splitlines() if "fraction=0.02" in line and str(tmp_path / "run") in line]
+    with pytest.raises(ConfigError, match=r"job 2 \(fraction=0\.5\): out of range"):
+        show([*jobs, (["quant.fraction=0.5"], ConfigError("out of range"))], tmp_path, multirun=True)
+
+
+def test_a_plan_imports_neither_transformers_nor_the_model(tmp_path: Path) -> None:
+    """They take seconds; the outline of a model seen once is in the cache."""
+    program = (
+        "import sys; from runner import main\n"
+        f"sys.argv = ['slimrun', 'plan=true', 'cache.dir={tmp_path / 'cache'}', *{TINY!r}]\n"
+        "try: main.main()\n"
+        "except SystemExit as end: print('exit', end.code, 'transformers' in sys.modules, 'mlflow' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for imported in (True, False):
+        out = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        assert out.splitlines()[-1] == f"exit 0 {imported} False"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_damaged_outline_is_measured_anew(tmp_path: Path) -> None:
+    expected = planned(tmp_path / "cache").outline
+    [file] = (tmp_path / "cache" / "outlines").iterdir()
+    for content in ("", "[]", '{"linears": {"a": 1}}'):
+        file.write_text(content)
+        assert planned(tmp_path / "cache").outline == expected
+    assert json.loads(file.read_text())["parameters"] == expected.parameters
+
+
+def test_the_hash_of_a_folder_follows_its_content(tmp_path: Path, tiny_folder: Path) -> None:
+    cache = tmp_path / "cache"
+    assert folder_hash(tiny_folder, cache, read=False) is None
+    first = folder_hash(tiny_folder, cache)
+    assert folder_hash(tiny_folder, cache, read=False) == first
+    config = tiny_folder / "config.json"
+    text = config.read_text()
+    config.write_text(text + " ")
+    assert folder_hash(tiny_folder, cache, read=False) is None
+    assert folder_hash(tiny_folder, cache) != first
+    config.write_text(text)
+    assert folder_hash(tiny_folder, cache) == first
+
+
+def test_the_outline_counts_tied_weights_once(tiny_folder: Path, tmp_path: Path) -> None:
+    experiment = build(composed(["model=hf", f"model.path={tiny_folder}", f"cache.dir={tmp_path / 'cache'}"]))
+    found = experiment.check()
+    stored = (tiny_folder / "model.safetensors").stat().st_size
+    assert found.float_bytes == pytest.approx(stored, rel=0.02)
+    (tiny_folder / "model.safetensors").unlink()
+    with pytest.raises(Unavailable, match="has no weights"):
+        PyTorch().check(experiment.model, experiment.device, experiment.cache.path)
