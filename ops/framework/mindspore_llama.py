@@ -180,18 +180,19 @@ class Llama(nn.Cell):
     ) -> list[list[int]]:
         """Greedy continuations of a batch of prompts (rows of tokens), without the token of `stop` that ends them.
 
-        `advance` is the backbone to call, by default this one; a compiled one is compiled for the prompts, which go
-        in chunks, and for a token, not for each token.
+        `advance` is the backbone to call, by default this one, on the prompts as they are; a compiled one is compiled
+        for the prompts, which go in chunks, and for a token, not for each token.
         """
         prompts = rows_of(input_ids)
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        width = -(-int(lengths.max()) // CHUNK) * CHUNK
+        chunk = CHUNK if advance else int(lengths.max())
+        width = -(-int(lengths.max()) // chunk) * chunk
         ids = np.array([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], np.int32)
         columns = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
         cache: Cache = self.new_cache(len(prompts), -(-(width + max_new_tokens) // WIDTH) * WIDTH)
         parts = []
-        for start in range(0, width, CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, width, chunk):
+            part = slice(start, start + chunk)
             states, cache = self._advance(advance, ids[:, part], columns[:, part], cache)
             parts.append(states)
         ends = np.concatenate(parts, axis=1)[np.arange(len(prompts)), lengths - 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -35,6 +36,7 @@ def require() -> None:
         raise Unavailable(
             f"framework=mindspore: MindSpore crashes with numpy {np.__version__}; install {VERSIONS} ({INSTALL})"
         )
+    os.environ.setdefault("GLOG_v", "3")  # its warnings go to stderr line by line; 3: errors only
     try:
         importlib.import_module("mindspore")
     except Exception as error:  # a broken installation raises anything, and its reason is what the user needs

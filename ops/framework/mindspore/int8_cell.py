@@ -29,6 +29,8 @@ class QuantizedCell(nn.Cell):
     `activation` is what the float cell applied to its output, None for nothing.
     """
 
+    linear: QuantizedLinear
+
     def __init__(self, linear: QuantizedLinear, activation: Any = None) -> None:
         super().__init__()
         self.linear = linear
@@ -46,6 +48,8 @@ class QuantizedCell(nn.Cell):
 
 class StaticInt8(QuantizedCell):
     """W8A8S and W8A8: one grid of the input."""
+
+    linear: Int8Linear
 
     def __init__(self, linear: Int8Linear, activation: Any = None) -> None:
         super().__init__(linear, activation)
@@ -103,8 +107,14 @@ class WeightOnly(QuantizedCell):
 
 def quantized_cell(name: str, linear: QuantizedLinear, activation: Any = None) -> QuantizedCell:
     """The cell that runs a quantized linear; its parameters are named after it."""
-    kinds = {DynamicInt8Linear: DynamicInt8, WeightOnlyLinear: WeightOnly}
-    cell = kinds.get(type(linear), StaticInt8)(linear, activation)
+    cell: QuantizedCell
+    if isinstance(linear, Int8Linear):
+        cell = StaticInt8(linear, activation)
+    elif isinstance(linear, DynamicInt8Linear):
+        cell = DynamicInt8(linear, activation)
+    else:
+        assert isinstance(linear, WeightOnlyLinear)
+        cell = WeightOnly(linear, activation)
     for parameter in cell.get_parameters():
         parameter.name = f"{name}.{parameter.name}"
     return cell

@@ -150,6 +150,7 @@ class LlamaModel(MindSporeModel):
     ) -> None:
         super().__init__(network, tokenizer, name, fingerprint)
         self._generation_config = generation_config
+        self._head: tuple[Any, Callable[[FloatArray], FloatArray]] = (None, self.output_head())
 
     def states(self, ids: Sequence[int]) -> Tensor:
         """States [1, T, H] before the output head, not compiled."""
@@ -162,6 +163,13 @@ class LlamaModel(MindSporeModel):
         states, _ = self._advance(ids, width, 0, self.network.new_cache(len(ids), width))
         return states
 
+    def log_probs(self, hidden: FloatArray) -> FloatArray:
+        """Log-probabilities [N, V] of hidden states [N, H]."""
+        head = self.network.lm_head
+        if self._head[0] is not head:  # compiled anew once the head was quantized
+            self._head = (head, self.output_head())
+        return self._head[1](hidden)
+
     def output_head(self) -> Callable[[FloatArray], FloatArray]:
         """`log_probs` as a function that keeps nothing but the output head alive."""
         head, dtype = self.network.lm_head, self.network.dtype
@@ -170,7 +178,13 @@ class LlamaModel(MindSporeModel):
         def scores(hidden: Any) -> Any:
             return ops.log_softmax(head(hidden.astype(dtype)).astype(ms.float32), -1)
 
-        return lambda hidden: _float_array(scores(Tensor(hidden)))
+        def log_probs(hidden: FloatArray) -> FloatArray:
+            rows = _rounded(len(hidden), CHUNK)
+            padded = np.zeros((rows, hidden.shape[1]), np.float32)
+            padded[: len(hidden)] = hidden
+            return _float_array(scores(Tensor(padded)))[: len(hidden)]
+
+        return log_probs
 
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         """Token log-probabilities of each option after the prefix, which is run once."""
@@ -248,7 +262,8 @@ def _chosen(log_probs: FloatArray, tokens: Sequence[int]) -> FloatArray:
 
 def _log_softmax(logits: FloatArray) -> FloatArray:
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    scores: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return scores
 
 
 def _float_array(tensor: Tensor) -> FloatArray:

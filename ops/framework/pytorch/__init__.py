@@ -96,8 +96,8 @@ class PyTorch:
 
     def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
         """A Calibrator of the model on these texts, each cut to `length` tokens."""
-        from .network import Calibrator
         from .language_model import TorchModel
+        from .network import Calibrator
 
         assert isinstance(model, TorchModel)
         samples = []
