@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve a busy 2-core machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ import torch
 from ops.framework import embedded
 from ops.framework.base import Device, Model
 from ops.framework.pytorch import PyTorch, TorchModel
+
+# a shell's background job ignores Ctrl-C, and so would every program that the tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CPU = Device(name="cpu", type="cpu")
 ARCHITECTURE = {
