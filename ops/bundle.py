@@ -1,6 +1,6 @@
 """The deployable bundle: what is written, how it is read back, and the proof that both are the same.
 
-A folder (0750) with one safetensors file (0400), a description in JSON (0600) that names the type of every tensor,
+A folder (0750) with one weight file (0400; safetensors, or MindSpore's .ckpt), a description in JSON (0600) that names the type of every tensor,
 config.json and the tokenizer's files (0600). The layout follows msModelSlim's W8A8S files; types that end in C hold
 coded weights as `.weight`, `.index` and `.info`. The description's `container` says which coder wrote them, so that
 nobody takes our stream for the one of the Ascend hardware.
@@ -33,6 +33,7 @@ from ops.compress.none import NoCompression
 from ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
 
 FLOAT = "FLOAT"
+SAFETENSORS, CKPT = ".safetensors", ".ckpt"  # kinds of weight files; the second is MindSpore's
 PARTS = ("info", "index", "weight")  # of a coded weight
 
 
@@ -63,11 +64,12 @@ def write(
     quant_type: str,
     codec: Codec,
     save_description: Callable[[Path], None],
+    suffix: str = SAFETENSORS,
 ) -> Path:
     """Write the bundle atomically and return the weight file's path.
 
     `tensors` is everything the model stores, `coded` the coded parts of its int8 weights (by linear),
-    `save_description` writes config and tokenizer into a folder. An existing bundle is replaced only once the new
+    `save_description` writes config and tokenizer into a folder, `suffix` is the kind of the weight file. An existing bundle is replaced only once the new
     one is complete on disk; on any failure nothing of the new one is left.
     """
     quant_type += "C" if codec.container and coded else ""
@@ -84,8 +86,8 @@ def write(
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         save_description(scratch)
-        weights = scratch / f"quant_model_weight_{quant_type.lower()}.safetensors"
-        save_file(stored, weights, metadata={"format": "pt"})
+        weights = scratch / f"quant_model_weight_{quant_type.lower()}{suffix}"
+        _write_tensors(weights, stored)
         text = json.dumps(description, indent=2)
         (scratch / f"quant_model_description_{quant_type.lower()}.json").write_text(text + "\n", encoding="utf-8")
         for file in scratch.iterdir():
@@ -120,16 +122,13 @@ def open_stored(folder: Path) -> Stored:
     """The tensors of a bundle as they are stored; ValueError names the file that is wrong."""
     description = _description(folder)
     quant_type = str(description.get("model_quant_type"))
-    weights = folder / f"quant_model_weight_{quant_type.lower()}.safetensors"
-    tensors: dict[str, Tensor] = {}
-    try:
-        with safe_open(weights, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                if key not in description:
-                    raise ValueError(f"{weights} holds {key}, which its description does not name")
-                tensors[key] = file.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{weights}: {error}") from error
+    weights = folder / f"quant_model_weight_{quant_type.lower()}{SAFETENSORS}"
+    if not weights.exists() and weights.with_suffix(CKPT).exists():
+        weights = weights.with_suffix(CKPT)
+    tensors = _read_tensors(weights)
+    for key in tensors:
+        if key not in description:
+            raise ValueError(f"{weights} holds {key}, which its description does not name")
     codec = _codec(folder, description)
     quantized = [
         key.removesuffix(".weight")
@@ -163,6 +162,31 @@ def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 def size(folder: Path) -> int:
     """Bytes of all files of the bundle."""
     return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _write_tensors(weights: Path, tensors: Mapping[str, Tensor]) -> None:
+    if weights.suffix == SAFETENSORS:
+        save_file(dict(tensors), weights, metadata={"format": "pt"})
+    else:
+        from ops.framework.mindspore import checkpoint
+
+        checkpoint.write(weights, tensors)
+
+
+def _read_tensors(weights: Path) -> dict[str, Tensor]:
+    """ValueError names the file when it is damaged, or when nothing here reads its kind."""
+    if weights.suffix == CKPT:
+        from ops.framework.mindspore import require
+
+        require()
+        from ops.framework.mindspore import checkpoint
+
+        return checkpoint.read(weights)
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights}: {error}") from error
 
 
 def _description(folder: Path) -> dict[str, Any]:

@@ -130,7 +130,13 @@ class Experiment:
             coded = Compressor(self.compress, tick).run(weights)
         with stages("write"):
             weight_file = bundle.write(
-                artifact, tensors, coded, self.quant.quant_type, self.compress, model.save_description
+                artifact,
+                tensors,
+                coded,
+                self.quant.quant_type,
+                self.compress,
+                model.save_description,
+                self.framework.weight_file,
             )
         readable = bundle.can_decode(self.compress)
         if readable:

@@ -52,7 +52,7 @@ def show(path: Path, mapped: str | None) -> None:
 def tensors(path: Path) -> Iterator[tuple[str, dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int8]]]:
     """(name, stored parts, decoded array) of every coded tensor; every checksum is verified on the way."""
     folder = path if path.is_dir() else path.parent
-    if path.is_dir() or path.suffix == ".safetensors":
+    if path.is_dir() or path.suffix in (bundle.SAFETENSORS, bundle.CKPT):
         stored = bundle.open_stored(folder)
         for name, parts in stored.coded.items():
             try:

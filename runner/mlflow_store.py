@@ -167,7 +167,7 @@ class Store:
 
 def _weights(job: Path, results: dict[str, Any]) -> dict[str, str]:
     """Path, size and sha256 of the weight file; nothing when the job left none."""
-    files = sorted(Path(results.get("done_in", job), "artifact").glob("*.safetensors"))
+    files = sorted(Path(results.get("done_in", job), "artifact").glob("quant_model_weight_*"))
     if results["status"] != "ok" or not files:
         return {}
     with files[0].open("rb") as stream:

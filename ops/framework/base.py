@@ -175,6 +175,10 @@ class Calibrator(Protocol):
 class Framework(Protocol):
     """What a framework does for a run."""
 
+    @property
+    def weight_file(self) -> str:
+        """The suffix of the bundle's weight file."""
+
     def check(self, model: Model, device: Device, cache: Path) -> Outline:
         """The outline of the model, without loading a weight.
 

@@ -54,12 +54,18 @@ class Network(Protocol):
 
 
 class Calibrator:
-    """Quantizes the network in place with `quantizer`, calibrated on `samples`."""
+    """Quantizes the network in place with `quantizer`, calibrated on `samples`.
 
-    def __init__(self, network: Network, quantizer: Quantizer, samples: Sequence[Sample]) -> None:
+    `dtype` is the one in which scales are stored, None for each weight's own.
+    """
+
+    def __init__(
+        self, network: Network, quantizer: Quantizer, samples: Sequence[Sample], dtype: torch.dtype | None = None
+    ) -> None:
         self.network = network
         self.quantizer = quantizer
         self.samples = samples
+        self.dtype = dtype
         self.layers: dict[str, Layer] = {}
         self.smoothed: list[str] = []  # norms that smoothing changed
         self._weights: dict[str, QuantizedWeight] = {}
@@ -170,7 +176,7 @@ class Calibrator:
             layer = self.layers[name]
             layer.quantized = True
             layer.sqnr_db, layer.clipped = _weight_error(weight, quantized)
-            linear = quantized_linear(self.quantizer.quant_type, quantized, bias, weight.dtype)
+            linear = quantized_linear(self.quantizer.quant_type, quantized, bias, self.dtype or weight.dtype)
         self._weights[name], self._linears[name] = quantized, linear
         self.network.replace(name, linear)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ops.quant.base import Quantizer, StaticQuantizer, nearest
+
 
 def check_type(name: str, value: object, kind: type, called: str = "") -> None:
     """TypeError in the original's words; bool is no int here."""
@@ -40,3 +42,19 @@ def file_name(key: str, value: str | None, default: str) -> str:
     if Path(name).name != name or not name.endswith(suffix) or name == suffix or "\0" in name:
         raise ValueError(f"{key} = {name!r} is invalid; allowed: the name of a file that ends in {suffix}.")
     return name
+
+
+def check_layers(quantizer: Quantizer, names: Sequence[str], kinds: str) -> None:
+    """ValueError when the model has no linear of these kinds, or not one that `disable_names` names."""
+    if not names:
+        raise ValueError(f"No {kinds} found in the model, please check the model.")
+    for name in quantizer.ignore:
+        if name not in names:
+            near = nearest(name, list(names))
+            raise ValueError(f"`disable_names` has invalid key `{name}`, please check your model configurations{near}.")
+
+
+def check_calibrated(quantizer: Quantizer, calib_data: Sequence[Any] | None) -> None:
+    """ValueError when the method needs samples and there are none."""
+    if not calib_data and isinstance(quantizer, StaticQuantizer):
+        raise ValueError(f"{quantizer.quant_type} does not support Data-Free: calib_data is empty.")

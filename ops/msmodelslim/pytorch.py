@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from ops.files import staging
 from ops.framework.pytorch import network as pytorch
 from ops.framework.pytorch.language_model import stored_tensors
 from ops.msmodelslim import files
-from ops.msmodelslim.checks import check_range, check_type, file_name
+from ops.msmodelslim.checks import check_calibrated, check_layers, check_range, check_type, file_name
 from ops.msmodelslim.quant_config import DEVICES, QuantConfig
-from ops.quant.base import Quantizer, nearest
 
 __all__ = ["Calibrator", "QuantConfig"]
 
@@ -54,21 +52,15 @@ class Calibrator:
         for index, sample in enumerate(calib_data or []):
             if not isinstance(sample, list | dict):
                 raise TypeError(f"calib_data[{index}] must be list or dict, not {type(sample).__name__}.")
-        if not isinstance(disable_level, str) or not re.fullmatch(r"L(0|[1-9]\d*)", disable_level):
-            raise ValueError(
-                f"Please check the `disable_level` configuration: {disable_level!r}; allowed: 'L0', 'L1', ..."
-            )
         for name, value in (("all_tensors", all_tensors), ("mix_cfg", mix_cfg)):
             if value is not None:
                 raise ValueError(f"{name} is not built; allowed: None.")
         _check_device(cfg.dev_type, model)
         self.model = model
         self.cfg = cfg
-        quantizer = cfg.quantizer()
-        self.quantizer = type(quantizer)(**{**vars(quantizer), "fallback_level": int(disable_level[1:])})
-        _check_layers(model, self.quantizer)
-        if not calib_data and quantizer.quant_type in ("W8A8", "W8A8S"):
-            raise ValueError(f"{quantizer.quant_type} does not support Data-Free: calib_data is empty.")
+        self.quantizer = cfg.quantizer(disable_level)
+        check_layers(self.quantizer, list(pytorch.linear_names(model)), "nn.Linear")
+        check_calibrated(self.quantizer, calib_data)
         self._calibrator = pytorch.Calibrator(model, self.quantizer, calib_data or [])
         self._tensors: dict[str, Tensor] = {}
 
@@ -169,13 +161,3 @@ def _check_device(kind: str, model: nn.Module) -> None:
     found = "cpu" if parameter is None or parameter.is_meta else parameter.device.type
     if found != DEVICES[kind]:
         log.warning("dev_type=%s, but the model is on %s: it is quantized where it is", kind, found)
-
-
-def _check_layers(model: nn.Module, quantizer: Quantizer) -> None:
-    names = list(pytorch.linear_names(model))
-    if not names:
-        raise ValueError("No nn.Linear found in the model, please check the model.")
-    for name in quantizer.ignore:
-        if name not in names:
-            near = nearest(name, names)
-            raise ValueError(f"`disable_names` has invalid key `{name}`, please check your model configurations{near}.")

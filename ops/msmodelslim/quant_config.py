@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -85,8 +86,19 @@ class QuantConfig:
             )
         self._check_together()
 
-    def quantizer(self) -> Quantizer:
-        """The method of `ops.quant` that these keywords name; ValueError when there is none."""
+    def quantizer(self, disable_level: str = "L0") -> Quantizer:
+        """The method of `ops.quant` that these keywords name; ValueError when there is none.
+
+        disable_level "Lk" keeps k linears float.
+        """
+        if not isinstance(disable_level, str) or not re.fullmatch(r"L(0|[1-9]\d*)", disable_level):
+            raise ValueError(
+                f"Please check the `disable_level` configuration: {disable_level!r}; allowed: 'L0', 'L1', ..."
+            )
+        method = self._method()
+        return type(method)(**{**vars(method), "fallback_level": int(disable_level[1:])})
+
+    def _method(self) -> Quantizer:
         shared: dict[str, Any] = {
             "ignore": list(self.disable_names or []),
             "ignore_last_linear": self.disable_last_linear,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .language_model import MindSporeModel
 
+WEIGHTS = ("safetensors", "ckpt")
 DEVICES = {"cpu": "CPU", "npu": "Ascend"}  # device.type -> MindSpore's name
 INSTALL = "pip install 'slimrun[mindspore]'"
 VERSIONS = "mindspore>=2.9,<2.11, numpy>=1.26,<2, pyarrow<26 and pandas<3.1"
@@ -48,7 +49,22 @@ def require() -> None:
 
 @dataclass(frozen=True)
 class MindSpore:
-    """Runs LLaMA models, or a user's own network (`model.loader`), with MindSpore on the CPU or on Ascend."""
+    """Runs LLaMA models, or a user's own network (`model.loader`), with MindSpore on the CPU or on Ascend.
+
+    `weights` is the kind of the bundle's weight file: "safetensors", which both frameworks read, or "ckpt".
+    """
+
+    weights: str = "safetensors"
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights={self.weights} is not known; allowed: {', '.join(WEIGHTS)}")
+
+    @property
+    def weight_file(self) -> str:
+        """The suffix of the bundle's weight file."""
+        return f".{self.weights}"
 
     def check(self, model: Model, device: Device, cache: Path) -> Outline:
         """The outline of the model; Unavailable with one line on whatever would stop the run later."""

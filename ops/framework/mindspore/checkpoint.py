@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return {name: to_torch(parameter) for name, parameter in found.items()}
 
 
-def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors by name as a .ckpt file (0400), atomically."""
+def write(
+    path: Path, tensors: Mapping[str, torch.Tensor], check: Callable[[Path], None] = lambda written: None
+) -> None:
+    """Write tensors by name as a .ckpt file (0400), atomically; `check` may refuse what was written by raising."""
     check_name(path)
     make_folder(path.parent)
     entries = [{"name": name, "data": from_torch(tensor)} for name, tensor in tensors.items()]
@@ -39,6 +41,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         own = scratch.with_name(f"{scratch.name}{SUFFIX}")  # MindSpore puts its suffix behind any other name
         try:
             ms.save_checkpoint(entries, str(own))
+            check(own)
             own.replace(scratch)
         finally:
             own.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -28,6 +28,8 @@ __all__ = ["Calibrator", "PyTorch", "TorchModel"]
 @dataclass(frozen=True)
 class PyTorch:
     """Runs models of transformers on a torch device."""
+
+    weight_file: ClassVar[str] = ".safetensors"
 
     def check(self, model: Model, device: Device, cache: Path) -> Outline:
         """The outline of the model; Unavailable with one line on whatever would stop the run later."""
