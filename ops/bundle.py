@@ -1,9 +1,9 @@
 """The deployable bundle: what is written, how it is read back, and the proof that both are the same.
 
-A folder (0750) with one weight file (0400; safetensors, or MindSpore's .ckpt), a description in JSON (0600) that names the type of every tensor,
-config.json and the tokenizer's files (0600). The layout follows msModelSlim's W8A8S files; types that end in C hold
-coded weights as `.weight`, `.index` and `.info`. The description's `container` says which coder wrote them, so that
-nobody takes our stream for the one of the Ascend hardware.
+A folder (0750) with one weight file (0400; safetensors, or MindSpore's .ckpt), a description in JSON (0600) that names
+the type of every tensor, config.json and the tokenizer's files (0600). The layout follows msModelSlim's W8A8S files;
+types that end in C hold coded weights as `.weight`, `.index` and `.info`. The description's `container` says which
+coder wrote them, so that nobody takes our stream for the one of the Ascend hardware.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def write(
     """Write the bundle atomically and return the weight file's path.
 
     `tensors` is everything the model stores, `coded` the coded parts of its int8 weights (by linear),
-    `save_description` writes config and tokenizer into a folder, `suffix` is the kind of the weight file. An existing bundle is replaced only once the new
-    one is complete on disk; on any failure nothing of the new one is left.
+    `save_description` writes config and tokenizer into a folder, `suffix` is the kind of the weight file. An existing
+    bundle is replaced only once the new one is complete on disk; on any failure nothing of the new one is left.
     """
     quant_type += "C" if codec.container and coded else ""
     stored = {key: value for key, value in tensors.items() if key.removesuffix(".weight") not in coded}

@@ -41,15 +41,19 @@ def extract(
 ) -> dict[str, Int8Array]:
     """The int8 weights [n, k] of a sparse checkpoint by key, also written to `save_path` (.npy, 0400) if given.
 
-    `pattern` is a regular expression that is searched in each key, by default every weight of a quantized linear is
-    taken; `disable_names` are keys that are left out. ValueError when nothing is left, when a key that is taken holds
-    no int8 matrix, or when the pattern takes too long.
+    `pattern` is a regular expression that is searched in each key that ends in .weight, by default the weights of all
+    quantized linears are taken; `disable_names` are keys that are left out. ValueError when nothing is left, when a
+    key that is taken holds no int8 matrix, or when the pattern takes too long.
     """
     tensors = _read(checkpoint)
     for name in disable_names:
         if name not in tensors:
             raise ValueError(f"disable_names has invalid key `{name}`{nearest(name, list(tensors))}")
-    keys = _quantized(tensors) if pattern is None else _matching(pattern, tensors)
+    weights = [key for key in tensors if key.endswith(WEIGHT)]
+    if pattern is None:
+        keys = [key for key in weights if any(key.removesuffix(WEIGHT) + scale in tensors for scale in SCALES)]
+    else:
+        keys = _matching(pattern, weights)
     found = {key: _integers(checkpoint, key, tensors[key]) for key in keys if key not in disable_names}
     if not found:
         sought = "the weight of a quantized linear" if pattern is None else f"a key that matches {pattern}"
@@ -121,11 +125,6 @@ def _read(path: str | Path) -> dict[str, Tensor]:
 
 def _container() -> bytes:
     return f"{NZ.container} {NZ.version}".encode()
-
-
-def _quantized(tensors: Mapping[str, Tensor]) -> list[str]:
-    weights = [key for key in tensors if key.endswith(WEIGHT)]
-    return [key for key in weights if any(f"{key.removesuffix(WEIGHT)}{scale}" in tensors for scale in SCALES)]
 
 
 def _matching(pattern: str, keys: Collection[str]) -> list[str]:
