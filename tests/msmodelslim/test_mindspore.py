@@ -142,7 +142,7 @@ def test_the_quantized_model_computes_and_stays_close(model_ckpt: Path) -> None:
     calibrator = calibrated(model_ckpt, w_bit=8, model=model)
     assert calibrator.fake_quantize_model() is model
     error = np.linalg.norm(model(ids).asnumpy() - expected) / np.linalg.norm(expected)
-    assert 0 < error < 0.05
+    assert 0 < error < 0.1
 
 
 def test_a_model_without_generate_is_called(model_ckpt: Path) -> None:
@@ -166,7 +166,7 @@ def test_extraction_filters_by_pattern(model_ckpt: Path) -> None:
     with pytest.raises(ValueError, match="is no regular expression"):
         checkpoint.extract(path, "(")
     with pytest.raises(ValueError, match="takes too long"):
-        checkpoint.extract(path, r"^(([a-z])+.)+[A-Z]([a-z])+$")
+        checkpoint.extract(path, r"^(.|..|...)+(?<=\d)$")
     with pytest.raises(ValueError, match=r"expected a matrix of integers"):
         checkpoint.extract(path, "norm")
     with pytest.raises(ValueError, match=r"disable_names has invalid key `x`"):
