@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 __all__ = ["Calibrator", "Compressor", "load_bundle"]
 
 
-def load_bundle(folder: str | Path, device: str = "cpu", trust_remote_code: bool = False) -> LoadedModel:
+def load_bundle(
+    folder: str | Path, device: str = "cpu", trust_remote_code: bool = False, framework: str = "pytorch"
+) -> LoadedModel:
     """The running model of a bundle, from nothing but its folder; ValueError when a file of it is damaged.
 
-    `trust_remote_code` runs the Python code that the bundle of a custom model carries; only for bundles you trust.
+    `framework` ("pytorch" or "mindspore") runs it, whichever made it. `trust_remote_code` runs the Python code that the
+    bundle of a custom model carries or names; only for bundles you trust.
     """
-    from ops.framework.base import Device
+    from ops.framework.base import Device, Framework
+    from ops.framework.mindspore import MindSpore
     from ops.framework.pytorch import PyTorch
 
-    return PyTorch().restore(Path(folder), Device(name=device, type=device), trust_remote_code)
+    known: dict[str, Framework] = {"pytorch": PyTorch(), "mindspore": MindSpore()}
+    if framework not in known:
+        raise ValueError(f"framework={framework} is not known; allowed: {', '.join(known)}")
+    return known[framework].restore(Path(folder), Device(name=device, type=device), trust_remote_code)
 
 
 def __getattr__(name: str) -> Any:

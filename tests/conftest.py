@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops.framework import embedded
-from ops.framework.base import Device, Model
+from ops.framework import embedded, mindspore
+from ops.framework.base import Device, Framework, Model, Unavailable
 from ops.framework.pytorch import PyTorch, TorchModel
 
 # a shell's background job ignores Ctrl-C, and so would every program that the tests start and interrupt
@@ -42,9 +42,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SLIMRUN_CACHE", "~/.cache/slimrun")).expanduser()
 
 
+def described(dtype: str = "float32", **changes: object) -> Model:
+    return Model("tiny", "random", dtype=dtype, architecture=ARCHITECTURE | changes)
+
+
 def tiny(dtype: str = "float32", **changes: object) -> TorchModel:
-    model = Model("tiny", "random", dtype=dtype, architecture=ARCHITECTURE | changes)
-    return PyTorch().load(model, CPU, Path("unused"), seed=0)
+    return PyTorch().load(described(dtype, **changes), CPU, Path("unused"), seed=0)
+
+
+@pytest.fixture(params=["pytorch", pytest.param("mindspore", marks=pytest.mark.mindspore)])
+def framework(request: pytest.FixtureRequest) -> Framework:
+    """Each framework; MindSpore where it can be imported."""
+    if request.param == "pytorch":
+        return PyTorch()
+    try:
+        mindspore.require()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    return mindspore.MindSpore()
 
 
 @pytest.fixture

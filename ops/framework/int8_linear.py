@@ -184,8 +184,11 @@ def quantized_linear(
     return module
 
 
-def restored_linear(quant_type: str, stored: Mapping[str, Tensor]) -> QuantizedLinear:
-    """The module that `stored()` was called on; ValueError when a tensor is missing or not what it has to be."""
+def restored_linear(quant_type: str, stored: Mapping[str, Tensor], shape: tuple[int, int] | None) -> QuantizedLinear:
+    """The module that `stored()` was called on; ValueError when a tensor is missing or not what it has to be.
+
+    `shape` is that of the float linear in the model, None when the model has none.
+    """
     if quant_type not in FORMATS:
         raise ValueError(f"has the type {quant_type}; known: {', '.join(FORMATS)}")
     kind = FORMATS[quant_type]
@@ -195,6 +198,10 @@ def restored_linear(quant_type: str, stored: Mapping[str, Tensor]) -> QuantizedL
     weight = stored["weight"]
     if weight.dtype != torch.int8 or weight.ndim != 2:
         raise ValueError("does not hold an int8 matrix with one quant_bias a row")
+    if shape is None:
+        raise ValueError("is no linear of the model")
+    if weight.shape != shape:
+        raise ValueError(f"has the shape {tuple(weight.shape)}, the model's has {shape}")
     scale = stored["input_scale" if "input_scale" in kind.suffixes else "weight_scale"]
     module = kind(weight, stored.get("bias"), scale.dtype)
     module.restore(stored)

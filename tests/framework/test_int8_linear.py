@@ -34,7 +34,7 @@ def test_stored_format_and_way_back(dtype: torch.dtype, bias: bool, per_channel:
     } | ({"bias": (dtype, (6,))} if bias else {})
     assert {key: (value.dtype, tuple(value.shape)) for key, value in stored.items()} == expected
 
-    restored = restored_linear("W8A8S", stored)
+    restored = restored_linear("W8A8S", stored, (6, 10))
     x = torch.randn(4, 10, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert torch.equal(restored(x), linear(x))
     assert restored.grid == linear.grid
@@ -58,4 +58,4 @@ def test_deq_scale_is_the_float32_bit_pattern() -> None:
 def test_wrong_tensors_are_named(change: dict[str, torch.Tensor | None], message: str) -> None:
     stored = {key: value for key, value in (make(torch.float32).stored() | change).items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        restored_linear("W8A8S", stored)
+        restored_linear("W8A8S", stored, (6, 10))

@@ -106,14 +106,10 @@ def fill(
     for name in quantized:
         prefix = f"{name}."
         own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        if name not in known:
-            raise ValueError(f"{source} holds the linear {name}, which the network lacks")
         try:
-            linear = restored_linear(quant_type, own)
+            linear = restored_linear(quant_type, own, known.get(name))
         except ValueError as error:
             raise ValueError(f"{source}: {name} {error}") from error
-        if (linear.out_features, linear.in_features) != known[name]:
-            raise ValueError(f"{source}: {name} has the shape {tuple(linear.weight.shape)}, not {known[name]}")
         put(network, name, quantized_cell(name, linear, activation_of(cell_of(network, name))))
     inside = {parameter.name for name in quantized for parameter in cell_of(network, name).get_parameters()}
     checkpoint.load(network, tensors, source, skip=inside)

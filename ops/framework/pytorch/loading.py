@@ -17,6 +17,7 @@ from ops.bundle import Bundle
 from ops.framework.base import Device, Model, Unavailable
 from ops.framework.int8_linear import restored_linear
 
+from .network import linear_names
 from .outline import first_line
 from .placement import find_device_map, private_folder
 from .smoothing import add_bias
@@ -95,12 +96,13 @@ def rebuild(folder: Path, stored: Bundle, trust_remote_code: bool = False) -> tu
             raise
         raise ValueError(f"{folder} brings its own code: give trust_remote_code=True if you trust it") from error
     module = skeleton(config, trust_remote_code=trust_remote_code)
+    shapes = linear_names(module)
     rest = dict(stored.tensors)
     for name in stored.quantized:
         prefix = f"{name}."
         own = {key.removeprefix(prefix): rest.pop(key) for key in stored.tensors if key.startswith(prefix)}
         try:
-            linear = restored_linear(stored.quant_type, own)
+            linear = restored_linear(stored.quant_type, own, shapes.get(name))
         except ValueError as error:
             raise ValueError(f"{folder}: {name} {error}") from error
         parent, _, child = name.rpartition(".")

@@ -1,0 +1,183 @@
+"""What every framework answers, and that they answer alike: the same tiny LLaMA, the same texts, the same method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ops import bundle, load_bundle
+from ops.compress.compressor import Compressor
+from ops.compress.nz import NZ
+from ops.framework.base import Device, Framework, LoadedModel, Model, Unavailable
+from ops.framework.pytorch import PyTorch, TorchModel
+from ops.quant.base import Quantizer
+from ops.quant.lowbit import Lowbit
+from ops.quant.none import NoQuantization
+from ops.quant.w8a8 import W8A8
+from ops.quant.w8a8_dynamic import W8A8Dynamic
+from ops.quant.w8a8s import W8A8S
+from ops.quant.w8a16 import W8A16
+
+from ..conftest import CPU, TEXTS, described, tiny
+
+METHODS: list[Quantizer] = [
+    NoQuantization(),
+    W8A8(),
+    W8A8Dynamic(),
+    W8A16(per_channel=False),
+    W8A8S(fraction=0.05),
+    W8A8S(fallback_level=2, observer="minmax", ignore=["*.o_proj"]),
+    Lowbit(use_sigma=True, ignore_last_linear=False),
+]
+
+
+def loaded(framework: Framework, **changes: object) -> LoadedModel:
+    return framework.load(described(**changes), CPU, Path("unused"), seed=0)
+
+
+def plain_log_probs(model: TorchModel, ids: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        logits = model.module(input_ids=torch.tensor([ids])).logits[0].float()
+    return torch.log_softmax(logits, dim=-1).numpy()
+
+
+def write(framework: Framework, model: LoadedModel, quantizer: Quantizer, folder: Path) -> dict[str, torch.Tensor]:
+    framework.calibrator(model, quantizer, TEXTS, 64).run()
+    tensors = dict(model.tensors())
+    coded = Compressor(NZ()).run({name: tensors[f"{name}.weight"].numpy() for name in model.quantized()})
+    bundle.write(folder, tensors, coded, quantizer.quant_type, NZ(), model.save_description, framework.weight_file)
+    bundle.verify(folder, tensors)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+                             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0,
+                             "original_max_position_embeddings": 64}},
+        {"head_dim": 32},
+    ],
+    ids=["plain", "biases", "llama3", "yarn", "head_dim"],
+)  # fmt: skip
+def test_hidden_and_head_give_transformers_log_probs(framework: Framework, changes: dict[str, object]) -> None:
+    model, reference = loaded(framework, **changes), tiny(**changes)
+    ids = model.encode("some text of a few words, and enough of them to turn the positions a little further than that")
+    hidden = model.hidden(np.array([ids]))
+    assert hidden.shape == (1, len(ids), 64)
+    found, expected = model.log_probs(hidden[0]), plain_log_probs(reference, ids)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_continuations_share_a_prefix_and_equal_scoring_each_alone(framework: Framework) -> None:
+    model, reference = loaded(framework), tiny()
+    prefix = model.encode("The answer is")
+    options = [model.encode(text) for text in (" a", " something longer", " b!")]
+    found = model.continuations(prefix, options)
+    for option, scores in zip(options, found):
+        whole = plain_log_probs(reference, prefix + option)
+        expected = [whole[len(prefix) - 1 + i, token] for i, token in enumerate(option)]
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_generation_in_a_batch_equals_greedy_decoding_alone(framework: Framework) -> None:
+    model, reference = loaded(framework), tiny()
+    prompts = [model.encode(text) for text in ("a", "some longer prompt", "mid one")]
+    found = model.generate(prompts, max_new_tokens=6)
+    for prompt, produced in zip(prompts, found):
+        expected, ids = [], list(prompt)
+        for _ in range(6):
+            token = int(plain_log_probs(reference, ids)[-1].argmax())
+            if token == 2:  # </s>
+                break
+            expected.append(token)
+            ids.append(token)
+        assert produced == expected
+
+
+def test_generation_stops_at_the_stop_token(framework: Framework) -> None:
+    prompt = loaded(framework).encode("x")
+    first = loaded(framework).generate([prompt], max_new_tokens=3)[0]
+    model = loaded(framework, eos_token_id=first[1])
+    assert model.generate([prompt], max_new_tokens=3) == [first[: first.index(first[1])]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("quantizer", METHODS, ids=lambda quantizer: type(quantizer).__name__)
+def test_quantize_write_and_read_back(framework: Framework, quantizer: Quantizer, dtype: str, tmp_path: Path) -> None:
+    model = framework.load(described(dtype), CPU, tmp_path, seed=0)
+    tensors = write(framework, model, quantizer, tmp_path / "artifact")
+    assert len(model.quantized()) == sum(tensor.dtype == torch.int8 for tensor in tensors.values())
+    again = framework.restore(tmp_path / "artifact", CPU)
+    assert again.quantized() == model.quantized()
+    assert again.logits_checksum() == model.logits_checksum()
+
+
+@pytest.mark.mindspore
+@pytest.mark.parametrize("quantizer", METHODS, ids=lambda quantizer: type(quantizer).__name__)
+def test_frameworks_agree(quantizer: Quantizer, tmp_path: Path) -> None:
+    mindspore = pytest.importorskip("ops.framework.mindspore")
+    try:
+        mindspore.require()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    frameworks: dict[str, Framework] = {"pytorch": PyTorch(), "mindspore": mindspore.MindSpore()}
+    models = {name: loaded(framework) for name, framework in frameworks.items()}
+    first, second = (write(frameworks[name], models[name], quantizer, tmp_path / name) for name in frameworks)
+    assert first.keys() == second.keys()
+    assert models["pytorch"].quantized() == models["mindspore"].quantized()
+    for key, tensor in first.items():
+        assert (tensor.dtype, tensor.shape) == (second[key].dtype, second[key].shape), key
+        if key.endswith((".weight", ".weight_scale")):
+            assert torch.equal(tensor, second[key]), key
+        if key.endswith(".input_scale"):
+            torch.testing.assert_close(tensor, second[key], rtol=0.01, atol=0)
+    # either runs what the other wrote
+    ids = np.array([models["pytorch"].encode("a text that both of them read")])
+    outputs = [load_bundle(tmp_path / made, framework=run).hidden(ids) for made in frameworks for run in frameworks]
+    for other in outputs[1:]:
+        assert np.linalg.norm(other - outputs[0]) < 0.02 * np.linalg.norm(outputs[0])
+
+
+def test_check_outlines_the_model_without_loading_it(framework: Framework) -> None:
+    outline = framework.check(described(), CPU, Path("unused"))
+    model = tiny()
+    assert outline.parameters == sum(parameter.numel() for parameter in model.module.parameters())
+    assert len(outline.linears) == 15
+    assert outline.linears["model.layers.0.self_attn.k_proj"] == (32, 64)
+    assert framework.fingerprint(described(), Path("unused"), 0) == loaded(framework).fingerprint
+    assert framework.fingerprint(described(), Path("unused"), 1) != loaded(framework).fingerprint
+
+
+def test_a_folder_is_loaded_and_damage_is_named(framework: Framework, tiny_folder: Path) -> None:
+    model = Model("mine", "pretrained", str(tiny_folder))
+    ids = np.array([[5, 6, 7, 8]])
+    np.testing.assert_allclose(framework.load(model, CPU, tiny_folder, 0).hidden(ids), tiny().hidden(ids), atol=1e-5)
+    weights = tiny_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(Unavailable, match=r"model\.safetensors"):
+        framework.check(model, CPU, tiny_folder)
+    with pytest.raises(Unavailable, match=r"no such folder"):
+        framework.check(Model("mine", "pretrained", "./nowhere"), CPU, tiny_folder)
+
+
+def test_a_missing_device_is_refused_with_the_next_step(framework: Framework) -> None:
+    npu = Device("npu", "npu", module="torch_npu", install="install torch_npu and CANN")
+    with pytest.raises(Unavailable, match=r"device=npu.* CANN"):
+        framework.check(described(), npu, Path("unused"))
+
+
+def test_a_bundle_of_another_shape_is_refused(framework: Framework, tmp_path: Path) -> None:
+    write(framework, loaded(framework), W8A8S(), tmp_path / "artifact")
+    file = tmp_path / "artifact" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"intermediate_size": 96}))
+    with pytest.raises(ValueError, match=r"mlp\.\w+_proj has the shape \(\d+, \d+\), the model's has"):
+        framework.restore(tmp_path / "artifact", CPU)

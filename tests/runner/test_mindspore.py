@@ -1,0 +1,87 @@
+"""The command with framework=mindspore: the same files and numbers, its own checkpoint, the user's own network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ops import load_bundle
+from ops.framework import mindspore
+from ops.framework.base import Unavailable
+
+from .test_run import FAST, results, slimrun
+
+pytestmark = pytest.mark.mindspore
+try:
+    mindspore.require()
+except Unavailable as reason:
+    pytest.skip(str(reason), allow_module_level=True)
+
+from ops.framework.mindspore import checkpoint
+
+RUN = [*FAST, "framework=mindspore", "tracking=none", "hydra.run.dir=run"]
+OWN = "model.loader=tests.msmodelslim.tiny_llama.load_model_and_tokenizer"
+
+
+def test_a_run_leaves_a_checkpoint_with_coded_weights_that_computes_the_same(tmp_path: Path) -> None:
+    code, _, err = slimrun(tmp_path, *RUN, "compress=nz", "framework.weights=ckpt")
+    assert code == 0, err
+    assert "WARNING" not in err
+    found = results(tmp_path)[0]
+    assert (found["status"], found["compress/verified"]) == ("ok", 1)
+    weights = tmp_path / "run" / "artifact" / "quant_model_weight_w8a8sc.ckpt"
+    stored = checkpoint.read(weights)
+    own = {key.rpartition(".")[2] for key in stored if key.startswith("model.layers.0.self_attn.q_proj.")}
+    assert own == {"weight", "index", "info", "input_scale", "input_offset", "quant_bias", "deq_scale"}
+    model = load_bundle(tmp_path / "run" / "artifact", framework="mindspore")
+    assert model.logits_checksum() == found["artifact/logits_sha256"]
+
+
+def test_numbers_are_those_of_pytorch(tmp_path: Path) -> None:
+    found = {}
+    for framework in ("pytorch", "mindspore"):
+        run = [*FAST, "tracking=none", f"framework={framework}", f"hydra.run.dir={framework}"]
+        code, _, err = slimrun(tmp_path, *run)
+        assert code == 0, err
+        found[framework] = json.loads((tmp_path / framework / "results.json").read_text())
+    first, second = found.values()
+    assert first["size/bits_per_weight"] == second["size/bits_per_weight"]
+    assert second["perplexity/float"] == pytest.approx(first["perplexity/float"], rel=1e-5)
+    assert second["perplexity/quant"] == pytest.approx(first["perplexity/quant"], rel=0.005)
+    assert first["config_hash"] != second["config_hash"]
+
+
+def test_the_users_own_network(tmp_path: Path) -> None:
+    tasks = ["task=[perplexity,translation]", "task.translation.limit=2", "task.translation.max_new_tokens=4"]
+    code, _, err = slimrun(tmp_path, *RUN, OWN, *tasks)
+    assert code == 0, err
+    found = results(tmp_path)[0]
+    assert found["compress/verified"] == 1
+    assert found["perplexity/quant"] == pytest.approx(found["perplexity/float"], rel=0.5)
+    with pytest.raises(ValueError, match="give trust_remote_code=True if you trust it"):
+        load_bundle(tmp_path / "run" / "artifact", framework="mindspore")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["framework.weights=npz"], "framework.weights=npz is not known; allowed: safetensors, ckpt"),
+        (["device=cuda"], "device=cuda: framework=mindspore runs on cpu, npu"),
+        (["device=cpu_disk"], "device.device_map=auto is for framework=pytorch"),
+        (["device=npu"], "device=npu: MindSpore finds no Ascend here; install CANN"),
+        (["model.trust_remote_code=true"], "model.trust_remote_code=true is for framework=pytorch"),
+        (["model.dtype=bfloat16"], "model.dtype=bfloat16: MindSpore has no bfloat16 products on the CPU"),
+        (["model.loader=none.such"], "model.loader=none.such cannot be imported"),
+        (["model.loader=os.getcwd"], "model.loader=os.getcwd gives str; expected (mindspore.nn.Cell, tokenizer)"),
+        ([OWN, "quant.ignore=[lm_haed]"], "quant.ignore"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, overrides: list[str], expected: str) -> None:
+    code, _, err = slimrun(tmp_path, *RUN, *overrides)
+    assert (code, len(err.strip().splitlines())) == (2, 1), err
+    assert expected in err
+    assert not os.path.exists(tmp_path / "run")
