@@ -148,7 +148,7 @@ class Experiment:
         if readable:
             del model
             with stages("reload"):
-                final = self.framework.restore(artifact, self.device, self.model.trust_remote_code)
+                final = self.framework.restore(artifact, self.device, self.model.runs_code)
         else:
             final = model
 

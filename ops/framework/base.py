@@ -52,6 +52,11 @@ class Model:
     loader: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether the user allowed code that is not the framework's: the model's own, or the loader they named."""
+        return self.trust_remote_code or self.loader is not None
+
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""
         if self.source not in SOURCES:

@@ -189,5 +189,6 @@ def content_hash(network: nn.Cell) -> str:
     """Hash of all parameters of a user's network."""
     digest = hashlib.sha256()
     for parameter in network.get_parameters():
-        digest.update(parameter.name.encode() + to_torch(parameter).contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(parameter.name.encode())
+        digest.update(to_torch(parameter).contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
