@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ops.framework.base import Arrays, Layer, Progress, Remember, call
 from ops.framework.int8_linear import Int8Linear, QuantizedLinear, quantized_linear
+from ops.framework.smoothing import Smoothable, smooth
 from ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, StaticQuantizer, activation_grid
 from ops.quant.observer import Observer, make_observer, range_parameter
 
@@ -28,7 +29,7 @@ Watcher = Callable[[Tensor], None]
 FLOAT_SAMPLES = 5  # how many samples the float statistics look at, as msModelSlim does
 
 
-class Network(Protocol):
+class Network(Smoothable, Protocol):
     """What the Calibrator needs of a model: its linears by name, as torch tensors that share their memory."""
 
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -45,9 +46,6 @@ class Network(Protocol):
 
         A watcher may change the quantized linear it was given for; what is computed next follows.
         """
-
-    def smooth(self, quantizer: Quantizer, selected: set[str], runs: Sequence[Callable[[], Any]]) -> list[str]:
-        """Smooth every norm that feeds a selected linear; `runs` run one sample each. Names of the changed norms."""
 
     def run(self, sample: Sample) -> Any:
         """The model on one sample."""
@@ -93,7 +91,7 @@ class Calibrator:
         selected = [name for name in shapes if name not in ignored]
         if getattr(self.quantizer, "do_smooth", False):
             runs = [partial(self._run, index) for index in range(len(self.samples))]
-            self.smoothed = self.network.smooth(self.quantizer, set(selected), runs)
+            self.smoothed = smooth(self.network, self.quantizer, set(selected), runs)
         if self.quantizer.fallback_level or observer == "auto":
             statistics = (call if self.smoothed else remember)(lambda: self._measure_inputs(selected))
             for name, parameter, peak in zip(selected, statistics["range_parameter"], statistics["first_peak"]):

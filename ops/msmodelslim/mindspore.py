@@ -47,8 +47,6 @@ class QuantConfig(quant_config.QuantConfig):
         for name, instead in PYTORCH_ONLY.items():
             if name in keywords:
                 raise ValueError(f"{name} is for PyTorch; call {instead} before.")
-        if keywords.get("do_smooth"):
-            raise ValueError("do_smooth = True is for PyTorch; allowed: False.")
         other = {"is_lowbit", "a_bit", "is_dynamic"} & keywords.keys() or keywords.get("w_bit", 4) != 4
         defaults = {"w_bit": 4, "co_sparse": not other, "mm_tensor": False}
         super().__init__(**{**defaults, "disable_names": disable_names, "fraction": fraction, **keywords})
@@ -95,9 +93,11 @@ class Calibrator:
         finally:
             self.model.set_train(training)
         quantized = {layer.name for layer in self._calibrator.layers.values() if layer.quantized}
-        found = {key: tensor for key, tensor in stored_tensors(self.model).items() if _owner(key) in quantized}
-        kept = {key: tensor for key, tensor in self._source.items() if _owner(key) not in quantized}
+        found = stored_tensors(self.model)
+        if not self._calibrator.smoothed:  # then every other entry is what the file had
+            found = {key: tensor for key, tensor in found.items() if _owner(key) in quantized}
         folded = {f"{_owner(key)}.bias" for key in found if key.endswith(".quant_bias")}
+        kept = {key: tensor for key, tensor in self._source.items() if _owner(key) not in quantized}
         self._tensors = kept | {key: _of_file(key, tensor) for key, tensor in found.items() if key not in folded}
 
     def save(self, path: str | os.PathLike[str], weight_dtype: str = "int8") -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from ops import bundle, load_bundle
 from ops.compress.compressor import Compressor
 from ops.compress.nz import NZ
 from ops.framework.base import Device, Framework, LoadedModel, Model, Unavailable
+from ops.framework.calibrator import Calibrator
 from ops.framework.pytorch import PyTorch, TorchModel
+from ops.framework.smoothing import smooth
 from ops.quant.base import Quantizer
 from ops.quant.lowbit import Lowbit
 from ops.quant.none import NoQuantization
@@ -33,6 +37,7 @@ METHODS: list[Quantizer] = [
     W8A8S(fallback_level=2, observer="minmax", ignore=["*.o_proj"]),
     Lowbit(use_sigma=True, ignore_last_linear=False),
 ]
+SMOOTHED = Lowbit(do_smooth=True)
 
 
 def loaded(framework: Framework, **changes: object) -> LoadedModel:
@@ -110,7 +115,7 @@ def test_generation_stops_at_the_stop_token(framework: Framework) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("quantizer", METHODS, ids=lambda quantizer: type(quantizer).__name__)
+@pytest.mark.parametrize("quantizer", [*METHODS, SMOOTHED], ids=lambda quantizer: type(quantizer).__name__)
 def test_quantize_write_and_read_back(framework: Framework, quantizer: Quantizer, dtype: str, tmp_path: Path) -> None:
     model = framework.load(described(dtype), CPU, tmp_path, seed=0)
     tensors = write(framework, model, quantizer, tmp_path / "artifact")
@@ -118,6 +123,18 @@ def test_quantize_write_and_read_back(framework: Framework, quantizer: Quantizer
     again = framework.restore(tmp_path / "artifact", CPU)
     assert again.quantized() == model.quantized()
     assert again.logits_checksum() == model.logits_checksum()
+
+
+def test_smoothing_leaves_the_float_function(framework: Framework) -> None:
+    model, before = (loaded(framework, tie_word_embeddings=False) for _ in range(2))
+    calibrator = cast(Calibrator, framework.calibrator(model, Lowbit(do_smooth=True), TEXTS, 64))
+    network, ids = calibrator.network, np.array([model.encode("a text to see the difference on")])
+    runs = [partial(network.run, sample) for sample in calibrator.samples]
+    smoothed = smooth(network, calibrator.quantizer, set(network.linears()) - {"lm_head"}, runs)
+    kinds = ("input_layernorm", "post_attention_layernorm")
+    assert set(smoothed) == {f"model.layers.{layer}.{kind}" for layer in (0, 1) for kind in kinds}
+    np.testing.assert_allclose(model.hidden(ids), before.hidden(ids), rtol=1e-3, atol=1e-4)
+    assert {f"{name}.bias" for name in smoothed} <= model.tensors().keys()
 
 
 @pytest.mark.mindspore

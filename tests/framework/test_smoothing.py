@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ops.framework.pytorch.network import Calibrator
-from ops.framework.pytorch.smoothing import smooth
+from ops.framework.pytorch.network import Calibrator, TorchNetwork
+from ops.framework.smoothing import smooth
 from ops.quant.lowbit import Lowbit
 
 from ..conftest import tiny
@@ -51,7 +51,7 @@ def test_a_llama_computes_the_same_and_every_norm_before_linears_has_a_bias() ->
         before = model(input_ids=TOKENS[0]).logits
         names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
         runs = [lambda ids=ids: model.model(input_ids=ids) for ids in TOKENS]
-        smoothed = smooth(model, QUANTIZER, names, runs)
+        smoothed = smooth(TorchNetwork(model), QUANTIZER, names, runs)
         after = model(input_ids=TOKENS[0]).logits
     norms = {f"model.layers.{i}.{kind}" for i in (0, 1) for kind in ("input_layernorm", "post_attention_layernorm")}
     assert set(smoothed) == norms
@@ -79,10 +79,10 @@ def test_smoothed_models_lose_less(norm: type[nn.Module]) -> None:
 def test_a_norm_whose_output_goes_elsewhere_is_refused() -> None:
     model = Gated(nn.RMSNorm(32), beside=True)
     with pytest.raises(ValueError, match=r"changes what this model computes.*do_smooth=false"):
-        smooth(model, QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])
+        smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])
 
 
 def test_a_norm_that_is_not_its_weight_times_something_is_refused() -> None:
     model = Gated(OffsetRMSNorm(32, eps=1e-6))
-    with pytest.raises(ValueError, match=r"norm \(OffsetRMSNorm\) is not normalization times weight"):
-        smooth(model, QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])
+    with pytest.raises(ValueError, match="the norm norm is not normalization times weight"):
+        smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])

@@ -145,6 +145,15 @@ def test_the_quantized_model_computes_and_stays_close(model_ckpt: Path) -> None:
     assert 0 < error < 0.1
 
 
+def test_smoothed_norms_and_their_biases_are_saved(model_ckpt: Path) -> None:
+    path = model_ckpt.with_name("q.ckpt")
+    calibrated(model_ckpt, is_lowbit=True, do_smooth=True).save(path)
+    saved, source = ckpt.read(path), ckpt.read(model_ckpt)
+    added = {f"model.layers.{layer}.{norm}.bias" for layer in (0, 1) for norm in ("attention_norm", "ffn_norm")}
+    assert {key for key in saved.keys() - source.keys() if key.endswith("norm.bias")} == added
+    assert not torch.equal(saved["model.layers.0.ffn_norm.weight"], source["model.layers.0.ffn_norm.weight"])
+
+
 def test_a_model_without_generate_is_called(model_ckpt: Path) -> None:
     by_generate = calibrated(model_ckpt)
     by_call = calibrated(model_ckpt, model=tiny_llama.TinyLlama())
@@ -225,8 +234,6 @@ def test_bad_input_is_one_clear_line(model_ckpt: Path) -> None:
     other.unlink()
     other.write_bytes(b"no checkpoint")
     refused("is no MindSpore checkpoint", model_ckpt=other)
-    with pytest.raises(ValueError, match="do_smooth = True is for PyTorch"):
-        QuantConfig(is_lowbit=True, do_smooth=True)
     with pytest.raises(ValueError, match=r"dev_type is for PyTorch; call mindspore.set_device"):
         QuantConfig(dev_type="npu")
     with pytest.raises(TypeError, match="fraction must be float"):

@@ -27,7 +27,10 @@ class Linear(nn.Cell):
         self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.matmul(x.reshape(-1, x.shape[-1]), self.weight).reshape((*x.shape[:-1], self.weight.shape[0]))
+        rows = self.matmul(x.reshape(-1, x.shape[-1]), self.weight)
+        if self.has_bias:
+            rows = self.bias_add(rows, self.bias)
+        return rows.reshape((*x.shape[:-1], self.weight.shape[0]))
 
 
 class Norm(nn.Cell):

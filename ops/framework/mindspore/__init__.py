@@ -141,6 +141,8 @@ def _set_device(device: Device) -> None:
         raise Unavailable(f"device={device.name}: framework=mindspore runs on {', '.join(DEVICES)}")
     import mindspore
 
+    if mindspore.get_context("device_target") == DEVICES[device.type]:
+        return  # it cannot be set again once an operator has run
     try:
         mindspore.set_device(DEVICES[device.type])
     except (RuntimeError, ValueError) as error:

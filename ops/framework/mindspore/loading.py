@@ -29,7 +29,7 @@ from ops.framework.pytorch.outline import outline_of
 from . import checkpoint
 from .int8_cell import quantized_cell
 from .language_model import LOADER_KEY, LlamaModel, MindSporeModel
-from .network import activation_of, cell_of, linear_names, put
+from .network import activation_of, add_bias, cell_of, linear_names, put
 from .tensors import DTYPES, to_torch
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
@@ -111,6 +111,10 @@ def fill(
         except ValueError as error:
             raise ValueError(f"{source}: {name} {error}") from error
         put(network, name, quantized_cell(name, linear, activation_of(cell_of(network, name))))
+    for key in tensors.keys() - {parameter.name for parameter in network.get_parameters()}:
+        owner, _, suffix = key.rpartition(".")
+        if suffix == "bias" and owner not in quantized and f"{owner}.weight" in tensors:  # smoothing gave it one
+            add_bias(network, owner, tensors[key])
     inside = {parameter.name for name in quantized for parameter in cell_of(network, name).get_parameters()}
     checkpoint.load(network, tensors, source, skip=inside)
 
@@ -190,5 +194,5 @@ def content_hash(network: nn.Cell) -> str:
     digest = hashlib.sha256()
     for parameter in network.get_parameters():
         digest.update(parameter.name.encode())
-        digest.update(to_torch(parameter).contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(to_torch(parameter).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mindspore as ms
 import torch
-from mindspore import Tensor, mint, nn
+from mindspore import Parameter, Tensor, mint, nn, ops
 
 from ops.framework.calibrator import Sample, Watcher
 from ops.framework.int8_linear import QuantizedLinear
-from ops.quant.base import Quantizer
+from ops.framework.smoothing import Observations
 
 from .int8_cell import QuantizedCell, quantized_cell
 from .tensors import from_torch, to_torch
@@ -33,7 +34,7 @@ class MindSporeNetwork:
     def linear(self, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Weight and bias."""
         cell = cell_of(self.network, name)
-        bias = getattr(cell, "bias", None) if getattr(cell, "has_bias", True) else None
+        bias = bias_of(cell)
         yield to_torch(cell.weight), None if bias is None else to_torch(bias).clone()
 
     def replace(self, name: str, linear: QuantizedLinear) -> None:
@@ -60,9 +61,45 @@ class MindSporeNetwork:
                 "no linear was called during calibration: is the network compiled (ms.jit)? calibrate it in PyNative"
             )
 
-    def smooth(self, quantizer: Quantizer, selected: set[str], runs: Sequence[Callable[[], Any]]) -> list[str]:
-        """Refused."""
-        raise ValueError("do_smooth=true is for framework=pytorch; allowed: false")
+    @contextmanager
+    def observing(self, seen: Observations) -> Iterator[None]:
+        """Meanwhile norms and linears report what they give and read."""
+        check_mode()
+        cells: list[tuple[str, Any]] = [
+            *((name, Reading(cell_of(self.network, name), partial(seen.read, name))) for name in self.linears()),
+            *((name, Giving(cell, partial(seen.gave, name))) for name, cell in norms(self.network).items()),
+        ]
+        for name, cell in cells:
+            put(self.network, name, cell)
+        try:
+            yield
+        finally:
+            for name, cell in cells:
+                put(self.network, name, cell.cell)
+
+    def affine(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias of a norm or a linear."""
+        cell = cell_of(self.network, name)
+        bias = bias_of(cell)
+        weight = cell.cell.weight if isinstance(cell, Biased) else cell.weight
+        return to_torch(weight), None if bias is None else to_torch(bias)
+
+    def set_affine(self, name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Give a norm or a linear this weight and this bias."""
+        cell = cell_of(self.network, name)
+        if activation_of(cell) is not None and bias_of(cell) is None:
+            raise ValueError(f"do_smooth=true: {name} has an activation but no bias to take the shift")
+        parameter = cell.cell.weight if isinstance(cell, Biased) else cell.weight
+        parameter.set_data(from_torch(weight.to(to_torch(parameter).dtype)))
+        add_bias(self.network, name, bias.to(to_torch(parameter).dtype))
+
+    def apply(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """What the norm or linear gives for rows [m, c]."""
+        return to_torch(cell_of(self.network, name)(from_torch(rows)))
+
+    def first_tensor(self, output: Any) -> torch.Tensor:
+        """The first tensor of what the network gave: a Tensor or a tuple."""
+        return to_torch(output if isinstance(output, Tensor) else output[0])
 
     def run(self, sample: Sample) -> Any:
         """The network on one sample."""
@@ -87,6 +124,78 @@ class Watched(nn.Cell):
             return self.cell(x)
         with torch.no_grad():
             return self.cell.finish(from_torch(self.cell.linear(seen)))
+
+
+class Reading(nn.Cell):
+    """A linear that shows what it is given."""
+
+    def __init__(self, cell: nn.Cell, show: Callable[[Tensor], None]) -> None:
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+        self.show = show
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x [..., k] -> [..., n]."""
+        self.show(x)
+        return self.cell(x)
+
+
+class Giving(nn.Cell):
+    """A norm that shows what it gives."""
+
+    def __init__(self, cell: nn.Cell, show: Callable[[Tensor, torch.Tensor], None]) -> None:
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+        self.show = show
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x [..., c] -> [..., c]."""
+        out = self.cell(x)
+        self.show(out, to_torch(out))
+        return out
+
+
+class Biased(nn.Cell):
+    """A norm and a bias [c] behind it, which its own class does not know."""
+
+    def __init__(self, cell: nn.Cell, bias: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+        self.bias = bias
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x [..., c] -> [..., c]."""
+        return self.cell(x) + self.bias
+
+
+def norms(network: nn.Cell) -> dict[str, Any]:
+    """Every norm, by class name, with a weight [c]."""
+    return {
+        name: cell
+        for name, cell in network.cells_and_names()
+        if "Norm" in type(cell).__name__ and len(getattr(getattr(cell, "weight", None), "shape", ())) == 1
+    }
+
+
+def bias_of(cell: Any) -> Parameter | None:
+    """The bias of a linear or a norm, if it has one."""
+    return getattr(cell, "bias", None) if getattr(cell, "has_bias", True) else None
+
+
+def add_bias(network: nn.Cell, name: str, bias: torch.Tensor) -> None:
+    """Give the norm or linear of this name a bias [n], or its bias this value."""
+    cell = cell_of(network, name)
+    had = bias_of(cell)
+    if had is not None:
+        had.set_data(from_torch(bias))
+        return
+    added = Parameter(from_torch(bias), name=f"{name}.bias", requires_grad=False)
+    if is_linear(cell):
+        cell.bias, cell.has_bias = added, True
+        if not hasattr(cell, "bias_add"):
+            cell.bias_add = ops.add
+    else:
+        put(network, name, Biased(cell, added))
 
 
 def linear_names(network: nn.Cell) -> dict[str, tuple[int, int]]:

@@ -17,10 +17,9 @@ from ops.bundle import Bundle
 from ops.framework.base import Device, Model, Unavailable
 from ops.framework.int8_linear import restored_linear
 
-from .network import linear_names
+from .network import add_bias, linear_names
 from .outline import first_line
 from .placement import find_device_map, private_folder
-from .smoothing import add_bias
 
 BYTE_SPECIALS = ("<pad>", "<s>", "</s>")
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ops.framework import calibrator
 from ops.framework.calibrator import Sample, Watcher
 from ops.framework.int8_linear import QuantizedLinear
+from ops.framework.smoothing import Observations
 from ops.quant.base import Quantizer
-
-from .smoothing import smooth
 
 
 def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -66,9 +65,47 @@ class TorchNetwork:
             for handle in handles:
                 handle.remove()
 
-    def smooth(self, quantizer: Quantizer, selected: set[str], runs: Sequence[Callable[[], Any]]) -> list[str]:
-        """Smooth the norms that feed selected linears; their names."""
-        return smooth(self.model, quantizer, selected, runs)
+    @contextmanager
+    def observing(self, seen: Observations) -> Iterator[None]:
+        """Meanwhile norms and linears report what they give and read."""
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            raise ValueError(
+                "do_smooth=true needs all weights in memory, but some are offloaded; give device more memory"
+            )
+        handles = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear):
+                handles.append(module.register_forward_pre_hook(lambda _, given, name=name: seen.read(name, given[0])))
+            elif "Norm" in type(module).__name__ and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
+                handles.append(module.register_forward_hook(lambda _, __, out, name=name: seen.gave(name, out, out)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def affine(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a norm or a linear."""
+        module: Any = self.model.get_submodule(name)
+        return module.weight, getattr(module, "bias", None)
+
+    def set_affine(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        """Give a norm or a linear this weight and this bias."""
+        module: Any = self.model.get_submodule(name)
+        module.weight.copy_(weight)
+        add_bias(module, bias.to(module.weight.dtype))
+
+    def apply(self, name: str, rows: Tensor) -> Tensor:
+        """What the norm or linear gives for rows [m, c]."""
+        found = self.model.get_submodule(name)(rows)
+        assert isinstance(found, Tensor)
+        return found
+
+    def first_tensor(self, output: Any) -> Tensor:
+        """The first tensor of what the model gave: a tensor, a tuple, or a ModelOutput."""
+        found = output if isinstance(output, Tensor) else output[0]
+        assert isinstance(found, Tensor)
+        return found
 
     def run(self, sample: Sample) -> Any:
         """The model on one sample: `model(*sample)` or `model(**sample)`."""
@@ -89,6 +126,17 @@ class Calibrator(calibrator.Calibrator):
         forward: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(TorchNetwork(model, forward), quantizer, samples)
+
+
+def add_bias(module: nn.Module, bias: Tensor) -> None:
+    """Give a norm or linear that has none a bias [c], stored as `.bias` beside its `.weight`."""
+    had = getattr(module, "bias", None)
+    if had is None:
+        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+        if not isinstance(module, nn.Linear):  # a norm's own forward knows no bias
+            module.register_forward_hook(lambda norm, _, out: out + norm.bias)
+    else:
+        had.copy_(bias)
 
 
 def _hook(watcher: Watcher) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
