@@ -13,7 +13,7 @@ import torch
 
 from ops import bundle, load_bundle
 from ops.compress.none import NoCompression
-from ops.framework.base import Model
+from ops.framework.base import Model, Unavailable
 from ops.framework.pytorch import PyTorch, TorchModel
 from ops.framework.pytorch.language_model import check_output_head
 from runner.config import build, composed
@@ -98,3 +98,8 @@ def test_a_base_model_that_cannot_be_told_apart_is_refused(glm: TorchModel) -> N
     whole.base_model_prefix = ""
     with pytest.raises(ValueError, match="apart from its output layer"):
         check_output_head(TorchModel(whole, glm.tokenizer, "whole", ""))
+
+
+def test_a_loader_is_for_mindspore() -> None:
+    with pytest.raises(Unavailable, match=r"model.loader=mine.load is for framework=mindspore"):
+        PyTorch().check(Model("mine", "random", loader="mine.load"), CPU, Path("unused"))

@@ -33,6 +33,8 @@ class PyTorch:
 
     def check(self, model: Model, device: Device, cache: Path) -> Outline:
         """The outline of the model; Unavailable with one line on whatever would stop the run later."""
+        if model.loader is not None:
+            raise Unavailable(f"model.loader={model.loader} is for framework=mindspore; allowed: null")
         check_device(device)
         folder = self.files(model, cache)
         if model.source == "embedded" and folder is not None:
