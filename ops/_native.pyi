@@ -45,6 +45,17 @@ def quantize_into(x: NDArray[np.float32], scale: float, offset: int, out: NDArra
 def dequantize_into(
     acc: NDArray[np.int32], bias: NDArray[np.int32], scale: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None: ...
+def feedback_into(
+    w: NDArray[np.float32],
+    factor: NDArray[np.float32],
+    step: NDArray[np.float32],
+    price: NDArray[np.float32],
+    row_price: NDArray[np.float32],
+    bits: NDArray[np.float32],
+    q: NDArray[np.int8],
+    e: NDArray[np.float32],
+    threads: int,
+) -> None: ...
 def grid_errors(
     centers: NDArray[np.float64],
     counts: NDArray[np.float64],

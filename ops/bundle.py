@@ -33,6 +33,7 @@ from ops.compress.none import NoCompression
 from ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
 
 FLOAT = "FLOAT"
+STATIC, WEIGHTS_ALONE = ("W8A8S", "W8A8"), "W8A16"  # formats with input grids; the one for float inputs
 SAFETENSORS, CKPT = ".safetensors", ".ckpt"  # kinds of weight files; the second is MindSpore's
 PARTS = ("info", "index", "weight")  # of a coded weight
 
@@ -43,7 +44,7 @@ class Bundle:
 
     tensors: dict[str, Tensor]
     quantized: list[str]
-    quant_type: str  # of the linears, whether coded or not
+    types: dict[str, str]  # of each quantized linear: its format, whether coded or not
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Stored:
     tensors: dict[str, Tensor]  # without the weights of quantized linears
     coded: dict[str, dict[str, npt.NDArray[Any]]]  # linear -> stored parts of its weight
     codec: Codec
-    quant_type: str
+    types: dict[str, str]
     weights: Path
 
 
@@ -72,13 +73,14 @@ def write(
     `save_description` writes config and tokenizer into a folder, `suffix` is the kind of the weight file. An existing
     bundle is replaced only once the new one is complete on disk; on any failure nothing of the new one is left.
     """
-    quant_type += "C" if codec.container and coded else ""
+    coded_sign = "C" if codec.container and coded else ""
+    own = {name: format_of(name, tensors, quant_type) + coded_sign for name in coded}
+    quant_type += coded_sign
     stored = {key: value for key, value in tensors.items() if key.removesuffix(".weight") not in coded}
     stored |= {
         f"{name}.{suffix}": torch.from_numpy(part) for name, parts in coded.items() for suffix, part in parts.items()
     }
-    owners = set(coded)
-    types = {key: quant_type if _owner(key) in owners and not key.endswith(".bias") else FLOAT for key in stored}
+    types = {key: FLOAT if key.endswith(".bias") else own.get(_owner(key), FLOAT) for key in stored}
     description: dict[str, Any] = {"model_quant_type": quant_type, **dict(sorted(types.items()))}
     if codec.container and coded:
         description["container"] = {"name": codec.container, "version": codec.version}
@@ -115,7 +117,7 @@ def read(folder: Path) -> Bundle:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         weights = dict(zip(stored.coded, pool.map(decode, stored.coded), strict=True))
     tensors = stored.tensors | {f"{name}.weight": weight for name, weight in weights.items()}
-    return Bundle(tensors, list(stored.coded), stored.quant_type)
+    return Bundle(tensors, list(stored.coded), stored.types)
 
 
 def open_stored(folder: Path) -> Stored:
@@ -139,7 +141,16 @@ def open_stored(folder: Path) -> Stored:
         name: {part: tensors.pop(key).numpy() for part in PARTS if (key := f"{name}.{part}") in tensors}
         for name in quantized
     }
-    return Stored(tensors, coded, codec, quant_type.removesuffix("C") if codec.container else quant_type, weights)
+    types = {name: str(description[f"{name}.weight"]) for name in quantized}
+    if codec.container:
+        types = {name: kind.removesuffix("C") for name, kind in types.items()}
+    return Stored(tensors, coded, codec, types, weights)
+
+
+def format_of(name: str, tensors: Mapping[str, Tensor], quant_type: str) -> str:
+    """The format of a quantized linear: the model's, or weights alone where it keeps a step but no input grid."""
+    alone = f"{name}.weight_scale" in tensors and f"{name}.input_scale" not in tensors
+    return WEIGHTS_ALONE if alone and quant_type in STATIC else quant_type
 
 
 def can_decode(codec: Codec) -> bool:

@@ -219,7 +219,7 @@ class Experiment:
 
         The rest of calibration runs through the layers quantized before, so it belongs to its job alone.
         """
-        what = {"kind": "float statistics", "model": model.name}
+        what = {"kind": self.quant.statistics, "model": model.name}
         selection = (self.quant.ignore, self.quant.ignore_last_linear)
         return self.cache.arrays(what, model.fingerprint, self.device.type, texts, self.calibration.length, selection)
 

@@ -131,6 +131,7 @@ def size_metrics(
             size = sum(part.nbytes for part in coded[layer.name].values()) + 4 * scales
             row["entropy"] = entropy_bits(stored.numpy())
             entropy_sum += float(row["entropy"]) * count  # type: ignore[arg-type]
+            kept_float += layer.fallback  # its input
         else:
             size, row["entropy"] = stored.numel() * stored.element_size(), float("nan")
             kept_float += 1

@@ -9,6 +9,7 @@
 
 #include "codec.hpp"
 #include "crc32c.hpp"
+#include "feedback.hpp"
 #include "int8.hpp"
 #include "kernels.hpp"
 #include "nz.hpp"
@@ -184,6 +185,23 @@ void dequantize_into(const Array<int32_t>& acc, const Array<int32_t>& bias, cons
                scale.data(), scale.size() == 1, to);
 }
 
+void feedback_into(Array<float> w, const Array<float>& factor, const Array<float>& step, const Array<float>& price,
+                   const Array<float>& row_price, const Array<float>& bits, Array<int8_t> q, Array<float> e,
+                   unsigned threads) {
+    require(w.ndim() == 2 && q.size() == w.size() && e.size() == w.size(), "q, e: must have the shape of w, a matrix");
+    const py::ssize_t rows = w.shape(0), columns = w.shape(1);
+    require(factor.size() == columns * columns && price.size() == columns,
+            "factor, price: must have the columns of w");
+    require(step.size() == rows && row_price.size() == rows, "step, row_price: must have the rows of w");
+    require(bits.size() == 256, "bits: must have 256 elements");
+    const FeedbackBlock block{static_cast<size_t>(rows), static_cast<size_t>(columns), factor.data(), step.data(),
+                              price.data(), row_price.data(), bits.data()};
+    float *const weights = w.mutable_data(), *const errors = e.mutable_data();
+    int8_t* const levels = q.mutable_data();
+    py::gil_scoped_release release;
+    feedback(block, weights, levels, errors, threads);
+}
+
 void histogram_errors(const Array<double>& centers, const Array<double>& counts, const Array<double>& scales,
                       const Array<double>& offsets, Array<double> errors) {
     require(centers.size() == counts.size(), "counts: must have as many elements as centers");
@@ -247,6 +265,10 @@ PYBIND11_MODULE(_native, m) {
     m.def("grid_errors", &histogram_errors, arg("centers").noconvert(), arg("counts").noconvert(),
           arg("scales").noconvert(), arg("offsets").noconvert(), arg("errors").noconvert(),
           "Squared quantization error of a histogram on each grid; see int8.hpp.");
+    m.def("feedback_into", &feedback_into, arg("w").noconvert(), arg("factor").noconvert(),
+          arg("step").noconvert(), arg("price").noconvert(), arg("row_price").noconvert(),
+          arg("bits").noconvert(), arg("q").noconvert(), arg("e").noconvert(), arg("threads"),
+          "Rounding of a block of columns with error feedback; see feedback.hpp.");
     m.def("dequantize_into", &dequantize_into, arg("acc").noconvert(), arg("bias").noconvert(),
           arg("scale").noconvert(), arg("out").noconvert(),
           "float(acc + bias) * scale by column; see int8.hpp.");

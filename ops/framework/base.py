@@ -131,6 +131,7 @@ class Layer:
     input_low: float = 0.0
     input_high: float = 0.0
     range_parameter: float = 0.0  # max|x| / std(x) of the float model's input: how heavy its tails are
+    input_loss: float = float("nan")  # estimated loss by the input's grid, where the method measures it
     first_peak: float = 0.0  # max|x| of the float model's input on the first sample
     sqnr_db: float = float("nan")  # signal to quantization noise of the weight
     clipped: float = 0.0  # share of weights at +-127 that the grid cuts by more than half a step

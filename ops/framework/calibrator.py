@@ -173,7 +173,7 @@ class Calibrator:
                 raise ValueError(f"{name}: {error}") from error
             layer = self.layers[name]
             layer.quantized = True
-            layer.sqnr_db, layer.clipped = _weight_error(weight, quantized)
+            layer.sqnr_db, layer.clipped = weight_error(weight, quantized)
             linear = quantized_linear(self.quantizer.quant_type, quantized, bias, self.dtype or weight.dtype)
         self._weights[name], self._linears[name] = quantized, linear
         self.network.replace(name, linear)
@@ -191,7 +191,7 @@ class Calibrator:
             raise ValueError(f"calibration sample {index}: {call} fails: {first}") from error
 
 
-def _weight_error(weight: Tensor, quantized: QuantizedWeight) -> tuple[float, float]:
+def weight_error(weight: Tensor, quantized: QuantizedWeight) -> tuple[float, float]:
     """(signal to noise in dB, share of clipped weights) of the quantized weight."""
     weight = weight.detach().to(torch.float32)
     error = (quantized.values * quantized.scale).sub_(weight)

@@ -38,6 +38,7 @@ class Quantizer:
     """Knobs that every method has; a method adds its own and implements `quantize_weight`."""
 
     quant_type: ClassVar[str] = ""  # name of the format in the description file; "FLOAT" quantizes nothing
+    statistics: ClassVar[str] = "float statistics"  # what the calibrator measures on the float model
     ranks_by: ClassVar[str] = "range_parameter"  # which field of a `Layer` says what falls back first
 
     ignore: list[str] = field(default_factory=list)

@@ -94,16 +94,19 @@ def restore(folder: Path, trust_remote_code: bool) -> MindSporeModel:
         check_config(config, source)
         network = Llama(config, DTYPES[dtype_name(source, config)])
         model = LlamaModel(network, tokenizer, folder.name, "bundle", generation_config(folder))
-    fill(network, stored.tensors, stored.quantized, stored.quant_type, folder)
+    fill(network, stored.tensors, stored.types, folder)
     return model
 
 
 def fill(
-    network: nn.Cell, tensors: Mapping[str, torch.Tensor], quantized: list[str], quant_type: str, source: Path | str
+    network: nn.Cell, tensors: Mapping[str, torch.Tensor], quantized: Mapping[str, str], source: Path | str
 ) -> None:
-    """Make the float network the quantized one of these tensors; ValueError when they do not fit."""
+    """Make the float network the quantized one of these tensors, given the formats of its quantized linears.
+
+    ValueError when they do not fit.
+    """
     known = linear_names(network)
-    for name in quantized:
+    for name, quant_type in quantized.items():
         prefix = f"{name}."
         own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         try:

@@ -15,6 +15,7 @@ from ops import bundle
 from ops.framework import embedded
 from ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
 from ops.quant.base import Quantizer
+from ops.quant.rdoq import RDOQ
 
 from .outline import check_device, check_folder, folder_hash, outline_of
 
@@ -110,6 +111,10 @@ class PyTorch:
             samples.append({"input_ids": ids["input_ids"].to(model.device), "use_cache": False})
         # the output head need not run when nothing of it is to be calibrated
         forward = model.module.base_model if quantizer.ignore_last_linear else model.module
+        if isinstance(quantizer, RDOQ):
+            from .rate_distortion import RateDistortionCalibrator
+
+            return RateDistortionCalibrator(model.module, quantizer, samples, forward)
         return Calibrator(model.module, quantizer, samples, forward)
 
     def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> TorchModel:

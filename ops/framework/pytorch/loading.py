@@ -101,7 +101,7 @@ def rebuild(folder: Path, stored: Bundle, trust_remote_code: bool = False) -> tu
         prefix = f"{name}."
         own = {key.removeprefix(prefix): rest.pop(key) for key in stored.tensors if key.startswith(prefix)}
         try:
-            linear = restored_linear(stored.quant_type, own, shapes.get(name))
+            linear = restored_linear(stored.types[name], own, shapes.get(name))
         except ValueError as error:
             raise ValueError(f"{folder}: {name} {error}") from error
         parent, _, child = name.rpartition(".")

@@ -1,0 +1,198 @@
+"""Rate-distortion optimized quantization: at a given coded size the integers that cost the model least.
+
+The output is what W8A8S stores: int8 values, one step a row, static activations. What is chosen better:
+
+- the loss of a weight error E [n, k] is estimated by Fisher information, sum_r g_r E_r H E_r^T, where H [k, k] is the
+  second moment of the inputs, each token weighted by the squared gradient at the output, and g_r the squared gradient
+  of row r (a Kronecker factorization: Martens and Grosse 2015);
+- rounding feeds the error of each column forward to those that are still to be rounded, most important columns first
+  (GPTQ, Frantar et al. 2022);
+- every row's step has the same slope of loss against bits, so that no bit could be spent better elsewhere (reverse
+  water-filling: Cover and Thomas, chapter 10), but the largest weight of a row stays on the grid;
+- of the two nearest levels the one with the smaller error + price * code length is taken (Sullivan and Wiegand 1998).
+
+`ops.framework.rate_distortion` measures H and g, folds smoothing into the model and searches the slope that meets
+`target_bits`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ops import _native
+
+from .base import INT8_LEVELS, QuantizedWeight, StaticQuantizer, check_finite, round_to_grid
+
+BLOCK = 128  # columns that are rounded before the rest hears of their errors
+GUARD = 126.5  # steps that the largest weight of a row may take
+PLAIN_PRICE = math.log(2) / 6  # -dD/dR of a uniform quantizer with entropy coding, in squared steps a bit
+SCALE_BITS = 32  # of a row's step
+BALANCE = 0.5  # exponent of the importance in the choice of steps; 1 trusts a heavy-tailed estimate too far
+
+
+@dataclass(frozen=True)
+class RDOQ(StaticQuantizer):
+    """Knobs of rate-distortion optimized quantization."""
+
+    quant_type: ClassVar[str] = "W8A8S"
+    statistics: ClassVar[str] = "fisher statistics"
+
+    target_bits: float = 3.5
+    smooth_alpha: float = 0.7
+    price: float = 1.0
+    damping: float = 0.01
+    max_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        super().__post_init__()
+        for name, low, high in (
+            ("target_bits", 1.5, 7.0), ("smooth_alpha", 0.0, 1.0), ("price", 0.0, 2.0), ("damping", 1e-6, 1.0),
+            ("max_share", 0.0, 1.0),
+        ):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: {low} to {high}")
+
+    def expected_bits(self, shape: tuple[int, int]) -> float:
+        """The target, less a row's step."""
+        return self.target_bits - SCALE_BITS / shape[1]
+
+    def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
+        """Without anything known of the inputs: one step for all rows, from the entropy of gaussian weights."""
+        weight = check_finite(weight)
+        spread = float(weight.std(correction=0)) or 1.0
+        step = spread * math.sqrt(2 * math.pi * math.e) * 2.0 ** -self.expected_bits((weight.shape[0], weight.shape[1]))
+        steps = guarded(torch.full((weight.shape[0], 1), step), weight)
+        return QuantizedWeight(round_to_grid(weight, steps), steps)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What a weight error costs: sum_r rows_r E_r H E_r^T with H = (factor^T factor)^-1, columns in `order`."""
+
+    factor: Tensor  # float32 [k, k], upper triangular: the Cholesky factor of the inverse
+    order: Tensor  # int64 [k], most important column first
+    rows: Tensor  # float32 [n]
+
+    @property
+    def columns(self) -> Tensor:
+        """float32 [k]: what a squared error costs that the later columns answer in the best way, in `order`."""
+        return self.factor.diagonal().square().reciprocal()
+
+    @property
+    def slope(self) -> Tensor:
+        """float32 [n]: the cost of a squared step by row, averaged over the columns, tempered by BALANCE."""
+        return (self.rows * self.columns.mean()).pow(BALANCE)
+
+
+def importance(hessian: Tensor, rows: Tensor, damping: float) -> Importance:
+    """Factor the second moment [k, k], damped by a share of its mean diagonal; rows [n].
+
+    An input that is always zero counts as damped. ValueError when the moment holds NaN or infinity.
+    """
+    if not bool(torch.isfinite(hessian).all()):
+        raise ValueError("the second moment of the inputs holds NaN or infinity")
+    diagonal = hessian.diagonal()
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    moment = hessian[order][:, order].to(torch.float64)
+    mean = float(diagonal.mean()) or 1.0
+    share = damping
+    while True:
+        damped = moment + share * mean * torch.eye(len(order), dtype=torch.float64, device=moment.device)
+        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(torch.linalg.cholesky_ex(damped)[0]))
+        if not int(failed) and bool(torch.isfinite(factor).all()):
+            return Importance(factor.t().contiguous().to(torch.float32), order, rows.to(torch.float32).clamp_min(0))
+        share *= 10
+
+
+def row_steps(slope: Tensor, weight: Tensor, level: float) -> Tensor:
+    """Steps [n, 1] at which every row loses the same for a bit: slope * step^2 = level^2, guarded.
+
+    A row that costs nothing takes the largest step of the others.
+    """
+    steps = level / slope.clamp_min(1e-30).sqrt()
+    known = slope > slope.max() * 1e-8
+    steps = torch.where(known, steps, steps[known].max() if bool(known.any()) else torch.ones_like(steps))
+    return guarded(steps.reshape(-1, 1), weight)
+
+
+def guarded(steps: Tensor, weight: Tensor) -> Tensor:
+    """Steps [n, 1] large enough for the largest weight of each row: beyond 127 the error would have no bound."""
+    return torch.maximum(steps, weight.abs().amax(dim=1, keepdim=True) / GUARD).clamp_min(1e-30)
+
+
+def code_lengths(values: Tensor) -> Tensor:
+    """Bits [256] of the levels -128..127 by their counts in int8 values, each counted once more than it occurs."""
+    counts = torch.bincount(values.reshape(-1).to(torch.int64) + 128, minlength=256).to(torch.float64) + 1
+    return (-torch.log2(counts / counts.sum())).to(torch.float32)
+
+
+def feedback(weight: Tensor, steps: Tensor, known: Importance, bits: Tensor, price: float, level: float) -> Tensor:
+    """int8 values [n, k] of a weight [n, k] on steps [n, 1], rounded column by column with feedback.
+
+    `bits` [256] are the code lengths; `price` 1 makes a bit cost what it costs at the slope that `level` stands for in
+    `row_steps`, 0 takes the nearest level. Rows are independent; a block of columns is rounded at once and its errors
+    reach the rest as one product.
+    """
+    rest = weight[:, known.order].to(torch.float32)
+    values = torch.empty(rest.shape, dtype=torch.int8, device=rest.device)
+    columns = known.columns
+    # in squared steps: where the guard has made a step larger than its slope's, a bit buys less
+    row_price = (level**2 / (known.slope * steps.reshape(-1).square()).clamp_min(1e-30)).clamp_max(1.0)
+    column_price = (price * PLAIN_PRICE * columns.mean() / columns).to(torch.float32)
+    for start in range(0, rest.shape[1], BLOCK):
+        end = min(start + BLOCK, rest.shape[1])
+        own = known.factor[start:end, start:end].contiguous()
+        block = rest[:, start:end].contiguous()
+        q, errors = _feedback_block(block, own, steps.reshape(-1), column_price[start:end], row_price, bits)
+        values[:, start:end] = q
+        if end < rest.shape[1]:
+            rest[:, end:].addmm_(errors, known.factor[start:end, end:], alpha=-1)
+    original = torch.empty_like(values)
+    original[:, known.order] = values
+    return original
+
+
+def weighted_error(weight: Tensor, values: Tensor, steps: Tensor, hessian: Tensor, rows: Tensor) -> float:
+    """sum_r rows_r E_r H E_r^T of E = weight - values * steps."""
+    error = weight.to(torch.float32) - values * steps
+    return float(((error @ hessian) * error).sum(dim=1) @ rows)
+
+
+def smoothing_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor:
+    """[k] to divide the inputs by and multiply the columns with: reach^alpha / weight_reach^(1 - alpha), mean log 0.
+
+    reach is max|x| of each input, weight_reach the largest |w| of its columns. Source: SmoothQuant (Xiao et al. 2023).
+    """
+    scale = reach.clamp_min(1e-6).pow(alpha) / weight_reach.clamp_min(1e-6).pow(1 - alpha)
+    return scale / scale.log().mean().exp()
+
+
+def _feedback_block(
+    block: Tensor, factor: Tensor, steps: Tensor, price: Tensor, row_price: Tensor, bits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(int8 values, errors) of a block [n, b] of columns; ops/csrc/feedback.hpp on the CPU."""
+    values, errors = torch.empty(block.shape, dtype=torch.int8, device=block.device), torch.empty_like(block)
+    if block.device.type == "cpu":
+        parameters = [tensor.contiguous().numpy() for tensor in (factor, steps, price, row_price, bits)]
+        threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+        _native.feedback_into(block.numpy(), *parameters, q=values.numpy(), e=errors.numpy(), threads=threads)
+        return values, errors
+    for j in range(block.shape[1]):
+        x = block[:, j] / steps
+        low = x.floor().clamp(-INT8_LEVELS, INT8_LEVELS)
+        high = (low + 1).clamp_max(INT8_LEVELS)
+        cost = price[j] * row_price
+        low_cost = (x - low).square() + cost * bits[low.long() + 128]
+        high_cost = (x - high).square() + cost * bits[high.long() + 128]
+        level = torch.where(high_cost < low_cost, high, low)
+        errors[:, j] = (block[:, j] - level * steps) / factor[j, j]
+        block[:, j + 1 :] -= errors[:, j : j + 1] * factor[j, j + 1 :]
+        values[:, j] = level.to(torch.int8)
+    return values, errors
