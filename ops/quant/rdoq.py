@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ops import _native
 
-from .base import INT8_LEVELS, QuantizedWeight, StaticQuantizer, check_finite, round_to_grid
+from .base import INT8_LEVELS, NORMAL_LEVELS, QuantizedWeight, StaticQuantizer, check_finite, round_to_grid
 
 BLOCK = 128  # columns that are rounded before the rest hears of their errors
 GUARD = 126.5  # steps that the largest weight of a row may take
@@ -44,9 +44,10 @@ class RDOQ(StaticQuantizer):
     statistics: ClassVar[str] = "fisher statistics"
 
     target_bits: float = 3.5
+    observer: str = "minmax"
     smooth_alpha: float = 0.7
-    price: float = 1.0
-    damping: float = 0.01
+    price: float = 0.0
+    damping: float = 0.1
     max_share: float = 0.01
 
     def __post_init__(self) -> None:
@@ -60,14 +61,16 @@ class RDOQ(StaticQuantizer):
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: {low} to {high}")
 
     def expected_bits(self, shape: tuple[int, int]) -> float:
-        """The target, less a row's step."""
-        return self.target_bits - SCALE_BITS / shape[1]
+        """The target, less a row's step; rows too short for that get the half."""
+        return max(self.target_bits - SCALE_BITS / shape[1], self.target_bits / 2)
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Without anything known of the inputs: one step for all rows, from the entropy of gaussian weights."""
         weight = check_finite(weight)
         spread = float(weight.std(correction=0)) or 1.0
+        largest = float(weight.abs().max()) or 1.0
         step = spread * math.sqrt(2 * math.pi * math.e) * 2.0 ** -self.expected_bits((weight.shape[0], weight.shape[1]))
+        step = min(step, largest / NORMAL_LEVELS)
         steps = guarded(torch.full((weight.shape[0], 1), step), weight)
         return QuantizedWeight(round_to_grid(weight, steps), steps)
 
@@ -174,15 +177,22 @@ def smoothing_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor
     return scale / scale.log().mean().exp()
 
 
+def on_host(tensor: Tensor) -> bool:
+    """Whether the kernel of ops/csrc can work on it."""
+    return tensor.device.type == "cpu"
+
+
 def _feedback_block(
     block: Tensor, factor: Tensor, steps: Tensor, price: Tensor, row_price: Tensor, bits: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(int8 values, errors) of a block [n, b] of columns; ops/csrc/feedback.hpp on the CPU."""
     values, errors = torch.empty(block.shape, dtype=torch.int8, device=block.device), torch.empty_like(block)
-    if block.device.type == "cpu":
-        parameters = [tensor.contiguous().numpy() for tensor in (factor, steps, price, row_price, bits)]
+    if on_host(block):
+        known = [tensor.contiguous().numpy() for tensor in (factor, steps, price, row_price, bits)]
         threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-        _native.feedback_into(block.numpy(), *parameters, q=values.numpy(), e=errors.numpy(), threads=threads)
+        _native.feedback_into(
+            block.numpy(), known[0], known[1], known[2], known[3], known[4], values.numpy(), errors.numpy(), threads
+        )
         return values, errors
     for j in range(block.shape[1]):
         x = block[:, j] / steps

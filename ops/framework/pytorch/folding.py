@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ops.framework.smoothing import TOLERANCE, Observations
 
@@ -47,10 +47,11 @@ def find_folds(network: TorchNetwork, runs: Sequence[Callable[[], Any]]) -> list
         if norm.readers
     ]
     shapes = linear_names(model)
-    for name, module in model.named_modules():
-        for maker, reader, rows in _pairs(module):
+    pairs = _pairs(model.config)
+    for name, _ in model.named_modules():
+        for maker, reader, rows in pairs:
             if f"{name}.{maker}" in shapes and f"{name}.{reader}" in shapes:
-                of = rows(module, shapes[f"{name}.{maker}"][0], shapes[f"{name}.{reader}"][1])
+                of = rows(shapes[f"{name}.{maker}"][0], shapes[f"{name}.{reader}"][1])
                 folds.append(Fold((f"{name}.{reader}",), f"{name}.{maker}", of))
     return folds
 
@@ -77,25 +78,19 @@ def fold(network: TorchNetwork, folds: Sequence[tuple[Fold, Tensor]], run: Calla
         )
 
 
-def _pairs(module: nn.Module) -> list[tuple[str, str, Callable[[Any, int, int], Tensor]]]:
-    """(linear that makes, linear that reads, which row makes each input) of the attention and MLP classes known."""
+def _pairs(config: Any) -> list[tuple[str, str, Callable[[int, int], Tensor]]]:
+    """(linear that makes, linear that reads, function of their rows and columns: which row makes each input)."""
+    head = getattr(config, "kv_channels", None) or getattr(config, "head_dim", None)
+    head = int(head or config.hidden_size // config.num_attention_heads)
+
+    def shared(first: int, rows: int, width: int) -> Tensor:
+        """Rows from `first` on, query heads in a row sharing a key head."""
+        return torch.arange(first, first + rows).reshape(-1, 1, head).expand(-1, width // rows, head).reshape(-1)
+
     return [
-        ("up_proj", "down_proj", lambda _, rows, width: torch.arange(width)),  # LLaMA
-        ("v_proj", "o_proj", _heads),
-        ("dense_h_to_4h", "dense_4h_to_h", lambda _, rows, width: torch.arange(rows - width, rows)),  # ChatGLM2
-        ("query_key_value", "dense", _fused_heads),
+        ("up_proj", "down_proj", lambda rows, width: torch.arange(width)),  # LLaMA
+        ("v_proj", "o_proj", lambda rows, width: shared(0, rows, width)),
+        ("dense_h_to_4h", "dense_4h_to_h", lambda rows, width: torch.arange(rows - width, rows)),  # ChatGLM2: gate, up
+        # query [width], key and value of one size
+        ("query_key_value", "dense", lambda rows, width: shared((rows + width) // 2, (rows - width) // 2, width)),
     ]
-
-
-def _heads(attention: Any, rows: int, width: int) -> Tensor:
-    """Row of v_proj of each input of o_proj: query heads in a row share a key head."""
-    head = int(attention.head_dim)
-    repeated = torch.arange(rows).reshape(-1, 1, head).expand(-1, width // rows, head)
-    return repeated.reshape(-1)
-
-
-def _fused_heads(attention: Any, rows: int, width: int) -> Tensor:
-    """As `_heads`, the values being the last rows of query_key_value: rows = width + 2 * values."""
-    values, head = (rows - width) // 2, int(attention.hidden_size_per_attention_head)
-    repeated = torch.arange(rows - values, rows).reshape(-1, 1, head).expand(-1, width // values, head)
-    return repeated.reshape(-1)
