@@ -100,6 +100,8 @@ class Experiment:
         bundle.can_decode(self.compress)  # a codec that runs another program asks it here
         for task in self.task.values():
             task.check()
+        if self.quant.needs_gradients and not self.framework.gives_gradients:
+            raise ValueError(f"quant._target_={type(self.quant).__name__} needs gradients; allowed: framework=pytorch")
         outline = self.framework.check(self.model, self.device, self.cache.path)
         try:
             self.quant.ignored(list(outline.linears))

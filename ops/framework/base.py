@@ -185,6 +185,10 @@ class Framework(Protocol):
     def weight_file(self) -> str:
         """The suffix of the bundle's weight file."""
 
+    @property
+    def gives_gradients(self) -> bool:
+        """Whether methods that need gradients run here."""
+
     def check(self, model: Model, device: Device, cache: Path) -> Outline:
         """The outline of the model, without loading a weight.
 

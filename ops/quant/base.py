@@ -39,6 +39,7 @@ class Quantizer:
 
     quant_type: ClassVar[str] = ""  # name of the format in the description file; "FLOAT" quantizes nothing
     statistics: ClassVar[str] = "float statistics"  # what the calibrator measures on the float model
+    needs_gradients: ClassVar[bool] = False  # of the float model's outputs
     ranks_by: ClassVar[str] = "range_parameter"  # which field of a `Layer` says what falls back first
 
     ignore: list[str] = field(default_factory=list)

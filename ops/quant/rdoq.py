@@ -42,12 +42,13 @@ class RDOQ(StaticQuantizer):
 
     quant_type: ClassVar[str] = "W8A8S"
     statistics: ClassVar[str] = "fisher statistics"
+    needs_gradients: ClassVar[bool] = True
 
     target_bits: float = 3.5
     observer: str = "minmax"
-    smooth_alpha: float = 0.7
-    price: float = 0.0
-    damping: float = 0.1
+    smooth_alpha: float = 0.75
+    price: float = 0.3
+    damping: float = 0.3
     max_share: float = 0.01
 
     def __post_init__(self) -> None:

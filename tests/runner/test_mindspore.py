@@ -74,6 +74,7 @@ def test_the_users_own_network(tmp_path: Path) -> None:
         (["device=npu"], "device=npu: MindSpore finds no Ascend here; install CANN"),
         (["model.trust_remote_code=true"], "model.trust_remote_code=true is for framework=pytorch"),
         (["model.dtype=bfloat16"], "model.dtype=bfloat16: MindSpore has no bfloat16 products on the CPU"),
+        (["quant=rdoq"], "quant._target_=RDOQ needs gradients; allowed: framework=pytorch"),
         (["model.loader=none.such"], "model.loader=none.such cannot be imported"),
         (["model.loader=os.getcwd"], "model.loader=os.getcwd gives str; expected (mindspore.nn.Cell, tokenizer)"),
         ([OWN, "quant.ignore=[lm_haed]"], "quant.ignore"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class MindSpore:
 
     `weights` is the kind of the bundle's weight file: "safetensors", which both frameworks read, or "ckpt".
     """
+
+    gives_gradients: ClassVar[bool] = False
 
     weights: str = "safetensors"
 

@@ -31,6 +31,7 @@ class PyTorch:
     """Runs models of transformers on a torch device."""
 
     weight_file: ClassVar[str] = ".safetensors"
+    gives_gradients: ClassVar[bool] = True
 
     def check(self, model: Model, device: Device, cache: Path) -> Outline:
         """The outline of the model; Unavailable with one line on whatever would stop the run later."""

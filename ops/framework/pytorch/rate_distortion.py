@@ -65,8 +65,9 @@ class RateDistortionCalibrator(Calibrator):
             raise ValueError("static activations need calibration samples, and there are none")
         ignored = self.quantizer.ignored(list(shapes))
         selected = [name for name in shapes if name not in ignored]
+        folds = find_folds(self.network, [partial(self._run, 0)])
         known = remember(partial(self._measure, selected))
-        moments, rows = self._fold(known, selected)
+        moments, rows = self._fold(folds, known, selected)
         costs = self._importances(known, selected, moments, rows)
         for name, weight in self._search(selected, costs).items():
             self._replace(name, weight)
@@ -130,14 +131,15 @@ class RateDistortionCalibrator(Calibrator):
         assert isinstance(logits, Tensor)
         return logits
 
-    def _fold(self, known: Arrays, selected: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _fold(
+        self, folds: Sequence[Fold], known: Arrays, selected: list[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Smooth the inputs of all folds; moments of inputs and squared gradients of rows of the smoothed model."""
         tensors = {key: torch.from_numpy(array) for key, array in known.items()}
         moments = {key.removesuffix(".moment"): tensor for key, tensor in tensors.items() if key.endswith(".moment")}
         rows = {key.removesuffix(".rows"): tensor.clone() for key, tensor in tensors.items() if key.endswith(".rows")}
-        run = partial(self._run, 0)
         scales: list[tuple[Fold, Tensor]] = []
-        for one in find_folds(self.network, [run]):
+        for one in folds:
             readers = [name for name in one.readers if name in rows]
             if not readers or len(readers) < len(one.readers):
                 continue
@@ -152,7 +154,7 @@ class RateDistortionCalibrator(Calibrator):
                 by_row = torch.ones_like(rows[one.producer])
                 by_row[one.of] = scale.square()
                 rows[one.producer] *= by_row
-        fold(self.network, scales, run)
+        fold(self.network, scales, partial(self._run, 0))
         return moments, rows
 
     def _importances(
