@@ -116,6 +116,19 @@ def test_other_methods(tmp_path: Path, quant: str, bits: float) -> None:
         assert found["fidelity/kl_mean"] == 0
 
 
+def test_a_second_target_reuses_what_was_measured(tmp_path: Path) -> None:
+    for target in (5.0, 6.0):
+        run = [*FAST, "quant=rdoq", f"quant.target_bits={target}", "quant.max_share=0.1", "tracking=none"]
+        status, _, err = slimrun(tmp_path, *run, f"hydra.run.dir={target}")
+        assert status == 0, err
+    index = json.loads((tmp_path / "cache" / "baselines" / "index.json").read_text())
+    assert sorted(entry["kind"] for entry in index.values()) == ["fisher statistics", "float outputs"]
+    first, second = results(tmp_path)
+    assert first["size/bits_per_weight"] < second["size/bits_per_weight"]
+    assert first["size/fallback_share"] == pytest.approx(1 / 14)
+    assert "input_loss" in (tmp_path / "5.0" / "layers.csv").read_text().splitlines()[0]
+
+
 def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 

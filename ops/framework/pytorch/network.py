@@ -70,7 +70,7 @@ class TorchNetwork:
         """Meanwhile norms and linears report what they give and read."""
         if any(parameter.is_meta for parameter in self.model.parameters()):
             raise ValueError(
-                "do_smooth=true or quant=rdoq needs all weights in memory, but some are offloaded; give device more memory"
+                "do_smooth=true, quant=rdoq: some weights are offloaded, all must be in memory; give device more memory"
             )
         handles = []
         for name, module in self.model.named_modules():
