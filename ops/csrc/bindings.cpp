@@ -185,17 +185,23 @@ void dequantize_into(const Array<int32_t>& acc, const Array<int32_t>& bias, cons
                scale.data(), scale.size() == 1, to);
 }
 
-void feedback_into(Array<float> w, const Array<float>& factor, const Array<float>& step, const Array<float>& price,
-                   const Array<float>& row_price, const Array<float>& bits, Array<int8_t> q, Array<float> e,
-                   unsigned threads) {
-    require(w.ndim() == 2 && q.size() == w.size() && e.size() == w.size(), "q, e: must have the shape of w, a matrix");
+void feedback_into(Array<float> w, const Array<float>& factor, const Array<float>& step,
+                   const Array<float>& price, const Array<float>& row_price, const Array<float>& bits,
+                   Array<int8_t> q, Array<float> e, unsigned threads) {
+    require(w.ndim() == 2 && q.size() == w.size() && e.size() == w.size(),
+            "q, e: must have the shape of w, a matrix");
     const py::ssize_t rows = w.shape(0), columns = w.shape(1);
     require(factor.size() == columns * columns && price.size() == columns,
             "factor, price: must have the columns of w");
     require(step.size() == rows && row_price.size() == rows, "step, row_price: must have the rows of w");
     require(bits.size() == 256, "bits: must have 256 elements");
-    const FeedbackBlock block{static_cast<size_t>(rows), static_cast<size_t>(columns), factor.data(), step.data(),
-                              price.data(), row_price.data(), bits.data()};
+    const FeedbackBlock block{static_cast<size_t>(rows),
+                              static_cast<size_t>(columns),
+                              factor.data(),
+                              step.data(),
+                              price.data(),
+                              row_price.data(),
+                              bits.data()};
     float *const weights = w.mutable_data(), *const errors = e.mutable_data();
     int8_t* const levels = q.mutable_data();
     py::gil_scoped_release release;

@@ -27,7 +27,8 @@ void feedback_rows(const FeedbackBlock& block, size_t first, size_t last, float*
             const float low = std::min(std::max(std::floor(x), -127.0f), 127.0f);
             const float high = std::min(low + 1.0f, 127.0f);
             const float low_cost = (x - low) * (x - low) + price * block.bits[static_cast<int>(low) + 128];
-            const float high_cost = (x - high) * (x - high) + price * block.bits[static_cast<int>(high) + 128];
+            const float high_cost =
+                (x - high) * (x - high) + price * block.bits[static_cast<int>(high) + 128];
             const float level = high_cost < low_cost ? high : low;
             const float error = (row[j] - level * step) / factor[j];
             q[r * columns + j] = static_cast<int8_t>(level);

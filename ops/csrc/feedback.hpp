@@ -7,8 +7,8 @@
 //         e[r][j] = (w[r][j] - q[r][j] * step[r]) / factor[j][j]
 //         w[r][l] -= e[r][j] * factor[j][l]   for the later columns l of the block
 //
-// Source: GPTQ (Frantar et al. 2022) with the rounding of rate-distortion optimized quantization (Sullivan and
-// Wiegand 1998): `bits` are the code lengths of the levels.
+// Source: GPTQ (Frantar et al. 2022) with the rounding of rate-distortion optimized quantization (Sullivan
+// and Wiegand 1998): `bits` are the code lengths of the levels.
 #pragma once
 
 #include <cstddef>
@@ -25,8 +25,8 @@ struct FeedbackBlock {
     const float* bits;       // [256]
 };
 
-/// w [rows, columns] is changed; q [rows, columns] and e [rows, columns] are written. The result does not depend
-/// on the number of threads.
+/// w [rows, columns] is changed; q [rows, columns] and e [rows, columns] are written. The result does not
+/// depend on the number of threads.
 void feedback(const FeedbackBlock& block, float* w, int8_t* q, float* e, unsigned threads);
 
 }  // namespace slimrun
