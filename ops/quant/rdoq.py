@@ -46,7 +46,7 @@ class RDOQ(StaticQuantizer):
 
     target_bits: float = 3.5
     observer: str = "minmax"
-    smooth_alpha: float = 0.75
+    smooth_alpha: float | None = 0.75  # None: no smoothing
     price: float = 0.3
     damping: float = 0.3
     max_share: float = 0.01
@@ -58,8 +58,9 @@ class RDOQ(StaticQuantizer):
             ("target_bits", 1.5, 7.0), ("smooth_alpha", 0.0, 1.0), ("price", 0.0, 2.0), ("damping", 1e-6, 1.0),
             ("max_share", 0.0, 1.0),
         ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: {low} to {high}")
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name}={value} is out of range; allowed: {low} to {high}")
 
     def expected_bits(self, shape: tuple[int, int]) -> float:
         """The target, less a row's step; rows too short for that get the half."""

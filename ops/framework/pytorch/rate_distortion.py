@@ -66,6 +66,8 @@ class RateDistortionCalibrator(Calibrator):
         ignored = self.quantizer.ignored(list(shapes))
         selected = [name for name in shapes if name not in ignored]
         folds = find_folds(self.network, [partial(self._run, 0)])
+        if self.quantizer.smooth_alpha is None:
+            folds = []
         known = remember(partial(self._measure, selected))
         moments, rows = self._fold(folds, known, selected)
         costs = self._importances(known, selected, moments, rows)
@@ -147,6 +149,7 @@ class RateDistortionCalibrator(Calibrator):
             weights = [self.network.affine(name)[0] for name in readers]
             weight_reach = torch.stack([weight.abs().amax(dim=0).float() for weight in weights]).amax(dim=0)
             reach = one.per_producer(tensors[f"{first}.reach"])
+            assert self.quantizer.smooth_alpha is not None
             scale = smoothing_scale(reach, one.per_producer(weight_reach), self.quantizer.smooth_alpha)
             scales.append((one, scale))
             moments[first] = moments[first] / scale / scale.unsqueeze(1)

@@ -1,0 +1,193 @@
+"""What each method loses at which size: SmolLM2, two domains of text, weights alone and with int8 inputs, in one run.
+
+    python tests/benchmarks/frontier.py [--windows 16] [--picture frontier.png]
+
+Bits are coded bits a weight, all overhead counted. KL is to the float model, in nats a token, with a 95 % interval over
+windows. Wikipedia is the domain of the calibration text (other articles), medicine is another. Knobs of quant=rdoq were
+chosen on articles that stand in neither. Prints a table, never asserts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from evaluation.base import Outputs, Reference
+from evaluation.task.perplexity import Perplexity
+from evaluation.text import pinned
+from ops.compress.compressor import Compressor
+from ops.compress.native import Native
+from ops.framework.int8_linear import Int8Linear
+from ops.framework.pytorch import TorchModel
+from ops.quant.base import Quantizer
+from ops.quant.lowbit import Lowbit
+from ops.quant.rdoq import RDOQ
+from ops.quant.w8a8 import W8A8
+from ops.quant.w8a8s import W8A8S
+from runner.config import build, composed
+from runner.experiment import Experiment
+
+CO_SPARSE_BITS = 3.515
+CO_SPARSE, RDOQ_THERE = "w8a8s 0.011", "rdoq 3.515"
+METHODS: dict[str, Quantizer] = {
+    RDOQ_THERE: RDOQ(target_bits=CO_SPARSE_BITS),  # first: it chooses the float inputs
+    CO_SPARSE: W8A8S(),
+    "w8a8s 0.1": W8A8S(fraction=0.1),
+    "lowbit 0.011": Lowbit(),
+    "w8a8": W8A8(),
+    "feedback alone 3.515": RDOQ(target_bits=CO_SPARSE_BITS, smooth_alpha=None, price=0.0, max_share=0.0),
+    "rdoq 2.5": RDOQ(target_bits=2.5),
+    "rdoq 2.8": RDOQ(target_bits=2.8),
+    "rdoq 3.515, all inputs int8": RDOQ(target_bits=CO_SPARSE_BITS, max_share=0.0),
+    "rdoq 4.0": RDOQ(target_bits=4.0),
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--picture", type=Path, default=None)
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        medicine = Path(folder) / "medicine.txt"
+        lines = pinned("consensus_summary").read_text(encoding="utf-8").splitlines()
+        medicine.write_text("\n\n".join(" ".join(json.loads(line)["claims"]) for line in lines), encoding="utf-8")
+        domains = {
+            "wikipedia": Perplexity(windows=options.windows),
+            "medicine": Perplexity(path=str(medicine), windows=options.windows),
+        }
+        show(measured(domains), options.picture)
+
+
+def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
+    """A row a method: bits, seconds, and by domain losses with int8 inputs and of the weights alone."""
+    experiment = build(composed(["task=[perplexity]", "tracking=none"]))
+    texts = experiment.calibration.texts()
+    model = load(experiment)
+    floats = {name: task.evaluate(model, None, silent) for name, task in domains.items()}
+    references = {name: Reference(outputs, model.output_head()) for name, outputs in floats.items()}
+    rows: list[dict[str, Any]] = []
+    chosen: list[str] = []  # linears whose inputs quant=rdoq leaves float
+    for label, quantizer in METHODS.items():
+        del model
+        gc.collect()
+        model, start = load(experiment), time.perf_counter()
+        calibrator = experiment.framework.calibrator(model, quantizer, texts, experiment.calibration.length)
+        calibrator.quantize(replace(experiment, quant=quantizer)._known_statistics(model, texts))
+        layers = calibrator.calibrate(silent)
+        chosen = chosen or [layer.name for layer in layers if layer.fallback]
+        row: dict[str, Any] = {"method": label, "seconds": time.perf_counter() - start, "bits": bits(model)}
+        rows.append(row | losses(model, domains, references, "int8 inputs"))
+        if label == CO_SPARSE:
+            float_inputs(model, chosen)
+            fair = {**row, "method": f"{CO_SPARSE}, {len(chosen)} inputs float"}
+            fair |= losses(model, domains, references, "int8 inputs")
+        float_inputs(model, model.quantized())
+        alone = losses(model, domains, references, "weights alone")
+        rows[-1] |= alone
+        if label == CO_SPARSE:
+            rows.append(fair | alone)
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def losses(
+    model: TorchModel, domains: dict[str, Perplexity], references: dict[str, Reference], kind: str
+) -> dict[str, tuple[float, float, float]]:
+    """By domain: KL, half its interval, perplexity's change in percent."""
+    found = {}
+    for name, task in domains.items():
+        outputs = task.evaluate(model, references[name], silent)
+        report = task.compare("perplexity", references[name].outputs, outputs).metrics
+        change = float(report["perplexity/delta_pct"])
+        found[f"{name}, {kind}"] = (float(report["fidelity/kl_mean"]), interval(outputs), change)
+    return found
+
+
+def load(experiment: Experiment) -> TorchModel:
+    """The float model."""
+    model = experiment.framework.load(experiment.model, experiment.device, experiment.cache.path, 0)
+    assert isinstance(model, TorchModel)
+    return model
+
+
+def bits(model: TorchModel) -> float:
+    """Coded bits a weight, a float32 step a row included."""
+    tensors = model.tensors()
+    weights = {name: tensors[f"{name}.weight"].numpy() for name in model.quantized()}
+    coded = Compressor(Native()).run(weights)
+    size = sum(part.nbytes for parts in coded.values() for part in parts.values())
+    size += 4 * sum(weight.shape[0] for weight in weights.values())
+    return 8 * size / sum(weight.size for weight in weights.values())
+
+
+def float_inputs(model: TorchModel, names: list[str]) -> None:
+    """These quantized linears as float ones with the weights they have."""
+    for name in names:
+        linear = model.module.get_submodule(name)
+        if isinstance(linear, Int8Linear):
+            step = (linear.deq_scale / linear.grid.scale).reshape(-1, 1)
+            plain = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+            plain.weight = nn.Parameter(linear.weight * step, requires_grad=False)
+            if linear.bias is not None:
+                plain.bias = nn.Parameter(linear.bias.float(), requires_grad=False)
+            parent, _, child = name.rpartition(".")
+            setattr(model.module.get_submodule(parent), child, plain)
+
+
+def interval(outputs: Outputs) -> float:
+    """Half the 95 % interval of the mean KL, windows being independent."""
+    kl = np.asarray(outputs["kl"], np.float64)
+    means = np.array([part.mean() for part in np.array_split(kl, max(2, len(kl) // 511))])
+    return float(1.96 * means.std(ddof=1) / len(means) ** 0.5)
+
+
+def show(rows: list[dict[str, Any]], picture: Path | None) -> None:
+    """The table, how many times less is lost at the size of w8a8s, and the picture if asked for."""
+    kinds = [key for key in rows[0] if isinstance(rows[0][key], tuple)]
+    table = Table("method", "bits", "s", *kinds, title="KL ± interval, perplexity")
+    for row in rows:
+        cells = [f"{row[kind][0]:.3f} ± {row[kind][1]:.3f}, {row[kind][2]:+.1f} %" for kind in kinds]
+        table.add_row(row["method"], f"{row['bits']:.3f}", f"{row['seconds']:.0f}", *cells)
+    Console(width=180).print(table)
+    ours = next(row for row in rows if row["method"] == RDOQ_THERE)
+    for row in rows:
+        if row["method"].startswith(CO_SPARSE):
+            for kind in kinds:
+                print(f"{kind}: {row['method']} loses {row[kind][0] / ours[kind][0]:.2f} times as much as {RDOQ_THERE}")
+    if picture is not None:
+        figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 4), sharey=True)
+        for axis, kind in zip(axes, kinds):
+            for row in rows:
+                axis.errorbar(
+                    row["bits"], row[kind][0], row[kind][1], fmt="o", color="C1" if "rdoq" in row["method"] else "C0"
+                )
+                axis.annotate(row["method"], (row["bits"], row[kind][0]), fontsize=7)
+            axis.set(title=kind, xlabel="coded bits a weight", yscale="log", ylabel="KL to float, nats a token")
+        figure.tight_layout()
+        figure.savefig(picture, dpi=120)
+
+
+def silent(done: int, total: int) -> None:
+    """No progress shown."""
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
