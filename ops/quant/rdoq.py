@@ -54,6 +54,12 @@ class RDOQ(StaticQuantizer):
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""
         super().__post_init__()
+        if self.fallback_level:
+            raise ValueError(
+                f"fallback_level={self.fallback_level} ranks by tails; allowed: 0 (max_share ranks by measured loss)"
+            )
+        if self.observer == "auto":
+            raise ValueError("observer=auto needs tails that this method does not measure; allowed: minmax, histogram")
         for name, low, high in (
             ("target_bits", 1.5, 7.0), ("smooth_alpha", 0.0, 1.0), ("price", 0.0, 2.0), ("damping", 1e-6, 1.0),
             ("max_share", 0.0, 1.0),

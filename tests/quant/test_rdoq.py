@@ -124,3 +124,7 @@ def test_smoothing_scale_has_mean_one_and_evens_out() -> None:
 def test_knobs_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match=r"target_bits=0.5 is out of range; allowed: 1.5 to 7.0"):
         RDOQ(target_bits=0.5)
+    with pytest.raises(ValueError, match=r"fallback_level=3 ranks by tails; allowed: 0"):
+        RDOQ(fallback_level=3)
+    with pytest.raises(ValueError, match=r"observer=auto needs tails"):
+        RDOQ(observer="auto")

@@ -38,7 +38,8 @@ class FisherStatistics:
         with torch.enable_grad(), self._watching():
             logits = sample().float().flatten(0, -2)
             with torch.no_grad():
-                labels = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)
+                drawn = torch.multinomial(logits.softmax(dim=-1).cpu(), 1, generator=generator)
+                labels = drawn.squeeze(1).to(logits.device)
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             torch.autograd.backward(loss)
         for name, x in self._inputs.items():

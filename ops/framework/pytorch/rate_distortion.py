@@ -108,7 +108,7 @@ class RateDistortionCalibrator(Calibrator):
                 error = (quantize_activation(rows, grid).float() - grid.offset) * grid.scale - rows
                 moved = (error @ weights[name].values.float().t()) * steps.t()
                 tokens = self._token_weights[name][done : done + len(rows)]
-                losses[name] += float(moved.square().sum(dim=1) @ tokens)
+                losses[name] += float(moved.square().sum(dim=1).cpu() @ tokens)
 
             return watch
 
@@ -147,7 +147,7 @@ class RateDistortionCalibrator(Calibrator):
                 continue
             first = selected[int(tensors[f"{readers[0]}.first"])]
             weights = [self.network.affine(name)[0] for name in readers]
-            weight_reach = torch.stack([weight.abs().amax(dim=0).float() for weight in weights]).amax(dim=0)
+            weight_reach = torch.stack([weight.abs().amax(dim=0).float().cpu() for weight in weights]).amax(dim=0)
             reach = one.per_producer(tensors[f"{first}.reach"])
             assert self.quantizer.smooth_alpha is not None
             scale = smoothing_scale(reach, one.per_producer(weight_reach), self.quantizer.smooth_alpha)
@@ -166,12 +166,12 @@ class RateDistortionCalibrator(Calibrator):
         """What errors cost, by linear; inputs that are shared are factored once."""
         found: dict[str, Importance] = {}
         for name in selected:
-            first = selected[int(known[f"{name}.first"])]
+            first, device = selected[int(known[f"{name}.first"])], self.network.affine(name)[0].device
+            own = rows[name].to(device)
             if first == name:
-                found[name] = importance(moments.pop(first), rows[name], self.quantizer.damping)
+                found[name] = importance(moments.pop(first).to(device), own, self.quantizer.damping)
             else:
-                shared = found[first]
-                found[name] = Importance(shared.factor, shared.order, rows[name])
+                found[name] = Importance(found[first].factor, found[first].order, own)
         return found
 
     def _search(self, selected: list[str], costs: dict[str, Importance]) -> dict[str, QuantizedWeight]:
@@ -192,7 +192,7 @@ class RateDistortionCalibrator(Calibrator):
                 values = feedback(weight, steps, costs[name], bits, self.quantizer.price, level)
                 lengths[name] = code_lengths(values)
                 found[name] = QuantizedWeight(values, steps)
-                compressor.add(name, values.numpy())
+                compressor.add(name, values.cpu().numpy())
             size = sum(part.nbytes for parts in compressor.finish().values() for part in parts.values())
             reached = 8 * size / count + overhead
             log.info("rounding %d: level %.4g gives %.4f bits a weight", attempt + 1, level, reached)
