@@ -1,0 +1,122 @@
+"""MindSpore's own side: which cells are linears, that graphs compute what PyNative does, checkpoints, compilations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ops.framework import mindspore as framework
+from ops.framework.base import Unavailable
+
+pytestmark = pytest.mark.mindspore
+try:
+    framework.require()
+except Unavailable as reason:
+    pytest.skip(str(reason), allow_module_level=True)
+
+import mindspore as ms
+from mindspore import Tensor, mint, nn
+
+from ops.framework.calibrator import Calibrator
+from ops.framework.mindspore import checkpoint
+from ops.framework.mindspore.int8_cell import static_product
+from ops.framework.mindspore.language_model import LlamaModel
+from ops.framework.mindspore.loading import outline
+from ops.framework.mindspore.network import MindSporeNetwork, linear_names
+from ops.quant.base import ActivationGrid, Quantizer, int8_linear
+from ops.quant.w8a8 import W8A8
+from ops.quant.w8a8_dynamic import W8A8Dynamic
+from ops.quant.w8a16 import W8A16
+
+from ..conftest import CPU, described
+
+
+class Mixed(nn.Cell):
+    """Every kind of linear, one with an activation, and cells that are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Dense(16, 32, activation="relu")
+        self.blocks = nn.SequentialCell(mint.nn.Linear(32, 24), nn.Dense(24, 24, has_bias=False))
+        self.conv = nn.Conv1d(4, 4, 3)
+        self.last = nn.Dense(24, 8)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.last(self.blocks(self.first(x)))
+
+
+def inputs(seed: int = 0) -> Tensor:
+    return Tensor(np.random.default_rng(seed).normal(0, 1, (5, 16)).astype(np.float32))
+
+
+@pytest.mark.parametrize("quantizer", [W8A8(), W8A8Dynamic(), W8A16()], ids=lambda quantizer: type(quantizer).__name__)
+def test_every_linear_is_found_and_a_graph_computes_the_same(quantizer: Quantizer) -> None:
+    network = Mixed().set_train(False)
+    assert list(linear_names(network)) == ["first", "blocks.0", "blocks.1", "last"]
+    expected = network(inputs(9)).asnumpy()
+    Calibrator(MindSporeNetwork(network), quantizer, [[inputs(seed)] for seed in range(4)]).run()
+    assert list(linear_names(network)) == ["last"]
+    found = network(inputs(9)).asnumpy()
+    assert 0 < np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+    @ms.jit
+    def compiled(x: Any) -> Any:
+        return network(x)
+
+    np.testing.assert_allclose(compiled(inputs(9)).asnumpy(), found, rtol=1e-6, atol=1e-6)
+    assert {parameter.name for parameter in network.get_parameters()} >= {"first.weight", "blocks.0.weight"}
+
+
+@pytest.mark.parametrize("depth", [1, 100, 3000])
+def test_the_product_without_a_host_is_exact(depth: int) -> None:
+    generator = torch.Generator().manual_seed(depth)
+    x = torch.randn(3, depth, generator=generator)
+    weight = torch.randint(-127, 128, (7, depth), generator=generator, dtype=torch.int8)
+    bias = torch.randint(-1000, 1000, (7,), generator=generator, dtype=torch.int32)
+    scale = torch.rand(7, generator=generator)
+    expected = int8_linear(x, weight, ActivationGrid(0.02, 3), bias, scale)
+    arguments = [x, weight, torch.tensor([0.02]), torch.tensor([3], dtype=torch.int32), bias, scale]
+    found = static_product(*(Tensor.from_numpy(tensor.numpy()) for tensor in arguments))
+    np.testing.assert_array_equal(found.asnumpy(), expected.numpy())
+
+
+def test_generation_compiles_for_prompts_and_for_a_token_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = framework.MindSpore().load(described(), CPU, Path("unused"), seed=0)
+    assert isinstance(model, LlamaModel)
+    shapes = []
+    graph = model._graph()
+    monkeypatch.setattr(model, "_graph", lambda: lambda ids, *rest: shapes.append(ids.shape) or graph(ids, *rest))
+    model.generate([model.encode("a prompt"), model.encode("another")], max_new_tokens=9)
+    assert len(shapes) == 9
+    assert set(shapes) == {(2, 64), (2, 1)}
+
+
+def test_checkpoints_keep_every_dtype(tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {
+        "int8": torch.tensor([[-128, 127]], dtype=torch.int8),
+        "bits": torch.tensor([2**40, -1]),
+        "half": torch.tensor([1.5], dtype=torch.float16),
+        "brain": torch.tensor([1.5, 3e38], dtype=torch.bfloat16),
+    }
+    path = tmp_path / "all.ckpt"
+    checkpoint.write(path, tensors)
+    found = checkpoint.read(path)
+    assert all(torch.equal(found[key], tensor) and found[key].dtype == tensor.dtype for key, tensor in tensors.items())
+    assert path.stat().st_mode & 0o777 == 0o400
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"all\.ckpt is no MindSpore checkpoint"):
+        checkpoint.read(path)
+
+
+def test_models_that_are_no_llama_are_refused_with_the_way_out() -> None:
+    other = described(model_type="gpt2")
+    with pytest.raises(Unavailable, match=r"framework=mindspore builds llama.*model\.loader=PACKAGE\.FUNCTION"):
+        outline(other, None, Path("unused"))
+    turning = described(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    with pytest.raises(Unavailable, match=r"rope_type=dynamic is not built"):
+        outline(turning, None, Path("unused"))
