@@ -52,6 +52,7 @@ def feedback_into(
     price: NDArray[np.float32],
     row_price: NDArray[np.float32],
     bits: NDArray[np.float32],
+    limit: int,
     q: NDArray[np.int8],
     e: NDArray[np.float32],
     threads: int,

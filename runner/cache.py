@@ -60,18 +60,20 @@ class Cache:
     def arrays(self, what: Mapping[str, str], *depends_on: Any) -> Remember:
         """The arrays of one piece of work: stored ones if nothing it depends on has changed, else computed and stored.
 
-        `what` says in the index what they are, for people.
+        `what` says in the index what they are, for people. Those of a part are read from its file each time they are
+        asked for, so that many parts need not fit in memory.
         """
-        file = self._file(what["kind"], *depends_on)
-        folder = file.parent
 
-        def remember(compute: Callable[[], Arrays]) -> Arrays:
-            folder.mkdir(parents=True, exist_ok=True)
+        def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
+            file = self._file(what["kind"], *depends_on, *([part] if part else []))
+            file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(file.with_suffix(".lock")):
                 stored = _load(file)
                 if stored is None:
                     stored = compute()
                     _store(file, stored)
+                if part:
+                    stored = np.load(file, allow_pickle=False)
             self._note_use(file, what)
             return stored
 

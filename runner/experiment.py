@@ -116,14 +116,14 @@ class Experiment:
             model = self.framework.load(self.model, self.device, self.cache.path, self.seed)
         texts, fingerprint = self.calibration.texts(), model.fingerprint
         float_outputs = {
-            name: self._known_outputs(model, name, task)(self._evaluate(stages, name, "float", task, model))
+            name: dict(self._known_outputs(model, name, task)(self._evaluate(stages, name, "float", task, model)))
             for name, task in self.task.items()
         }
         references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
 
-        with stages("quantize"):
+        with stages("quantize") as tick:
             calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
-            calibrator.quantize(self._known_statistics(model, texts))
+            calibrator.quantize(self._known_statistics(model, texts), tick)
         with stages("calibrate") as tick:
             layers = calibrator.calibrate(tick)
         with stages("compress") as tick:

@@ -100,6 +100,7 @@ class Result:
         worst = sorted(self.layers, key=_sqnr)[:10]
         columns = ["name", "bits", "entropy", "sqnr_db", "input_low", "input_high", "observer"]
         lines += _table(columns, [[_plain(row[column]) for column in columns] for row in worst])
+        lines += _ranking(self.layers)
         lines += ["## Scores", "", "![scores](scores.png)", ""]
         for name, report in self.reports.items():
             if report.samples:
@@ -108,6 +109,17 @@ class Result:
                     lines += [f"- {key}: {_plain(value)}" for key, value in sample.items()] + [""]
         lines += [f"Configuration hash: `{self.config_hash}`", ""]
         return "\n".join(lines)
+
+
+def _ranking(layers: Sequence[Mapping[str, object]]) -> list[str]:
+    """Which inputs lose most on their grids, where the method has measured that."""
+    measured = [row for row in layers if np.isfinite(_input_loss(row))]
+    worst = sorted(measured, key=_input_loss, reverse=True)[:10]
+    if not worst:
+        return []
+    columns = ["name", "input_loss", "fallback", "input_low", "input_high"]
+    title = "The ten whose inputs lose most by being quantized (Fisher estimate; `fallback`: the input stays float):"
+    return [title, "", *_table(columns, [[_plain(row[column]) for column in columns] for row in worst])]
 
 
 def size_metrics(
@@ -209,6 +221,11 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value).replace("\n", " ")
+
+
+def _input_loss(row: Mapping[str, object]) -> float:
+    value = row["input_loss"]
+    return value if isinstance(value, float) else float("nan")
 
 
 def _sqnr(row: Mapping[str, object]) -> float:

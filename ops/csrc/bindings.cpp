@@ -187,7 +187,7 @@ void dequantize_into(const Array<int32_t>& acc, const Array<int32_t>& bias, cons
 
 void feedback_into(Array<float> w, const Array<float>& factor, const Array<float>& step,
                    const Array<float>& price, const Array<float>& row_price, const Array<float>& bits,
-                   Array<int8_t> q, Array<float> e, unsigned threads) {
+                   int limit, Array<int8_t> q, Array<float> e, unsigned threads) {
     require(w.ndim() == 2 && q.size() == w.size() && e.size() == w.size(),
             "q, e: must have the shape of w, a matrix");
     const py::ssize_t rows = w.shape(0), columns = w.shape(1);
@@ -195,13 +195,15 @@ void feedback_into(Array<float> w, const Array<float>& factor, const Array<float
             "factor, price: must have the columns of w");
     require(step.size() == rows && row_price.size() == rows, "step, row_price: must have the rows of w");
     require(bits.size() == 256, "bits: must have 256 elements");
+    require(limit >= 1 && limit <= 127, "limit: must be 1 to 127");
     const FeedbackBlock block{static_cast<size_t>(rows),
                               static_cast<size_t>(columns),
                               factor.data(),
                               step.data(),
                               price.data(),
                               row_price.data(),
-                              bits.data()};
+                              bits.data(),
+                              static_cast<float>(limit)};
     float *const weights = w.mutable_data(), *const errors = e.mutable_data();
     int8_t* const levels = q.mutable_data();
     py::gil_scoped_release release;
@@ -273,7 +275,7 @@ PYBIND11_MODULE(_native, m) {
           "Squared quantization error of a histogram on each grid; see int8.hpp.");
     m.def("feedback_into", &feedback_into, arg("w").noconvert(), arg("factor").noconvert(),
           arg("step").noconvert(), arg("price").noconvert(), arg("row_price").noconvert(),
-          arg("bits").noconvert(), arg("q").noconvert(), arg("e").noconvert(), arg("threads"),
+          arg("bits").noconvert(), arg("limit"), arg("q").noconvert(), arg("e").noconvert(), arg("threads"),
           "Rounding of a block of columns with error feedback; see feedback.hpp.");
     m.def("dequantize_into", &dequantize_into, arg("acc").noconvert(), arg("bias").noconvert(),
           arg("scale").noconvert(), arg("out").noconvert(),

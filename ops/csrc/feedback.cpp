@@ -13,14 +13,15 @@ namespace {
 SLIMRUN_CLONES
 void feedback_rows(const FeedbackBlock& block, size_t first, size_t last, float* w, int8_t* q, float* e) {
     const size_t columns = block.columns;
+    const float limit = block.limit;
     for (size_t r = first; r < last; ++r) {
         float* const row = w + r * columns;
         const float step = block.step[r], row_price = block.row_price[r];
         for (size_t j = 0; j < columns; ++j) {
             const float* const factor = block.factor + j * columns;
             const float x = row[j] / step, price = block.price[j] * row_price;
-            const float low = std::min(std::max(std::floor(x), -127.0f), 127.0f);
-            const float high = std::min(low + 1.0f, 127.0f);
+            const float low = std::min(std::max(std::floor(x), -limit), limit);
+            const float high = std::min(low + 1.0f, limit);
             const float low_cost = (x - low) * (x - low) + price * block.bits[static_cast<int>(low) + 128];
             const float high_cost =
                 (x - high) * (x - high) + price * block.bits[static_cast<int>(high) + 128];

@@ -2,7 +2,7 @@
 //
 //     for each row r, column j of the block, in this order:
 //         x       = w[r][j] / step[r]
-//         q[r][j] = the cheaper of floor(x) and floor(x) + 1, both clamped to [-127, 127], at the cost
+//         q[r][j] = the cheaper of floor(x) and floor(x) + 1, both clamped to [-limit, limit], at the cost
 //                   (x - q)^2 + price[j] * row_price[r] * bits[q + 128]
 //         e[r][j] = (w[r][j] - q[r][j] * step[r]) / factor[j][j]
 //         w[r][l] -= e[r][j] * factor[j][l]   for the later columns l of the block
@@ -23,6 +23,7 @@ struct FeedbackBlock {
     const float* price;      // [columns]
     const float* row_price;  // [rows]
     const float* bits;       // [256]
+    float limit;
 };
 
 /// w [rows, columns] is changed; q [rows, columns] and e [rows, columns] are written. The result does not

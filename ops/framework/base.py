@@ -21,13 +21,23 @@ MEMORY_SIZE = re.compile(r"\d+(\.\d+)?([KMG]i?B)?")
 
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]  # (done, total)
-Arrays = dict[str, npt.NDArray[Any]]
-Remember = Callable[[Callable[[], Arrays]], Arrays]  # computes, or gives what was computed before
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def call(compute: Callable[[], Arrays]) -> Arrays:
+class Remember(Protocol):
+    """Computes, or gives what was computed before; the parts of one piece of work are kept apart."""
+
+    def __call__(self, compute: Callable[[], Arrays], part: str = "") -> Arrays:
+        """The arrays of a part."""
+
+
+def call(compute: Callable[[], Arrays], part: str = "") -> Arrays:
     """A `Remember` that always computes."""
     return compute()
+
+
+def silent(done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
 
 
 class Unavailable(ValueError):
@@ -165,7 +175,7 @@ class LoadedModel(Protocol):
 class Calibrator(Protocol):
     """Quantizes a loaded model in place."""
 
-    def quantize(self, remember: Remember = call) -> None:
+    def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
         """Replace every selected linear by its integers.
 
         What depends on the float model and the texts alone goes through `remember`, which may know it already.

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ops.framework.base import Arrays, Layer, Progress, Remember, call
+from ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
 from ops.framework.int8_linear import Int8Linear, QuantizedLinear, quantized_linear
 from ops.framework.smoothing import Smoothable, smooth
 from ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, StaticQuantizer, activation_grid
@@ -75,7 +75,7 @@ class Calibrator:
         return self.calibrate()
 
     @torch.no_grad()
-    def quantize(self, remember: Remember = call) -> None:
+    def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
         """Replace every selected linear by its integers.
 
         The statistics of the float model go through `remember`, unless smoothing has changed that model before.
@@ -98,12 +98,13 @@ class Calibrator:
                 self.layers[name].range_parameter, self.layers[name].first_peak = float(parameter), float(peak)
         for name in self._fallback(selected):
             self.layers[name].fallback = True
-        for name in selected:
+        for done, name in enumerate(selected):
             if not self.layers[name].fallback:
                 self._quantize_layer(name)
+            progress(done + 1, len(selected))
 
     @torch.no_grad()
-    def calibrate(self, progress: Progress = lambda done, total: None) -> list[Layer]:
+    def calibrate(self, progress: Progress = silent) -> list[Layer]:
         """Run the samples through the quantized model and fix every input grid."""
         observers = {}
         if isinstance(self.quantizer, StaticQuantizer):

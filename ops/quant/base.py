@@ -37,8 +37,6 @@ EXACT_FLOAT32_DEPTH = 1024  # 1024 * 128 * 127 < 2**24: a float32 sum of that ma
 class Quantizer:
     """Knobs that every method has; a method adds its own and implements `quantize_weight`."""
 
-    quant_type: ClassVar[str] = ""  # name of the format in the description file; "FLOAT" quantizes nothing
-    statistics: ClassVar[str] = "float statistics"  # what the calibrator measures on the float model
     needs_gradients: ClassVar[bool] = False  # of the float model's outputs
     ranks_by: ClassVar[str] = "range_parameter"  # which field of a `Layer` says what falls back first
 
@@ -50,6 +48,21 @@ class Quantizer:
         """Validate the knobs; ValueError names the key, the value and what is allowed."""
         if self.fallback_level < 0:
             raise ValueError(f"fallback_level={self.fallback_level} is out of range; allowed: 0 or more")
+
+    @property
+    def quant_type(self) -> str:
+        """Name of the format in the description file; "FLOAT" quantizes nothing."""
+        raise NotImplementedError
+
+    @property
+    def statistics(self) -> str:
+        """What the calibrator measures on the float model."""
+        return "float statistics"
+
+    @property
+    def levels(self) -> int:
+        """The largest magnitude of an integer."""
+        return INT8_LEVELS
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Quantize one weight matrix [n, k] (any float dtype) on the device it is on."""

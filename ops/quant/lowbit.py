@@ -34,7 +34,7 @@ from .base import (
 class Lowbit(StaticQuantizer):
     """Sparse quantization with outliers by row, static 8-bit activations."""
 
-    quant_type: ClassVar[str] = "W8A8S"
+    quant_type = "W8A8S"
     ranks_by: ClassVar[str] = "first_peak"
 
     fraction: float = 0.011
@@ -51,6 +51,11 @@ class Lowbit(StaticQuantizer):
             raise ValueError(f"fraction={self.fraction} is out of range; allowed: 0.01 to 0.1")
         if not 3.0 <= self.sigma_factor <= 4.0:
             raise ValueError(f"sigma_factor={self.sigma_factor} is out of range; allowed: 3.0 to 4.0")
+
+    @property
+    def levels(self) -> int:
+        """The whole range, for outliers; or that of 4 bits."""
+        return INT8_LEVELS if self.open_outlier else NORMAL_LEVELS
 
     def expected_bits(self, shape: tuple[int, int]) -> float:
         """The largest normal weight is on 7; what is normal depends on the knobs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import Quantizer
 
@@ -12,4 +11,4 @@ from .base import Quantizer
 class NoQuantization(Quantizer):
     """Every linear stays float."""
 
-    quant_type: ClassVar[str] = "FLOAT"
+    quant_type = "FLOAT"

@@ -27,33 +27,61 @@ from torch import Tensor
 
 from ops import _native
 
-from .base import INT8_LEVELS, NORMAL_LEVELS, QuantizedWeight, StaticQuantizer, check_finite, round_to_grid
+from .base import (
+    INT8_LEVELS,
+    NORMAL_LEVELS,
+    QuantizedWeight,
+    Quantizer,
+    StaticQuantizer,
+    check_finite,
+    round_to_grid,
+)
 
+ACTIVATIONS = ("int8", "float")
+BITS = 3.5  # coded, a weight, where nothing is asked for
 BLOCK = 128  # columns that are rounded before the rest hears of their errors
 GUARD = 126.5  # steps that the largest weight of a row may take
 PLAIN_PRICE = math.log(2) / 6  # -dD/dR of a uniform quantizer with entropy coding, in squared steps a bit
+WELL_DAMPED = 0.01  # from this damping on single precision factors a moment
 SCALE_BITS = 32  # of a row's step
+SHRINKAGE = 0.1  # of correlations between inputs: what few tokens say of them is partly chance
 BALANCE = 0.5  # exponent of the importance in the choice of steps; 1 trusts a heavy-tailed estimate too far
 
 
 @dataclass(frozen=True)
 class RDOQ(StaticQuantizer):
-    """Knobs of rate-distortion optimized quantization."""
+    """Knobs of rate-distortion optimized quantization.
 
-    quant_type: ClassVar[str] = "W8A8S"
-    statistics: ClassVar[str] = "fisher statistics"
+    How large the result may be is said in one way: coded bits a weight, the loss that is allowed, or steps as another
+    method (`grid`) takes them, whose format the result then has.
+    """
+
     needs_gradients: ClassVar[bool] = True
 
-    target_bits: float = 3.5
+    target_bits: float | None = None
+    target_kl: float | None = None
+    grid: Quantizer | None = None
+    activations: str = "int8"
     observer: str = "minmax"
     smooth_alpha: float | None = 0.75  # None: no smoothing
     price: float = 0.3
-    damping: float = 0.3
+    damping: float = 0.2
     max_share: float = 0.01
+    tune_rate: float = 0.002
 
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""
         super().__post_init__()
+        given = [name for name in ("target_bits", "target_kl", "grid") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} both say how large the result may be; allowed: one of them")
+        for name in ("ignore", "fallback_level", "do_smooth"):
+            if getattr(self.grid, name, None):
+                raise ValueError(
+                    f"grid.{name}={getattr(self.grid, name)} has no effect, only steps are taken of a grid"
+                )
+        if self.activations not in ACTIVATIONS:
+            raise ValueError(f"activations={self.activations} is not known; allowed: {', '.join(ACTIVATIONS)}")
         if self.fallback_level:
             raise ValueError(
                 f"fallback_level={self.fallback_level} ranks by tails; allowed: 0 (max_share ranks by measured loss)"
@@ -61,19 +89,46 @@ class RDOQ(StaticQuantizer):
         if self.observer == "auto":
             raise ValueError("observer=auto needs tails that this method does not measure; allowed: minmax, histogram")
         for name, low, high in (
-            ("target_bits", 1.5, 7.0), ("smooth_alpha", 0.0, 1.0), ("price", 0.0, 2.0), ("damping", 1e-6, 1.0),
-            ("max_share", 0.0, 1.0),
+            ("target_bits", 1.5, 7.0), ("target_kl", 1e-3, 2.0), ("smooth_alpha", 0.0, 1.0), ("price", 0.0, 2.0),
+            ("damping", 1e-6, 1.0), ("max_share", 0.0, 1.0), ("tune_rate", 0.0, 0.1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}={value} is out of range; allowed: {low} to {high}")
 
+    @property
+    def bits(self) -> float | None:
+        """Coded bits a weight to aim at; 3.5 when nothing else is asked for."""
+        return BITS if self.target_bits is None and self.target_kl is None and self.grid is None else self.target_bits
+
+    @property
+    def quant_type(self) -> str:
+        """The format of `grid`, or W8A8S; with float activations W8A16."""
+        if self.activations == "float":
+            return "W8A16"
+        return "W8A8S" if self.grid is None else self.grid.quant_type
+
+    @property
+    def statistics(self) -> str:
+        """Fisher statistics; for a loss to aim at, prompts to measure it on are held out of them."""
+        return "fisher statistics" if self.target_kl is None else "fisher statistics, prompts held out"
+
+    @property
+    def levels(self) -> int:
+        """Those of `grid`, but never -128."""
+        return INT8_LEVELS if self.grid is None else self.grid.levels
+
     def expected_bits(self, shape: tuple[int, int]) -> float:
         """The target, less a row's step; rows too short for that get the half."""
-        return max(self.target_bits - SCALE_BITS / shape[1], self.target_bits / 2)
+        if self.grid is not None:
+            return self.grid.expected_bits(shape)
+        target = self.bits or BITS
+        return max(target - SCALE_BITS / shape[1], target / 2)
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Without anything known of the inputs: one step for all rows, from the entropy of gaussian weights."""
+        if self.grid is not None:
+            return self.grid.quantize_weight(weight)
         weight = check_finite(weight)
         spread = float(weight.std(correction=0)) or 1.0
         largest = float(weight.abs().max()) or 1.0
@@ -105,20 +160,27 @@ class Importance:
 def importance(hessian: Tensor, rows: Tensor, damping: float) -> Importance:
     """Factor the second moment [k, k], damped by a share of its mean diagonal; rows [n].
 
-    An input that is always zero counts as damped. ValueError when the moment holds NaN or infinity.
+    Each diagonal entry also grows by SHRINKAGE, which brings the correlations nearer to zero. An input that is always
+    zero counts as damped. ValueError when the moment holds NaN or infinity.
     """
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("the second moment of the inputs holds NaN or infinity")
     diagonal = hessian.diagonal()
     order = torch.argsort(diagonal, descending=True, stable=True)
-    moment = hessian[order][:, order].to(torch.float64)
+    backwards = order.flip(0)
+    dtype = torch.float32 if damping >= WELL_DAMPED else torch.float64
+    moment = hessian[backwards][:, backwards].to(dtype)
     mean = float(diagonal.mean()) or 1.0
     share = damping
     while True:
-        damped = moment + share * mean * torch.eye(len(order), dtype=torch.float64, device=moment.device)
-        factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(torch.linalg.cholesky_ex(damped)[0]))
-        if not int(failed) and bool(torch.isfinite(factor).all()):
-            return Importance(factor.t().contiguous().to(torch.float32), order, rows.to(torch.float32).clamp_min(0))
+        damped = moment.clone()
+        damped.diagonal().mul_(1 + SHRINKAGE).add_(share * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            # H = R R^T with R upper, the flipped factor, so R^-1 is the Cholesky factor of the inverse
+            identity = torch.eye(len(order), dtype=dtype, device=moment.device)
+            factor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+            return Importance(factor.to(torch.float32), order, rows.to(torch.float32).clamp_min(0))
         share *= 10
 
 
@@ -144,15 +206,23 @@ def code_lengths(values: Tensor) -> Tensor:
     return (-torch.log2(counts / counts.sum())).to(torch.float32)
 
 
-def feedback(weight: Tensor, steps: Tensor, known: Importance, bits: Tensor, price: float, level: float) -> Tensor:
-    """int8 values [n, k] of a weight [n, k] on steps [n, 1], rounded column by column with feedback.
+def feedback(
+    weight: Tensor,
+    steps: Tensor,
+    known: Importance,
+    bits: Tensor,
+    price: float,
+    level: float = math.inf,
+    limit: int = INT8_LEVELS,
+) -> Tensor:
+    """int8 values [n, k] in [-limit, limit] of a weight [n, k] on steps [n, 1], rounded column by column with feedback.
 
     `bits` [256] are the code lengths; `price` 1 makes a bit cost what it costs at the slope that `level` stands for in
-    `row_steps`, 0 takes the nearest level. Rows are independent; a block of columns is rounded at once and its errors
-    reach the rest as one product. Feedback usually but not always costs less than plain rounding: a row where it does
-    not is rounded plainly.
+    `row_steps` (infinity: the slope that a row's step itself has), 0 takes the nearest level. Rows are independent; a
+    block of columns is rounded at once and its errors reach the rest as one product. Feedback usually but not always
+    costs less than plain rounding: a row where it does not is rounded plainly.
     """
-    plain = round_to_grid(weight, steps)
+    plain = round_to_grid(weight, steps, -limit, limit)
     missed = (weight - plain * steps)[:, known.order].to(torch.float32)
     plain_cost = torch.linalg.solve_triangular(known.factor, missed, upper=True, left=False).square().sum(dim=1)
     cost = torch.zeros_like(plain_cost)
@@ -166,7 +236,7 @@ def feedback(weight: Tensor, steps: Tensor, known: Importance, bits: Tensor, pri
         end = min(start + BLOCK, rest.shape[1])
         own = known.factor[start:end, start:end].contiguous()
         block = rest[:, start:end].contiguous()
-        q, errors = _feedback_block(block, own, steps.reshape(-1), column_price[start:end], row_price, bits)
+        q, errors = _feedback_block(block, own, steps.reshape(-1), column_price[start:end], row_price, bits, limit)
         values[:, start:end] = q
         cost += errors.square().sum(dim=1)
         if end < rest.shape[1]:
@@ -200,21 +270,22 @@ def on_host(tensor: Tensor) -> bool:
 
 
 def _feedback_block(
-    block: Tensor, factor: Tensor, steps: Tensor, price: Tensor, row_price: Tensor, bits: Tensor
+    block: Tensor, factor: Tensor, steps: Tensor, price: Tensor, row_price: Tensor, bits: Tensor, limit: int
 ) -> tuple[Tensor, Tensor]:
     """(int8 values, errors) of a block [n, b] of columns; ops/csrc/feedback.hpp on the CPU."""
     values, errors = torch.empty(block.shape, dtype=torch.int8, device=block.device), torch.empty_like(block)
     if on_host(block):
-        known = [tensor.contiguous().numpy() for tensor in (factor, steps, price, row_price, bits)]
-        threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-        _native.feedback_into(
-            block.numpy(), known[0], known[1], known[2], known[3], known[4], values.numpy(), errors.numpy(), threads
+        own, step, column, row, length = (
+            tensor.contiguous().numpy() for tensor in (factor, steps, price, row_price, bits)
         )
+        threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+        out, missed = values.numpy(), errors.numpy()
+        _native.feedback_into(block.numpy(), own, step, column, row, length, limit, out, missed, threads)
         return values, errors
     for j in range(block.shape[1]):
         x = block[:, j] / steps
-        low = x.floor().clamp(-INT8_LEVELS, INT8_LEVELS)
-        high = (low + 1).clamp_max(INT8_LEVELS)
+        low = x.floor().clamp(-limit, limit)
+        high = (low + 1).clamp_max(limit)
         cost = price[j] * row_price
         low_cost = (x - low).square() + cost * bits[low.long() + 128]
         high_cost = (x - high).square() + cost * bits[high.long() + 128]

@@ -6,7 +6,6 @@ No calibration; saves memory and bandwidth, not arithmetic.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import MinMaxQuantizer
 
@@ -15,4 +14,4 @@ from .base import MinMaxQuantizer
 class W8A16(MinMaxQuantizer):
     """Min-max weights, float activations."""
 
-    quant_type: ClassVar[str] = "W8A16"
+    quant_type = "W8A16"

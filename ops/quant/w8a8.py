@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import MinMaxQuantizer, StaticQuantizer
 
@@ -12,4 +11,4 @@ from .base import MinMaxQuantizer, StaticQuantizer
 class W8A8(MinMaxQuantizer, StaticQuantizer):
     """Min-max weights, static activations."""
 
-    quant_type: ClassVar[str] = "W8A8"
+    quant_type = "W8A8"

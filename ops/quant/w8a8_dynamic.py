@@ -6,7 +6,6 @@ No calibration: what people fall back to when static activations cost too much.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import MinMaxQuantizer
 
@@ -15,4 +14,4 @@ from .base import MinMaxQuantizer
 class W8A8Dynamic(MinMaxQuantizer):
     """Min-max weights, dynamic activations."""
 
-    quant_type: ClassVar[str] = "W8A8_DYNAMIC"
+    quant_type = "W8A8_DYNAMIC"

@@ -9,7 +9,6 @@ Source: msModelSlim's sparse quantization, W8A8S (docs/sparse quantization; form
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ SAMPLE = 16384  # weights that tell roughly where the outliers begin
 class W8A8S(StaticQuantizer):
     """Sparse quantization with a protected `fraction` of outliers, static 8-bit activations."""
 
-    quant_type: ClassVar[str] = "W8A8S"
+    quant_type = "W8A8S"
 
     fraction: float = 0.011
     per_channel: bool = True

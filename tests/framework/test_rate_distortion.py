@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,19 @@ from torch import Tensor
 from ops import bundle, load_bundle
 from ops.compress.compressor import Compressor
 from ops.compress.native import Native
-from ops.framework.pytorch import PyTorch, TorchModel
-from ops.framework.pytorch.fisher import FisherStatistics
+from ops.framework.base import Arrays
+from ops.framework.pytorch import PyTorch, TorchModel, rate_distortion
+from ops.framework.pytorch.factors import Factors
+from ops.framework.pytorch.fisher import FisherStatistics, first_readers, head_gradient, surprise
 from ops.framework.pytorch.folding import find_folds, fold
+from ops.framework.pytorch.loading import byte_tokenizer
 from ops.framework.pytorch.network import TorchNetwork, linear_names
-from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator
-from ops.quant.rdoq import RDOQ
+from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator, next_level
+from ops.quant.base import Quantizer
+from ops.quant.lowbit import Lowbit
+from ops.quant.rdoq import RDOQ, importance
+from ops.quant.w8a8 import W8A8
+from ops.quant.w8a8s import W8A8S
 
 from ..conftest import TEXTS, tiny
 from .chatglm import VOCABULARY
@@ -76,35 +84,83 @@ def test_a_fold_that_changes_the_model_is_refused() -> None:
         fold(network, [(wrong, scale)], run)
 
 
+def measured(model: TorchModel, length: int = 40) -> FisherStatistics:
+    """The statistics of one sample."""
+    module, ids = model.module, torch.arange(3, 3 + length).unsqueeze(0)
+    names = list(linear_names(module))[:-1]
+    with torch.no_grad():
+        first = first_readers(module, names, partial(module, input_ids=ids))
+        statistics = FisherStatistics(module, names, first)
+        statistics.add(
+            lambda: module.base_model(input_ids=ids).last_hidden_state,
+            module.lm_head,
+            torch.Generator().manual_seed(0),
+        )
+    return statistics
+
+
 def test_statistics_are_those_of_autograd() -> None:
     model = tiny(**CHANGES)
-    names = list(linear_names(model.module))[:-1]
-    ids = torch.arange(3, 40).unsqueeze(0)
-    statistics = FisherStatistics(model.module, names)
-    statistics.add(lambda: model.module(input_ids=ids).logits, torch.Generator().manual_seed(0))
+    statistics = measured(model)
     found = statistics.arrays()
     # by hand, for one linear
-    name = "model.layers.1.mlp.up_proj"
+    name, gate = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"
     kept: dict[str, Tensor] = {}
     linear = model.module.get_submodule(name)
     handle = linear.register_forward_hook(lambda _, x, out: kept.update(x=x[0], out=out) or out.retain_grad())
-    logits = model.module(input_ids=ids).logits[0]
+    logits = model.module(input_ids=torch.arange(3, 43).unsqueeze(0)).logits[0]
     handle.remove()
-    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(0))
-    torch.nn.functional.cross_entropy(logits, labels.squeeze(1), reduction="sum").backward()
+    surprise(logits, torch.Generator().manual_seed(0)).backward()
     assert kept["out"].grad is not None
     x, gradient = kept["x"].detach()[0], kept["out"].grad[0]
     length = gradient.square().sum(dim=1)
     torch.testing.assert_close(torch.from_numpy(found[f"{name}.rows"]), length.pow(-0.5) @ gradient.square())
-    gate = model.module.get_submodule("model.layers.1.mlp.gate_proj")
-    assert gate is not None
-    assert names[int(found[f"{name}.first"])] == "model.layers.1.mlp.gate_proj"
+    assert statistics.first[name] == gate
     assert f"{name}.moment" not in found
-    moment = found["model.layers.1.mlp.gate_proj.moment"]
+    moment = found[f"{gate}.moment"]
     assert moment.shape == (64, 64)
     np.testing.assert_allclose(moment, moment.T, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(found["model.layers.1.mlp.gate_proj.reach"], x.abs().amax(dim=0), rtol=1e-6)
+    np.testing.assert_allclose(found[f"{gate}.reach"], x.abs().amax(dim=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        found["states.0"] @ model.module.lm_head.weight.detach().numpy().T, logits.detach(), atol=1e-5
+    )
     assert all(not parameter.grad_fn for parameter in model.module.parameters())
+
+
+def test_labels_are_drawn_from_what_the_model_says() -> None:
+    share = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    expected = float(-(share * share.clamp_min(1e-9).log()).sum())
+    found = float(surprise(share.log().expand(20_000, 4), torch.Generator().manual_seed(0))) / 20_000
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_gradients_of_the_head_do_not_depend_on_the_chunks() -> None:
+    states = torch.randn(1, 10, 8, generator=torch.Generator().manual_seed(0))
+    head = torch.nn.Linear(8, 30)
+
+    def loss(part: Tensor, where: slice) -> Tensor:
+        return torch.logsumexp(head(part), dim=-1) @ torch.arange(10.0)[where]
+
+    torch.testing.assert_close(head_gradient(states, loss, 3), head_gradient(states, loss))
+
+
+def test_moments_that_do_not_fit_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one, many = tiny(), tiny()
+    calibrator(one).quantize()
+    monkeypatch.setattr(rate_distortion, "MOMENTS", 1)
+    monkeypatch.setattr(rate_distortion, "SHARE", 0.0)
+    parts: list[str] = []
+
+    def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
+        parts.append(part)
+        np.savez(tmp_path / f"{part}.npz", **compute())
+        found: Arrays = np.load(tmp_path / f"{part}.npz")
+        return found
+
+    calibrator(many).quantize(remember)
+    assert len(parts) == 2 * 4  # of each layer: inputs of attention, its output, MLP, its output
+    for key, tensor in one.tensors().items():
+        assert torch.equal(tensor, many.tensors()[key]), key
 
 
 def test_the_target_is_met_and_the_bundle_computes_the_same(tmp_path: Path) -> None:
@@ -137,13 +193,120 @@ def test_the_same_seed_gives_the_same_integers() -> None:
         assert torch.equal(tensor, second.tensors()[key]), key
 
 
-def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: dict[str, Any] = {}
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+def test_the_search_for_a_loss_ends(noise: float, floor: float) -> None:
+    generator = np.random.default_rng(0)
+    found = [(0.0, 1.3)]
+    while abs(found[-1][1]) > 0.01:
+        place = next_level(found)
+        loss = (np.exp(2.3 * place) * 0.3 + floor) * np.exp(noise * generator.standard_normal())
+        found.append((place, float(np.log(loss / 0.1))))
+    assert len(found) <= rate_distortion.PASSES
 
-    def remember(compute: Any) -> Any:
-        kept.setdefault("arrays", None)
-        kept["arrays"] = kept["arrays"] or compute()
-        return kept["arrays"]
+
+def test_a_loss_is_met(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(rate_distortion, "KL_TOLERANCE", 0.1)  # so small a model changes by leaps
+    model = tiny(initializer_range=0.1)
+    with caplog.at_level("INFO"):
+        layers = calibrator(model, RDOQ(target_kl=0.05, tune_rate=0.0, max_share=0.1)).run()
+    assert float(caplog.messages[-1].split()[-1]) == pytest.approx(0.05, rel=0.11)
+    assert sum(layer.fallback for layer in layers) == 1
+    with pytest.raises(ValueError, match="target_kl is measured on prompts held out: 2 samples or more, not 1"):
+        PyTorch().calibrator(tiny(), RDOQ(target_kl=0.02), TEXTS[:1], 64)
+
+
+def test_targets_out_of_reach_are_refused() -> None:
+    narrow = tiny(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
+    found = calibrator(narrow, RDOQ(target_bits=1.5))  # a row's step alone takes two bits a weight
+    with pytest.raises(ValueError, match=r"target_bits=1.5 is out of reach: 10 roundings end at \d"):
+        found.quantize()
+    found = calibrator(tiny(), RDOQ(target_kl=2.0, tune_rate=0.0))  # it knows nothing that it could lose
+    with pytest.raises(ValueError, match=r"target_kl=2.0 is out of reach: the nearest loss found is \d"):
+        found.quantize()
+
+
+@pytest.mark.parametrize("grid", [W8A8(), Lowbit(), Lowbit(open_outlier=False), W8A8S(per_channel=False)])
+def test_steps_of_another_method(grid: Quantizer, tmp_path: Path) -> None:
+    """Its steps and its format, on the smoothed model; rounding with feedback loses less than the method itself."""
+    plain, fed = tiny(**CHANGES), tiny(**CHANGES)
+    quantizer = RDOQ(grid=grid, smooth_alpha=None, tune_rate=0.0, price=0.0, max_share=0.0)
+    PyTorch().calibrator(plain, grid, TEXTS, 64).quantize()
+    found = calibrator(fed, quantizer)
+    found.quantize()
+    theirs = {name: plain.module.get_submodule(name).weight for name in plain.quantized()}
+    assert plain.quantized() == fed.quantized()
+    for name, weight in found._weights.items():
+        assert int(weight.values.abs().max()) <= grid.levels
+        expected = grid.quantize_weight(tiny(**CHANGES).module.get_submodule(name).weight)
+        torch.testing.assert_close(weight.scale, expected.scale.expand_as(weight.scale))
+    assert any(not torch.equal(found._weights[name].values, values) for name, values in theirs.items())
+    found.calibrate()
+    tensors = fed.tensors()
+    bundle.write(tmp_path / "a", tensors, {}, quantizer.quant_type, Native(), fed.save_description)
+    assert quantizer.quant_type == grid.quant_type
+
+
+def test_weights_alone() -> None:
+    model = tiny()
+    layers = calibrator(model, RDOQ(target_bits=5.0, activations="float")).run()
+    tensors = model.tensors()
+    assert not any(key.endswith(("input_scale", "deq_scale")) for key in tensors)
+    assert all(f"{layer.name}.weight_scale" in tensors for layer in layers if layer.quantized)
+    assert not any(layer.fallback for layer in layers)
+
+
+def test_tuning_moves_steps_alone_and_lowers_the_loss() -> None:
+    plain, tuned, model = tiny(initializer_range=0.1), tiny(initializer_range=0.1), tiny(initializer_range=0.1)
+    for one, rate in ((plain, 0.0), (tuned, 0.01)):
+        calibrator(one, RDOQ(target_bits=3.5, activations="float", tune_rate=rate)).run()
+    for key, tensor in plain.tensors().items():
+        if not key.endswith("weight_scale"):
+            assert torch.equal(tensor, tuned.tensors()[key]), key
+    ids = np.array([plain.encode(TEXTS[-1])[:64]])
+    expected, *found = (torch.from_numpy(one.log_probs(one.hidden(ids)[0])) for one in (model, plain, tuned))
+    before, after = (float((expected.exp() * (expected - one)).sum()) for one in found)
+    assert after < 0.97 * before
+
+
+def test_the_output_layer_can_be_quantized_too() -> None:
+    model = tiny(tie_word_embeddings=False)
+    layers = calibrator(model, RDOQ(target_bits=5.0, ignore_last_linear=False)).run()
+    assert layers[-1].name == "lm_head"
+    assert layers[-1].quantized
+    assert "lm_head" in model.quantized()
+
+
+def test_fused_projections_and_biases() -> None:
+    model = TorchModel(make_chatglm(), byte_tokenizer(), "chatglm", "0")
+    layers = calibrator(model, RDOQ(target_bits=6.0)).run()
+    quantized = [layer.name.rpartition(".")[2] for layer in layers if layer.quantized]
+    assert quantized == ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"] * 2
+    ids = np.array([model.encode(TEXTS[0])[:64]])
+    assert np.isfinite(model.hidden(ids)).all()
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_factors_come_back_from_files(limit: int) -> None:
+    factors = Factors(limit)
+    known = importance(torch.eye(30) + 0.1, torch.ones(4), 0.1)
+    factors["a"] = known
+    factors.rows |= {"a": ("a", torch.ones(4)), "b": ("a", torch.full((5,), 2.0))}
+    assert "b" in factors
+    assert "c" not in factors
+    found = factors["b"]
+    assert torch.equal(found.factor, known.factor)
+    assert torch.equal(found.order, known.order)
+    assert torch.equal(found.rows, torch.full((5,), 2.0))
+
+
+def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, Arrays] = {}
+
+    def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
+        if part not in kept:
+            kept[part] = compute()
+        return kept[part]
 
     first, second = tiny(), tiny()
     calibrator(first).quantize(remember)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,21 +17,21 @@ from ops.quant.base import Quantizer
 from ops.quant.lowbit import Lowbit
 from ops.quant.w8a8 import W8A8
 from ops.quant.w8a8s import W8A8S, outlier_threshold
+from runner.config import composed
 
 CONF = Path(__file__).parents[2] / "conf" / "quant"
 
 
 def methods() -> list[Quantizer]:
-    """Every method of conf/quant with its yaml's values, and with one step a tensor where it has the choice."""
+    """Every choice of conf/quant with its yaml's values, and with one step a tensor where it has the choice."""
     found = []
     for file in sorted(CONF.glob("*.yaml")):
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        module, _, name = values.pop("_target_").rpartition(".")
-        method = getattr(importlib.import_module(module), name)
+        values = composed([f"quant={file.stem}"]).quant
+        method: Quantizer = instantiate(values)
         if method.quant_type != "FLOAT":
-            found.append(method(**values))
-        if "per_channel" in values:
-            found.append(method(**values | {"per_channel": False}))
+            found.append(method)
+            if "per_channel" in values:
+                found.append(instantiate(values, per_channel=False))
     return found
 
 

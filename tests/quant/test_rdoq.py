@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ops.quant import rdoq
 from ops.quant.base import round_to_grid
+from ops.quant.lowbit import Lowbit
 from ops.quant.rdoq import (
     RDOQ,
+    SHRINKAGE,
     Importance,
     code_lengths,
     feedback,
@@ -22,6 +24,7 @@ from ops.quant.rdoq import (
     smoothing_scale,
     weighted_error,
 )
+from ops.quant.w8a8 import W8A8
 
 FLAT = torch.zeros(256)
 
@@ -41,7 +44,7 @@ def test_feedback_never_costs_more_than_plain_rounding(seed: int, n: int, k: int
     weight, hessian, rows = problem(seed, n, k)
     known = importance(hessian, rows, 0.01)
     steps = guarded(torch.full((n, 1), step), weight)
-    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(k)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(k) + SHRINKAGE * torch.diag(hessian.diagonal())
     values = feedback(weight, steps, known, FLAT, 0.0, 1.0)
     plain = round_to_grid(weight, steps)
     assert int(values.abs().max()) <= 127
@@ -126,5 +129,11 @@ def test_knobs_out_of_range_are_named() -> None:
         RDOQ(target_bits=0.5)
     with pytest.raises(ValueError, match=r"fallback_level=3 ranks by tails; allowed: 0"):
         RDOQ(fallback_level=3)
+    with pytest.raises(ValueError, match=r"target_bits and grid both say how large the result may be; allowed: one"):
+        RDOQ(target_bits=3.5, grid=W8A8())
+    with pytest.raises(ValueError, match=r"grid.do_smooth=True has no effect"):
+        RDOQ(grid=Lowbit(do_smooth=True))
+    with pytest.raises(ValueError, match=r"activations=int4 is not known; allowed: int8, float"):
+        RDOQ(activations="int4")
     with pytest.raises(ValueError, match=r"observer=auto needs tails"):
         RDOQ(observer="auto")

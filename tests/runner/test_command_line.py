@@ -45,7 +45,11 @@ def slimrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["quant.fraction=abc"], "quant.fraction=abc: expected a number"),
         (["+quant.fracton=0.02"], "quant.fracton: no such key; did you mean quant.fraction?"),
         (["quant.fracton=0.02"], "quant.fracton: no such key; did you mean quant.fraction?"),
-        (["quant=nope"], "quant=nope: no such choice; allowed: lowbit, none, rdoq, w8a16, w8a8, w8a8_dynamic, w8a8s"),
+        (
+            ["quant=nope"],
+            "quant=nope: no such choice; "
+            "allowed: lowbit, none, rdoq, rdoq_lowbit, rdoq_w8a16, rdoq_w8a8, w8a16, w8a8, w8a8_dynamic, w8a8s",
+        ),
         (["task=[perplexty]"], "task=perplexty: no such choice; allowed: multiple_choice, perplexity"),
         (["nonsense=1"], "nonsense: no such key"),
         (["+sede=1"], "sede: no such key; did you mean seed?"),
@@ -146,7 +150,7 @@ def hydra_app(folder: Path, *arguments: str) -> str:
 def test_help_lists_groups_choices_and_examples(tmp_path: Path) -> None:
     out = hydra_app(tmp_path, "--help")
     for text in (
-        "quant: lowbit, none, rdoq, w8a16, w8a8, w8a8_dynamic, w8a8s",
+        "quant: lowbit, none, rdoq, rdoq_lowbit, rdoq_w8a16, rdoq_w8a8, w8a16, w8a8, w8a8_dynamic, w8a8s",
         "device: cpu, cpu_disk, cuda",
         "experiment: chatglm2_6b",
         "Exit status",

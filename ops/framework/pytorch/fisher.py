@@ -1,12 +1,13 @@
 """What a weight error costs, measured: second moments of the inputs and squared gradients of the outputs.
 
 One forward and one backward pass a prompt, on labels that the model itself draws (so it is the Fisher information;
-the text's own labels would give the empirical one: Kunstner et al. 2019). No weight's gradient is computed.
+the text's own labels would give the empirical one: Kunstner et al. 2019). No weight's gradient is computed, and logits
+exist for a few tokens at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,32 +17,36 @@ from torch import Tensor, nn
 from ops.framework.base import Arrays
 
 POWER = 0.5  # of the squared gradients: with 1 a few dozen of 8000 tokens make up the sums, and steps go astray
+CHUNK = 256  # tokens whose logits exist at once
 
 
 class FisherStatistics:
-    """Sums over samples; an input that several linears read is kept once, under the first of them."""
+    """Sums over samples for some linears; `first` says of each the first that reads the same input.
 
-    def __init__(self, model: nn.Module, linears: Sequence[str]) -> None:
+    An input is kept once, under the first of its readers.
+    """
+
+    def __init__(self, model: nn.Module, linears: Sequence[str], first: Mapping[str, str]) -> None:
         self.model = model
         self.linears = list(linears)
-        self.first: dict[str, str] = {}  # linear -> the first that reads the same input
+        self.first = dict(first)
         self.moments: dict[str, Tensor] = {}  # first -> float32 [k, k], tokens weighted by squared gradients
         self.weights: dict[str, Tensor] = {}  # first -> float32 [tokens of all samples], their weights
         self.reach: dict[str, Tensor] = {}  # first -> float32 [k], max|x|
         self.rows: dict[str, Tensor] = {}  # linear -> float32 [n], squared gradients
+        self.states: list[Tensor] = []  # of each sample, float32 [T, H]: the last hidden states
         self._inputs: dict[str, Tensor] = {}  # of this sample
         self._sample: dict[str, Tensor] = {}
-        self._read: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors alive, so that no id is used twice
 
-    def add(self, sample: Callable[[], Tensor], generator: torch.Generator) -> None:
-        """One sample: a call that gives logits [1, T, V]."""
+    def add(self, states: Callable[[], Tensor], head: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
+        """One sample: a call that gives the last hidden states [1, T, H], and what makes logits of them."""
         with torch.enable_grad(), self._watching():
-            logits = sample().float().flatten(0, -2)
-            with torch.no_grad():
-                drawn = torch.multinomial(logits.softmax(dim=-1).cpu(), 1, generator=generator)
-                labels = drawn.squeeze(1).to(logits.device)
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            torch.autograd.backward(loss)
+            hidden = states()
+            own = any(self.model.get_submodule(name) is head for name in self.linears)  # it runs once a sample then
+            chunk = hidden.shape[-2] if own else CHUNK
+            gradient = head_gradient(hidden, lambda part, _: surprise(head(part), generator), chunk)
+            torch.autograd.backward(hidden, gradient)
+        self.states.append(hidden.detach().float().flatten(0, -2))
         for name, x in self._inputs.items():
             weights = self._sample.pop(name)
             moment = (x * weights.unsqueeze(1)).t() @ x
@@ -50,21 +55,16 @@ class FisherStatistics:
             reach = x.abs().amax(dim=0)
             self.reach[name] = torch.maximum(self.reach.get(name, reach), reach)
         self._inputs.clear()
-        self._read.clear()
 
     def arrays(self) -> Arrays:
-        """Everything as numpy arrays: `moment`, `weights`, `reach` of inputs, `rows` and `first` of linears."""
-        found: dict[str, Tensor] = {}
-        for name in self.linears:
-            if name in self.rows:
-                first = self.first[name]
-                found[f"{name}.rows"] = self.rows[name]
-                found[f"{name}.first"] = torch.tensor(self.linears.index(first))
-                if first == name:
-                    total = self.weights[name].sum().clamp_min(1e-30)
-                    found[f"{name}.moment"] = self.moments[name] / total
-                    found[f"{name}.weights"] = self.weights[name] / total
-                    found[f"{name}.reach"] = self.reach[name]
+        """As numpy arrays: `moment`, `weights` and `reach` of inputs, `rows` of linears, `states.0`... of samples."""
+        found = {f"states.{index}": states for index, states in enumerate(self.states)}
+        found |= {f"{name}.rows": rows for name, rows in self.rows.items()}
+        for name, weights in self.weights.items():
+            total = weights.sum().clamp_min(1e-30)
+            found[f"{name}.moment"] = self.moments[name].div_(total)
+            found[f"{name}.weights"] = weights / total
+            found[f"{name}.reach"] = self.reach[name]
         return {key: tensor.cpu().numpy() for key, tensor in found.items()}
 
     @contextmanager
@@ -90,16 +90,56 @@ class FisherStatistics:
                 parameter.requires_grad_(True)
 
     def _forward(self, name: str, x: Tensor, out: Tensor) -> None:
-        first = self._read.setdefault(id(x), (name, x))[0]
-        self.first[name] = first
-        if first == name:
+        if self.first[name] == name:
             self._inputs[name] = x.detach().float().flatten(0, -2)
         tensor: Any = out  # torch leaves register_hook untyped
-        tensor.register_hook(lambda gradient: self._backward(name, first, gradient))
+        tensor.register_hook(lambda gradient: self._backward(name, gradient))
 
-    def _backward(self, name: str, first: str, gradient: Tensor) -> None:
+    def _backward(self, name: str, gradient: Tensor) -> None:
+        first = self.first[name]
         squared = gradient.detach().float().flatten(0, -2).square()
         lengths = squared.sum(dim=1).clamp_min(1e-30)
         rows, weights = lengths.pow(POWER - 1) @ squared, lengths.pow(POWER)
-        self.rows[name] = self.rows[name] + rows if name in self.rows else rows
+        self.rows[name] = self.rows[name].add_(rows) if name in self.rows else rows
         self._sample[first] = self._sample[first] + weights if first in self._sample else weights
+
+
+def head_gradient(states: Tensor, loss: Callable[[Tensor, slice], Tensor], chunk: int = CHUNK) -> Tensor:
+    """Gradient of a loss at states [..., T, H]; `loss` is asked for some tokens [t, H] at a time, and told which."""
+    rows = states.detach().flatten(0, -2)
+    found = []
+    for start in range(0, len(rows), chunk):
+        where = slice(start, start + chunk)
+        part = rows[where].requires_grad_()
+        found.append(torch.autograd.grad(loss(part, where), part)[0])
+    return torch.cat(found).reshape(states.shape)
+
+
+def surprise(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """-log p(label), summed over tokens, the label of each drawn from p = softmax(logits [t, V])."""
+    logits = logits.float()
+    with torch.no_grad():
+        cumulated = logits.softmax(dim=-1).cumsum(dim=-1)
+        drawn = torch.rand(len(logits), 1, generator=generator).to(cumulated) * cumulated[:, -1:]
+        labels = torch.searchsorted(cumulated, drawn).clamp_max(logits.shape[1] - 1).squeeze(1)
+    return nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def first_readers(model: nn.Module, linears: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:
+    """Linear -> the first in running order that reads the same tensor; those that `run` does not reach are left out."""
+    found: dict[str, str] = {}
+    seen: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors alive, so that no id is used twice
+
+    def read(name: str, x: Tensor) -> None:
+        found[name] = seen.setdefault(id(x), (name, x))[0]
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: read(name, given[0]))
+        for name in linears
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ops.framework import calibrator
 from ops.framework.calibrator import Sample, Watcher
-from ops.framework.int8_linear import QuantizedLinear
 from ops.framework.smoothing import Observations
 from ops.quant.base import Quantizer
 
@@ -45,10 +44,10 @@ class TorchNetwork:
         with align_module_device(linear):
             yield linear.weight.detach(), None if linear.bias is None else linear.bias.detach().clone()
 
-    def replace(self, name: str, linear: QuantizedLinear) -> None:
+    def replace(self, name: str, linear: nn.Module) -> None:
         """Put a quantized linear in the place of the float one."""
         if hasattr(self.model.get_submodule(name), "_hf_hook"):  # one of several devices: its inputs go there still
-            add_hook_to_module(linear, AlignDevicesHook(execution_device=linear.weight.device))
+            add_hook_to_module(linear, AlignDevicesHook(execution_device=next(linear.buffers()).device))
         parent, _, child = name.rpartition(".")
         setattr(self.model.get_submodule(parent), child, linear)
 

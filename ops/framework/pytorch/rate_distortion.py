@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,11 +16,12 @@ from torch import Tensor, nn
 
 from ops.compress.compressor import Compressor
 from ops.compress.native import Native
-from ops.framework.base import Arrays, Layer, Progress, Remember, call
+from ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
 from ops.framework.calibrator import FLOAT_SAMPLES, Sample, Watcher, weight_error
 from ops.framework.int8_linear import quantized_linear
 from ops.quant.base import ActivationGrid, QuantizedWeight, quantize_activation, round_to_grid
 from ops.quant.rdoq import (
+    BITS,
     RDOQ,
     SCALE_BITS,
     Importance,
@@ -28,19 +32,55 @@ from ops.quant.rdoq import (
     smoothing_scale,
 )
 
-from .fisher import FisherStatistics
+from .factors import Factors
+from .fisher import FisherStatistics, first_readers
 from .folding import Fold, find_folds, fold
+from .language_model import output_layer
 from .network import Calibrator, TorchNetwork
+from .tuning import TunedLinear, tuned_steps
 
 log = logging.getLogger(__name__)
 
 WEIGHTS_ALONE = "W8A16"  # the format of a linear whose input stays float
 TOLERANCE = 0.004  # of the bits that a search may miss
+KL_TOLERANCE = 0.01  # of the loss
+FAR = 0.1  # of the loss: a target missed by more is out of reach
+JITTER = 0.003  # of the level's logarithm: nearer tries say nothing new
 PASSES = 10  # of rounding, at most
+HELD_OUT = 4  # one prompt in so many is held out to measure the loss on, where it is the target
+GLANCE = 32  # tokens to see how the model is wired
+MOMENTS = 2**30  # bytes of moments in memory at once,
+SHARE = 0.5  # or this much of the model as float32, if that is more
+
+
+@dataclass
+class Statistics:
+    """What was measured on the float model, and what folding makes of it."""
+
+    first: dict[str, str]  # linear -> the first that reads the same input
+    parts: Sequence[Arrays]  # of `FisherStatistics`; reading an array may mean reading a file
+    rows: dict[str, Tensor] = field(default_factory=dict)  # linear -> squared gradients of its rows, folded
+    scales: dict[str, Tensor] = field(default_factory=dict)  # first -> what its input is divided by
+
+    def __getitem__(self, key: str) -> Tensor:
+        """The array of this name; KeyError where no sample came by."""
+        for part in self.parts:
+            if key in part:
+                return torch.from_numpy(part[key])
+        raise KeyError(key)
+
+    def moment(self, first: str) -> Tensor:
+        """float32 [k, k] of the folded model's input."""
+        moment = self[f"{first}.moment"]
+        scale = self.scales.get(first)
+        return moment if scale is None else moment / scale / scale.unsqueeze(1)
 
 
 class RateDistortionCalibrator(Calibrator):
-    """Quantizes `model` in place so that its linears take `quantizer.target_bits`, coded, a weight."""
+    """Quantizes `model` in place so that its linears take the bits, or lose what the quantizer allows.
+
+    With a loss to aim at a part of the samples is held out to measure it on.
+    """
 
     quantizer: RDOQ
     network: TorchNetwork
@@ -52,12 +92,23 @@ class RateDistortionCalibrator(Calibrator):
         samples: Sequence[Sample],
         forward: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(model, quantizer, samples, forward)
+        count = 0
+        if quantizer.target_kl is not None:
+            if len(samples) < 2:
+                raise ValueError(f"target_kl is measured on prompts held out: 2 samples or more, not {len(samples)}")
+            count = max(1, len(samples) // HELD_OUT)
+        super().__init__(model, quantizer, samples[: len(samples) - count], forward)
+        self.held_out = samples[len(samples) - count :]
         self.model = model
+        self._floats: dict[str, Tensor] = {}
+        self._biases: dict[str, Tensor | None] = {}
+        self._targets: list[Tensor] = []  # last hidden states of the float model, by sample
+        self._float_head: Any = None
         self._token_weights: dict[str, Tensor] = {}
+        self._calibrated = False
 
     @torch.no_grad()
-    def quantize(self, remember: Remember = call) -> None:
+    def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
         """Replace every selected linear by its integers."""
         shapes = self.network.linears()
         self.layers = {name: Layer(name, shape, quantized=False) for name, shape in shapes.items()}
@@ -65,35 +116,42 @@ class RateDistortionCalibrator(Calibrator):
             raise ValueError("static activations need calibration samples, and there are none")
         ignored = self.quantizer.ignored(list(shapes))
         selected = [name for name in shapes if name not in ignored]
-        folds = find_folds(self.network, [partial(self._run, 0)])
-        if self.quantizer.smooth_alpha is None:
-            folds = []
-        known = remember(partial(self._measure, selected))
-        moments, rows = self._fold(folds, known, selected)
-        costs = self._importances(known, selected, moments, rows)
-        for name, weight in self._search(selected, costs).items():
-            self._replace(name, weight)
+        folds = find_folds(self.network, [self._glance])
+        statistics = self._measure(selected, remember, progress)
+        head = output_layer(self.model)
+        folded = any(self.model.get_submodule(name) is head for name in selected)
+        self._float_head = deepcopy(head) if folded else head
+        self._fold(folds if self.quantizer.smooth_alpha is not None else [], statistics)
+        for name in selected:
+            self._floats[name], self._biases[name] = self.network.affine(name)
         self._token_weights = {  # of each linear, times its mean squared gradient
-            name: torch.from_numpy(known[f"{selected[int(known[f'{name}.first'])]}.weights"]) * rows[name].mean()
-            for name in selected
+            name: statistics[f"{statistics.first[name]}.weights"] * rows.mean()
+            for name, rows in statistics.rows.items()
         }
+        search = Search(self.quantizer, self._floats, self._factors(statistics), progress)
+        if self.quantizer.target_kl is not None:
+            self._meet_loss(search, self.quantizer.target_kl, progress)
+        else:
+            self._install(search.at_bits(self.quantizer.bits) if self.quantizer.bits else search.at(None), progress)
+        self._floats.clear()
 
     @torch.no_grad()
-    def calibrate(self, progress: Progress = lambda done, total: None) -> list[Layer]:
+    def calibrate(self, progress: Progress = silent) -> list[Layer]:
         """Fix every input grid, then leave the inputs float that lose most on theirs."""
-        weights = dict(self._weights)
-        layers = super().calibrate(progress)
-        losses = self._input_losses(weights)
-        for name, loss in losses.items():
-            self.layers[name].input_loss = loss
-        worst = sorted(losses, key=lambda name: -losses[name])[: int(self.quantizer.max_share * len(losses))]
-        for name in worst:
-            linear: Any = self.model.get_submodule(name)
-            self.network.replace(name, quantized_linear(WEIGHTS_ALONE, weights[name], linear.bias, linear.dtype))
-            self.layers[name].fallback = True
-        return layers
+        if not self._calibrated and self.quantizer.quant_type != WEIGHTS_ALONE:
+            weights = dict(self._weights)
+            super().calibrate(progress)
+            for name, loss in self._input_losses(weights).items():
+                self.layers[name].input_loss = loss
+            ranked = sorted(weights, key=lambda name: -self.layers[name].input_loss)
+            for name in ranked[: int(self.quantizer.max_share * len(ranked))]:
+                linear: Any = self.model.get_submodule(name)
+                self.network.replace(name, quantized_linear(WEIGHTS_ALONE, weights[name], linear.bias, linear.dtype))
+                self.layers[name].fallback = True
+        self._calibrated = True
+        return list(self.layers.values())
 
-    def _input_losses(self, weights: Mapping[str, QuantizedWeight]) -> dict[str, float]:
+    def _input_losses(self, weights: dict[str, QuantizedWeight]) -> dict[str, float]:
         """Fisher estimate of what the input grid of each linear costs, over the first samples."""
         losses = dict.fromkeys(weights, 0.0)
         done = 0
@@ -106,118 +164,254 @@ class RateDistortionCalibrator(Calibrator):
             def watch(x: Tensor) -> None:
                 rows = x.float().flatten(0, -2)
                 error = (quantize_activation(rows, grid).float() - grid.offset) * grid.scale - rows
-                moved = (error @ weights[name].values.float().t()) * steps.t()
+                moved = (error @ weights[name].values.float().t()) * steps.reshape(1, -1)
                 tokens = self._token_weights[name][done : done + len(rows)]
                 losses[name] += float(moved.square().sum(dim=1).cpu() @ tokens)
 
             return watch
 
-        with self.network.watching({name: measure(name) for name in weights}):
+        with self.network.watching({name: measure(name) for name in weights if name in self._token_weights}):
             for index, sample in enumerate(self.samples[:FLOAT_SAMPLES]):
                 self._run(index)
-                assert isinstance(sample, dict)
-                done += sample["input_ids"].shape[1]
+                done += _inputs(sample)["input_ids"].shape[1]
         return losses
 
-    def _measure(self, selected: list[str]) -> Arrays:
-        """The Fisher statistics of the float model."""
-        statistics = FisherStatistics(self.model, selected)
-        generator = torch.Generator().manual_seed(0)
-        for sample in self.samples:
-            assert isinstance(sample, dict)
-            statistics.add(partial(self._logits, sample), generator)
-        return statistics.arrays()
+    def _measure(self, selected: list[str], remember: Remember, progress: Progress) -> Statistics:
+        """The Fisher statistics of the float model, in as many passes as their moments need memory."""
+        first = first_readers(self.model, selected, self._glance)
+        shapes = {name: self.layers[name].shape for name in selected}
+        model_bytes = 4 * sum(parameter.numel() for parameter in self.model.parameters())
+        parts: list[list[str]] = [[]]
+        size = 0
+        for name in dict.fromkeys(first.values()):
+            moment = 4 * shapes[name][1] ** 2
+            if parts[-1] and size + moment > max(MOMENTS, SHARE * model_bytes):
+                parts.append([])
+                size = 0
+            parts[-1].append(name)
+            size += moment
 
-    def _logits(self, sample: dict[str, Any]) -> Tensor:
-        logits = self.model(**sample).logits
-        assert isinstance(logits, Tensor)
-        return logits
+        def measure(index: int) -> Arrays:
+            readers = [name for name in first if first[name] in parts[index]]
+            statistics = FisherStatistics(self.model, readers, first)
+            generator = torch.Generator().manual_seed(0)
+            for number, sample in enumerate(self.samples):
+                statistics.add(partial(self._states, sample), output_layer(self.model), generator)
+                progress(index * len(self.samples) + number + 1, len(parts) * len(self.samples))
+            return statistics.arrays()
 
-    def _fold(
-        self, folds: Sequence[Fold], known: Arrays, selected: list[str]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Smooth the inputs of all folds; moments of inputs and squared gradients of rows of the smoothed model."""
-        tensors = {key: torch.from_numpy(array) for key, array in known.items()}
-        moments = {key.removesuffix(".moment"): tensor for key, tensor in tensors.items() if key.endswith(".moment")}
-        rows = {key.removesuffix(".rows"): tensor.clone() for key, tensor in tensors.items() if key.endswith(".rows")}
+        found = [remember(partial(measure, index), f"part {index}") for index in range(len(parts))]
+        self._targets = [torch.from_numpy(found[0][f"states.{number}"]) for number in range(len(self.samples))]
+        return Statistics(first, found)
+
+    def _glance(self) -> Any:
+        """The whole model on the first tokens, for what any tokens show."""
+        sample = _inputs(self.samples[0])
+        return self.model(**{**sample, "input_ids": sample["input_ids"][:, :GLANCE]})
+
+    def _states(self, sample: Sample) -> Tensor:
+        """The last hidden states [1, T, H]."""
+        base: Any = self.model.base_model
+        states = base(**_inputs(sample)).last_hidden_state
+        assert isinstance(states, Tensor)
+        return states
+
+    def _fold(self, folds: Sequence[Fold], statistics: Statistics) -> None:
+        """Smooth the inputs of all folds, in the model and in its statistics."""
+        rows = statistics.rows
+        for name in statistics.first:
+            with suppress(KeyError):
+                rows[name] = statistics[f"{name}.rows"].clone()
         scales: list[tuple[Fold, Tensor]] = []
         for one in folds:
-            readers = [name for name in one.readers if name in rows]
-            if not readers or len(readers) < len(one.readers):
+            if not all(name in rows for name in one.readers):
                 continue
-            first = selected[int(tensors[f"{readers[0]}.first"])]
-            weights = [self.network.affine(name)[0] for name in readers]
+            first = statistics.first[one.readers[0]]
+            weights = [self.network.affine(name)[0] for name in one.readers]
             weight_reach = torch.stack([weight.abs().amax(dim=0).float().cpu() for weight in weights]).amax(dim=0)
-            reach = one.per_producer(tensors[f"{first}.reach"])
+            reach = one.per_producer(statistics[f"{first}.reach"])
             assert self.quantizer.smooth_alpha is not None
             scale = smoothing_scale(reach, one.per_producer(weight_reach), self.quantizer.smooth_alpha)
             scales.append((one, scale))
-            moments[first] = moments[first] / scale / scale.unsqueeze(1)
+            statistics.scales[first] = scale
             if one.producer in rows:  # its outputs are divided, so their gradients grow
                 by_row = torch.ones_like(rows[one.producer])
                 by_row[one.of] = scale.square()
                 rows[one.producer] *= by_row
-        fold(self.network, scales, partial(self._run, 0))
-        return moments, rows
+        fold(self.network, scales, self._glance)
 
-    def _importances(
-        self, known: Arrays, selected: list[str], moments: dict[str, Tensor], rows: dict[str, Tensor]
-    ) -> dict[str, Importance]:
+    def _factors(self, statistics: Statistics) -> Factors:
         """What errors cost, by linear; inputs that are shared are factored once."""
-        found: dict[str, Importance] = {}
-        for name in selected:
-            first, device = selected[int(known[f"{name}.first"])], self.network.affine(name)[0].device
-            own = rows[name].to(device)
-            if first == name:
-                found[name] = importance(moments.pop(first).to(device), own, self.quantizer.damping)
-            else:
-                found[name] = Importance(found[first].factor, found[first].order, own)
-        return found
+        factors = Factors(MOMENTS)
+        for name, rows in statistics.rows.items():
+            first, device = statistics.first[name], self.network.affine(name)[0].device
+            if first == name or first not in factors:
+                factors[first] = importance(statistics.moment(first).to(device), rows, self.quantizer.damping)
+            factors.rows[name] = (first, rows.to(device))
+        return factors
 
-    def _search(self, selected: list[str], costs: dict[str, Importance]) -> dict[str, QuantizedWeight]:
-        """Round everything at the slope whose coded size meets the target."""
-        weights = {name: self.network.affine(name)[0].detach().float() for name in selected}
-        count = sum(weight.numel() for weight in weights.values())
-        overhead = SCALE_BITS * sum(weight.shape[0] for weight in weights.values()) / count
-        level = self._first_level(weights, costs, self.quantizer.target_bits - overhead)
-        lengths: dict[str, Tensor] = {}
+    def _meet_loss(self, search: Search, target: float, progress: Progress) -> None:
+        """Round at the slope where the whole quantized model loses `target` on the samples held out."""
+        reference = [self._log_probs(sample) for sample in self.held_out]
+        found: list[tuple[float, float]] = []  # (log level, log of loss over target)
+        level = search.first_level(BITS)
         for attempt in range(PASSES):
-            compressor = Compressor(Native())
-            found: dict[str, QuantizedWeight] = {}
-            for name, weight in weights.items():
-                steps = row_steps(costs[name].slope, weight, level)
-                bits = lengths.get(name)
-                if bits is None:
-                    bits = code_lengths(round_to_grid(weight, steps))
-                values = feedback(weight, steps, costs[name], bits, self.quantizer.price, level)
-                lengths[name] = code_lengths(values)
-                found[name] = QuantizedWeight(values, steps)
-                compressor.add(name, values.cpu().numpy())
-            size = sum(part.nbytes for parts in compressor.finish().values() for part in parts.values())
-            reached = 8 * size / count + overhead
-            log.info("rounding %d: level %.4g gives %.4f bits a weight", attempt + 1, level, reached)
-            miss = reached - self.quantizer.target_bits
-            if abs(miss) <= TOLERANCE * self.quantizer.target_bits:
-                break
-            level *= 2**miss  # twice the step, a bit less
+            self._calibrated = False
+            self._install(search.at(level), progress)
+            self.calibrate()
+            loss = sum(
+                float((one.exp() * (one - self._log_probs(sample))).sum())
+                for one, sample in zip(reference, self.held_out)
+            ) / sum(map(len, reference))
+            log.info("rounding %d: level %.4g gives a KL of %.4f", attempt + 1, level, loss)
+            miss = math.log(max(loss, 1e-9) / target)
+            if abs(miss) <= KL_TOLERANCE:
+                return
+            found.append((math.log(level), miss))
+            level = math.exp(next_level(found))
+        nearest = min(found, key=lambda point: abs(point[1]))
+        if abs(nearest[1]) > FAR:
+            raise ValueError(
+                f"target_kl={target} is out of reach: the nearest loss found is {target * math.exp(nearest[1]):.4f}; "
+                "allow another one, or keep more inputs float (max_share, activations=float)"
+            )
+        self._calibrated = False
+        self._install(search.at(math.exp(nearest[0])), progress)
+        self.calibrate()
+
+    def _log_probs(self, sample: Sample) -> Tensor:
+        """float32 [T, V]."""
+        return torch.log_softmax(output_layer(self.model)(self._states(sample)).float(), dim=-1).flatten(0, -2)
+
+    def _install(self, weights: dict[str, QuantizedWeight], progress: Progress) -> None:
+        """Quantized linears in the places of the float ones, or of those of another try."""
+        dtypes = {name: self._floats[name].dtype for name in weights}
+        for name, quantized in weights.items():
+            layer = self.layers[name]
+            layer.quantized, layer.fallback = True, False
+            layer.sqnr_db, layer.clipped = weight_error(self._floats[name], quantized)
+        if self.quantizer.tune_rate:
+            weights = self._tuned(weights, progress)
+        for name, quantized in weights.items():
+            linear = quantized_linear(self.quantizer.quant_type, quantized, self._biases[name], dtypes[name])
+            self._weights[name], self._linears[name] = quantized, linear
+            self.network.replace(name, linear)
+
+    def _tuned(self, weights: dict[str, QuantizedWeight], progress: Progress) -> dict[str, QuantizedWeight]:
+        """The weights with steps tuned on the later half of the samples."""
+        linears = {}
+        for name, quantized in weights.items():
+            linears[name] = TunedLinear(quantized, self._biases[name], self._floats[name].dtype)
+            self.network.replace(name, linears[name])
+            if self.quantizer.target_kl is None:
+                del self._floats[name]  # one linear's weights after the other are let go: there are no further tries
+        later = range(len(self.samples) // 2, len(self.samples))
+        factors = tuned_steps(
+            linears,
+            [partial(self._states, self.samples[index]) for index in later],
+            [self._targets[index] for index in later],
+            (output_layer(self.model), self._float_head),
+            self.quantizer.tune_rate,
+            progress,
+        )
+        return {name: QuantizedWeight(one.values, one.scale * factors[name]) for name, one in weights.items()}
+
+
+class Search:
+    """Rounds the weights at a slope; `factors` has what errors in them cost."""
+
+    def __init__(
+        self,
+        quantizer: RDOQ,
+        weights: Mapping[str, Tensor],
+        factors: Factors,
+        progress: Progress,
+    ) -> None:
+        self.quantizer = quantizer
+        self.weights = weights
+        self.factors = factors
+        self.progress = progress
+        self.count = sum(weight.numel() for weight in weights.values())
+        self.overhead = SCALE_BITS * sum(weight.shape[0] for weight in weights.values()) / self.count
+        self._lengths: dict[str, Tensor] = {}  # code lengths of the last rounding
+
+    def at(self, level: float | None) -> dict[str, QuantizedWeight]:
+        """Every weight rounded on steps of this level, None: on those of the quantizer's grid."""
+        found = {}
+        for done, (name, weight) in enumerate(self.weights.items()):
+            found[name] = self._round(name, weight.detach().float(), level)
+            self.progress(done + 1, len(self.weights))
         return found
 
-    def _first_level(self, weights: dict[str, Tensor], costs: dict[str, Importance], target: float) -> float:
-        """The level at which gaussian rows would have the target's entropy."""
-        total = bits = 0.0
-        for name, weight in weights.items():
-            spread = weight.std(dim=1).clamp_min(1e-30)
-            slope = costs[name].slope.clamp_min(1e-30)
-            bits += float((spread * slope.sqrt()).log2().sum()) * weight.shape[1]
-            total += weight.numel()
-        gaussian = 0.5 * math.log2(2 * math.pi * math.e)
-        return float(2 ** (bits / total + gaussian - target))
+    def at_bits(self, target: float) -> dict[str, QuantizedWeight]:
+        """Every weight rounded so that all of them, coded, take `target` bits a weight; ValueError when they cannot."""
+        level = self.first_level(target)
+        for attempt in range(PASSES):
+            found = self.at(level)
+            reached = self.bits(found)
+            log.info("rounding %d: level %.4g gives %.4f bits a weight", attempt + 1, level, reached)
+            if abs(reached - target) <= TOLERANCE * target:
+                return found
+            level *= 2 ** (reached - target)  # twice the step, a bit less
+        raise ValueError(
+            f"target_bits={target} is out of reach: {PASSES} roundings end at {reached:.3f} bits a weight "
+            "(every row keeps its largest weight and stores a step)"
+        )
 
-    def _replace(self, name: str, quantized: QuantizedWeight) -> None:
-        with self.network.linear(name) as (weight, bias):
-            layer = self.layers[name]
-            layer.quantized = True
-            layer.sqnr_db, layer.clipped = weight_error(weight, quantized)
-            linear = quantized_linear(self.quantizer.quant_type, quantized, bias, weight.dtype)
-        self._weights[name], self._linears[name] = quantized, linear
-        self.network.replace(name, linear)
+    def bits(self, weights: dict[str, QuantizedWeight]) -> float:
+        """Coded bits a weight, steps included."""
+        compressor = Compressor(Native())
+        for name, quantized in weights.items():
+            compressor.add(name, quantized.values.cpu().numpy())
+        size = sum(part.nbytes for parts in compressor.finish().values() for part in parts.values())
+        return 8 * size / self.count + self.overhead
+
+    def first_level(self, target: float) -> float:
+        """The level at which gaussian rows would have the target's entropy."""
+        bits = 0.0
+        for name, weight in self.weights.items():
+            if name in self.factors:
+                spread = weight.detach().float().std(dim=1, correction=0).clamp_min(1e-30)
+                slope = self.factors[name].slope.clamp_min(1e-30)
+                bits += float((spread * slope.sqrt()).log2().sum()) * weight.shape[1]
+        gaussian = 0.5 * math.log2(2 * math.pi * math.e)
+        return float(2 ** (bits / self.count + gaussian - (target - self.overhead)))
+
+    def _round(self, name: str, weight: Tensor, level: float | None) -> QuantizedWeight:
+        quantizer = self.quantizer
+        if name not in self.factors:  # no sample came by
+            return quantizer.quantize_weight(weight)
+        known: Importance = self.factors[name]
+        if level is None:
+            steps = quantizer.quantize_weight(weight).scale.expand(weight.shape[0], 1).contiguous()
+            level = math.inf
+        else:
+            steps = row_steps(known.slope, weight, level)
+        bits = self._lengths.get(name)
+        if bits is None:
+            bits = code_lengths(round_to_grid(weight, steps))
+        values = feedback(weight, steps, known, bits, quantizer.price, level, quantizer.levels)
+        self._lengths[name] = code_lengths(values)
+        return QuantizedWeight(values, steps)
+
+
+def _inputs(sample: Sample) -> dict[str, Any]:
+    assert isinstance(sample, dict)
+    return sample
+
+
+def next_level(found: Sequence[tuple[float, float]]) -> float:
+    """Where a line through the points (log level, log of loss over target) crosses zero, the nearest counting most.
+
+    Roundings beside each other differ by chance too: a place that was tried already is left for one beside it.
+    """
+    levels, misses = torch.tensor(found, dtype=torch.float64).unbind(1)
+    weights = (misses.abs() + KL_TOLERANCE).reciprocal().square()
+    weights /= weights.sum()
+    level, miss = float(levels @ weights), float(misses @ weights)
+    spread = float((levels - level).square() @ weights)
+    slope = float(((levels - level) * (misses - miss)) @ weights) / spread if spread > 0 else 2.0
+    place = level - max(-1.5, min(1.5, miss / max(1.0, min(4.0, slope))))  # the loss grows about as the step squared
+    if float((levels - place).abs().min()) < JITTER:
+        place += JITTER * len(found) * (-1) ** len(found)
+    return place

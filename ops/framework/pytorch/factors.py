@@ -1,0 +1,42 @@
+"""Factored second moments of all linears of a model, which may be more than memory holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ops.quant.rdoq import Importance
+
+
+class Factors:
+    """The importance of each linear, factored once an input: up to `limit` bytes in memory, the rest in files."""
+
+    def __init__(self, limit: int) -> None:
+        self.rows: dict[str, tuple[str, Tensor]] = {}  # linear -> the first that reads its input, its rows' importance
+        self._free = limit
+        self._kept: dict[str, Importance] = {}
+        self._files: dict[str, Path] = {}
+        self._folder = TemporaryDirectory(prefix="slimrun-")
+
+    def __setitem__(self, first: str, known: Importance) -> None:
+        self._free -= known.factor.nbytes
+        if self._free >= 0:
+            self._kept[first] = known
+            return
+        self._files[first] = Path(self._folder.name) / f"{len(self._files)}.safetensors"
+        save_file({"factor": known.factor.contiguous(), "order": known.order.contiguous()}, self._files[first])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows or name in self._kept or name in self._files
+
+    def __getitem__(self, name: str) -> Importance:
+        """Of the linear, with its own rows."""
+        first, rows = self.rows[name]
+        if first in self._kept:
+            return replace(self._kept[first], rows=rows)
+        stored = load_file(self._files[first], device=str(rows.device))
+        return Importance(stored["factor"], stored["order"], rows)

@@ -1,0 +1,77 @@
+"""Row steps of a quantized model, tuned so that it predicts what the float model predicts.
+
+The integers stay as they are, so neither size nor format changes. Source: distillation of step sizes alone is the
+last phase of EfficientQAT (Chen et al. 2024), here with Kullback-Leibler divergence as the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ops.framework.base import Progress
+from ops.quant.base import QuantizedWeight
+
+from .fisher import head_gradient
+
+Heads = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # hidden states -> logits: quantized, float
+
+BETAS = (0.9, 0.95)  # few steps are taken: their memory must be short
+
+
+class TunedLinear(nn.Module):
+    """Integers times steps as float weights [n, k], and a factor for each row, e^`change`, that learns."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", (weight.values * weight.scale).to(dtype))
+        self.register_buffer("bias", bias)
+        self.change = nn.Parameter(torch.zeros(weight.values.shape[0], device=weight.values.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., k] -> [..., n]."""
+        out = nn.functional.linear(x, self.weight) * self.change.exp().to(x.dtype)
+        return out if self.bias is None else out + self.bias
+
+
+def tuned_steps(
+    linears: Mapping[str, TunedLinear],
+    samples: Sequence[Callable[[], Tensor]],
+    targets: Sequence[Tensor],
+    heads: Heads,
+    rate: float,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """Factor [n, 1] of the rows of each linear after one step of Adam a sample, at a rate that falls as a cosine.
+
+    A sample gives the last hidden states [1, T, H] of the model that these linears are in, `targets` are those [T, H]
+    of the float model, and `heads` make logits of the ones and of the others.
+    """
+    changes = [linear.change for linear in linears.values()]
+    optimizer = torch.optim.Adam(changes, lr=rate, betas=BETAS)
+    for step, (sample, target) in enumerate(zip(samples, targets, strict=True)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / len(samples)))
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            states = sample()
+            gradient = head_gradient(states, partial(divergence, heads, target))
+            torch.autograd.backward(states, gradient / len(target))
+        optimizer.step()
+        progress(step + 1, len(samples))
+    return {name: linear.change.detach().exp().unsqueeze(1) for name, linear in linears.items()}
+
+
+def divergence(heads: Heads, target: Tensor, states: Tensor, where: slice) -> Tensor:
+    """KL(float || quantized), summed over the tokens `where` [t], whose states [t, H] these are; target [T, H]."""
+    found, expected = (
+        torch.log_softmax(head(one).float(), dim=-1) for head, one in zip(heads, (states, target[where].to(states)))
+    )
+    return nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
