@@ -1,6 +1,6 @@
 """What each method loses at which size: SmolLM2, two domains of text, weights alone and with int8 inputs, in one run.
 
-    python tests/benchmarks/frontier.py [--windows 16] [--picture frontier.png]
+    python tests/benchmarks/frontier.py [--windows 8] [--picture frontier.png]
 
 Bits are coded bits a weight, all overhead counted. KL is to the float model, in nats a token, with a 95 % interval over
 windows. Wikipedia is the domain of the calibration text (other articles), medicine is another. Knobs of quant=rdoq were
@@ -15,9 +15,9 @@ import json
 import logging
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,36 +31,43 @@ from evaluation.task.perplexity import Perplexity
 from evaluation.text import pinned
 from ops.compress.compressor import Compressor
 from ops.compress.native import Native
+from ops.framework.base import call, silent
 from ops.framework.int8_linear import Int8Linear
-from ops.framework.pytorch import TorchModel
-from ops.quant.base import Quantizer
-from ops.quant.lowbit import Lowbit
-from ops.quant.rdoq import RDOQ
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8s import W8A8S
+from ops.framework.pytorch import TorchModel, fisher
 from runner.config import build, composed
 from runner.experiment import Experiment
 
-CO_SPARSE_BITS = 3.515
-CO_SPARSE, RDOQ_THERE = "w8a8s 0.011", "rdoq 3.515"
-METHODS: dict[str, Quantizer] = {
-    RDOQ_THERE: RDOQ(target_bits=CO_SPARSE_BITS),  # first: it chooses the float inputs
-    CO_SPARSE: W8A8S(),
-    "w8a8s 0.1": W8A8S(fraction=0.1),
-    "lowbit 0.011": Lowbit(),
-    "w8a8": W8A8(),
-    "feedback alone 3.515": RDOQ(target_bits=CO_SPARSE_BITS, smooth_alpha=None, price=0.0, max_share=0.0),
-    "rdoq 2.5": RDOQ(target_bits=2.5),
-    "rdoq 2.8": RDOQ(target_bits=2.8),
-    "rdoq 3.515, all inputs int8": RDOQ(target_bits=CO_SPARSE_BITS, max_share=0.0),
-    "rdoq 4.0": RDOQ(target_bits=4.0),
+CO_SPARSE, RDOQ_THERE, GPTQ = "w8a8s 0.011", "rdoq 3.515", "GPTQ, grid of w8a8s"
+SETTINGS = ["task=[perplexity]", "tracking=none"]
+THERE = "quant.target_bits=3.515"  # where w8a8s ends
+METHODS: dict[str, list[str]] = {
+    RDOQ_THERE: ["quant=rdoq", THERE],  # first: it chooses the float inputs
+    CO_SPARSE: ["quant=w8a8s"],
+    "w8a8s 0.1": ["quant=w8a8s", "quant.fraction=0.1"],
+    "lowbit 0.011": ["quant=lowbit"],
+    "w8a8": ["quant=w8a8"],
+    GPTQ: [
+        "quant=rdoq",
+        "+quant@quant.grid=w8a8s",
+        "quant.smooth_alpha=null",
+        "quant.price=0",
+        "quant.damping=0.01",
+        "quant.tune_rate=0",
+        "quant.max_share=0",
+    ],
+    "rdoq 2.5": ["quant=rdoq", "quant.target_bits=2.5"],
+    "rdoq 2.8": ["quant=rdoq", "quant.target_bits=2.8"],
+    "rdoq 3.515, steps not tuned": ["quant=rdoq", THERE, "quant.tune_rate=0"],
+    "rdoq 4.0": ["quant=rdoq", "quant.target_bits=4.0"],
+    "rdoq_lowbit": ["quant=rdoq_lowbit"],
+    "rdoq_w8a8": ["quant=rdoq_w8a8"],
 }
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--picture", type=Path, default=None)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -77,19 +84,21 @@ def main() -> None:
 
 def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
     """A row a method: bits, seconds, and by domain losses with int8 inputs and of the weights alone."""
-    experiment = build(composed(["task=[perplexity]", "tracking=none"]))
-    texts = experiment.calibration.texts()
+    experiment = build(composed(SETTINGS))
     model = load(experiment)
     floats = {name: task.evaluate(model, None, silent) for name, task in domains.items()}
     references = {name: Reference(outputs, model.output_head()) for name, outputs in floats.items()}
     rows: list[dict[str, Any]] = []
     chosen: list[str] = []  # linears whose inputs quant=rdoq leaves float
-    for label, quantizer in METHODS.items():
+    for label, overrides in METHODS.items():
         del model
         gc.collect()
+        experiment = build(composed([*SETTINGS, *overrides]))
+        texts = experiment.calibration.texts()
         model, start = load(experiment), time.perf_counter()
-        calibrator = experiment.framework.calibrator(model, quantizer, texts, experiment.calibration.length)
-        calibrator.quantize(replace(experiment, quant=quantizer)._known_statistics(model, texts))
+        calibrator = experiment.framework.calibrator(model, experiment.quant, texts, experiment.calibration.length)
+        with patch.object(fisher, "POWER", 0.0 if label == GPTQ else fisher.POWER):  # GPTQ weighs all tokens alike
+            calibrator.quantize(call if label == GPTQ else experiment._known_statistics(model, texts))
         layers = calibrator.calibrate(silent)
         chosen = chosen or [layer.name for layer in layers if layer.fallback]
         row: dict[str, Any] = {"method": label, "seconds": time.perf_counter() - start, "bits": bits(model)}
@@ -182,10 +191,6 @@ def show(rows: list[dict[str, Any]], picture: Path | None) -> None:
             axis.set(title=kind, xlabel="coded bits a weight", yscale="log", ylabel="KL to float, nats a token")
         figure.tight_layout()
         figure.savefig(picture, dpi=120)
-
-
-def silent(done: int, total: int) -> None:
-    """No progress shown."""
 
 
 if __name__ == "__main__":

@@ -128,11 +128,14 @@ class RateDistortionCalibrator(Calibrator):
             name: statistics[f"{statistics.first[name]}.weights"] * rows.mean()
             for name, rows in statistics.rows.items()
         }
-        search = Search(self.quantizer, self._floats, self._factors(statistics), progress)
+        factors = self._factors(statistics)
+        del statistics
         if self.quantizer.target_kl is not None:
-            self._meet_loss(search, self.quantizer.target_kl, progress)
+            self._meet_loss(Search(self.quantizer, self._floats, factors, progress), self.quantizer.target_kl, progress)
         else:
-            self._install(search.at_bits(self.quantizer.bits) if self.quantizer.bits else search.at(None), progress)
+            weights = self._rounded(Search(self.quantizer, self._floats, factors, progress))
+            del factors  # memory that tuning needs
+            self._install(weights, progress)
         self._floats.clear()
 
     @torch.no_grad()
@@ -249,6 +252,10 @@ class RateDistortionCalibrator(Calibrator):
                 factors[first] = importance(statistics.moment(first).to(device), rows, self.quantizer.damping)
             factors.rows[name] = (first, rows.to(device))
         return factors
+
+    def _rounded(self, search: Search) -> dict[str, QuantizedWeight]:
+        """At the bits asked for, or on the steps of the grid."""
+        return search.at_bits(self.quantizer.bits) if self.quantizer.bits else search.at(None)
 
     def _meet_loss(self, search: Search, target: float, progress: Progress) -> None:
         """Round at the slope where the whole quantized model loses `target` on the samples held out."""
