@@ -3,16 +3,19 @@
 The output is what W8A8S stores: int8 values, one step a row, static activations. What is chosen better:
 
 - the loss of a weight error E [n, k] is estimated by Fisher information, sum_r g_r E_r H E_r^T, where H [k, k] is the
-  second moment of the inputs, each token weighted by the squared gradient at the output, and g_r the squared gradient
-  of row r (a Kronecker factorization: Martens and Grosse 2015);
+  second moment of the inputs, each token weighted by the gradient at the output, and g_r the squared gradient of row r
+  (a Kronecker factorization: Martens and Grosse 2015);
 - rounding feeds the error of each column forward to those that are still to be rounded, most important columns first
   (GPTQ, Frantar et al. 2022);
 - every row's step has the same slope of loss against bits, so that no bit could be spent better elsewhere (reverse
   water-filling: Cover and Thomas, chapter 10), but the largest weight of a row stays on the grid;
 - of the two nearest levels the one with the smaller error + price * code length is taken (Sullivan and Wiegand 1998).
 
-`ops.framework.rate_distortion` measures H and g, folds smoothing into the model and searches the slope that meets
-`target_bits`.
+`ops.framework.pytorch.rate_distortion` measures H and g, folds smoothing into the model, searches the slope that meets
+the bits or the loss asked for, tunes the steps that were found and leaves the inputs float that lose most.
+
+Every ingredient can be had without the others: `grid` takes the steps of another method, `activations=float` leaves
+activations alone, `smooth_alpha=null`, `price=0`, `tune_rate=0` and `max_share=0` switch the rest off.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ PLAIN_PRICE = math.log(2) / 6  # -dD/dR of a uniform quantizer with entropy codi
 WELL_DAMPED = 0.01  # from this damping on single precision factors a moment
 SCALE_BITS = 32  # of a row's step
 SHRINKAGE = 0.1  # of correlations between inputs: what few tokens say of them is partly chance
-BALANCE = 0.5  # exponent of the importance in the choice of steps; 1 trusts a heavy-tailed estimate too far
+# exponents of the importance in the choice of steps; 1 trusts a heavy-tailed estimate too far
+TENSOR_BALANCE = 0.5
+ROW_BALANCE = 0.7
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,9 @@ class Importance:
 
     @property
     def slope(self) -> Tensor:
-        """float32 [n]: the cost of a squared step by row, averaged over the columns, tempered by BALANCE."""
-        return (self.rows * self.columns.mean()).pow(BALANCE)
+        """float32 [n]: the cost of a squared step by row, averaged over the columns, tempered."""
+        mean = self.rows.mean().clamp_min(1e-30)
+        return (self.rows / mean).pow(ROW_BALANCE) * (mean * self.columns.mean()).pow(TENSOR_BALANCE)
 
 
 def importance(hessian: Tensor, rows: Tensor, damping: float) -> Importance:

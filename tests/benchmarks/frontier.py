@@ -89,7 +89,7 @@ def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
     floats = {name: task.evaluate(model, None, silent) for name, task in domains.items()}
     references = {name: Reference(outputs, model.output_head()) for name, outputs in floats.items()}
     rows: list[dict[str, Any]] = []
-    chosen: list[str] = []  # linears whose inputs quant=rdoq leaves float
+    count = 0  # of the linears whose inputs quant=rdoq leaves float
     for label, overrides in METHODS.items():
         del model
         gc.collect()
@@ -100,12 +100,14 @@ def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
         with patch.object(fisher, "POWER", 0.0 if label == GPTQ else fisher.POWER):  # GPTQ weighs all tokens alike
             calibrator.quantize(call if label == GPTQ else experiment._known_statistics(model, texts))
         layers = calibrator.calibrate(silent)
-        chosen = chosen or [layer.name for layer in layers if layer.fallback]
+        count = count or sum(layer.fallback for layer in layers)
         row: dict[str, Any] = {"method": label, "seconds": time.perf_counter() - start, "bits": bits(model)}
         rows.append(row | losses(model, domains, references, "int8 inputs"))
         if label == CO_SPARSE:
-            float_inputs(model, chosen)
-            fair = {**row, "method": f"{CO_SPARSE}, {len(chosen)} inputs float"}
+            # its own worst, by range: those that quant=rdoq chooses help it less
+            widest = sorted(layers, key=lambda layer: layer.input_low - layer.input_high)[:count]
+            float_inputs(model, [layer.name for layer in widest])
+            fair = {**row, "method": f"{CO_SPARSE}, {count} inputs float"}
             fair |= losses(model, domains, references, "int8 inputs")
         float_inputs(model, model.quantized())
         alone = losses(model, domains, references, "weights alone")

@@ -42,7 +42,7 @@ from .tuning import TunedLinear, tuned_steps
 log = logging.getLogger(__name__)
 
 WEIGHTS_ALONE = "W8A16"  # the format of a linear whose input stays float
-TOLERANCE = 0.004  # of the bits that a search may miss
+TOLERANCE = 0.001  # of the bits that a search may miss
 KL_TOLERANCE = 0.01  # of the loss
 FAR = 0.1  # of the loss: a target missed by more is out of reach
 JITTER = 0.003  # of the level's logarithm: nearer tries say nothing new
@@ -113,7 +113,7 @@ class RateDistortionCalibrator(Calibrator):
         shapes = self.network.linears()
         self.layers = {name: Layer(name, shape, quantized=False) for name, shape in shapes.items()}
         if not self.samples:
-            raise ValueError("static activations need calibration samples, and there are none")
+            raise ValueError("what errors cost is measured on calibration samples, and there are none")
         ignored = self.quantizer.ignored(list(shapes))
         selected = [name for name in shapes if name not in ignored]
         folds = find_folds(self.network, [self._glance])
