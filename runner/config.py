@@ -86,15 +86,19 @@ def build_tracker(config: DictConfig) -> Tracker:
 
 
 def construct(node: Any, key: str) -> Any:
-    """The dataclass that `node._target_` names, built from the other keys of the node."""
+    """The dataclass that `node._target_` names, built from the other keys of the node; so are nodes inside it."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise CompositionError(f"{key}: expected a choice of this group, e.g. {key.split('.')[0]}=NAME")
+    inside = {
+        name: construct(child, f"{key}.{name}")
+        for name, child in ((str(name), child) for name, child in node.items())
+        if isinstance(child, DictConfig) and "_target_" in child
+    }
     try:
         target = get_class(node["_target_"])
         schema = OmegaConf.structured(target)
-        values = _plain(node)
-        del values["_target_"]
-        merged = _plain(OmegaConf.merge(schema, values))
+        values = {name: value for name, value in _plain(node).items() if name not in {"_target_", *inside}}
+        merged = _plain(OmegaConf.merge(schema, values)) | inside
     except ConfigKeyError as error:
         known = [field.name for field in dataclasses.fields(target)]
         raise CompositionError(

@@ -114,6 +114,7 @@ def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
         rows[-1] |= alone
         if label == CO_SPARSE:
             rows.append(fair | alone)
+            print(json.dumps(rows[-2]), flush=True)
         print(json.dumps(rows[-1]), flush=True)
     return rows
 

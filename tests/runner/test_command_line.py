@@ -50,6 +50,10 @@ def slimrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
             "quant=nope: no such choice; "
             "allowed: lowbit, none, rdoq, rdoq_lowbit, rdoq_w8a16, rdoq_w8a8, w8a16, w8a8, w8a8_dynamic, w8a8s",
         ),
+        (["quant=rdoq_lowbit", "quant.grid.fraction=0.5"], "quant.grid.fraction=0.5 is out of range; allowed: 0.01 to"),
+        (["quant=rdoq_w8a8", "quant.grid.fraction=0.5"], "quant.grid.fraction: no such key"),
+        (["quant=rdoq_w8a8", "quant.target_bits=4"], "quant.target_bits and grid both say how large the result may be"),
+        (["quant=rdoq", "quant.grid=5"], "quant.grid=5: expected Quantizer | None"),
         (["task=[perplexty]"], "task=perplexty: no such choice; allowed: multiple_choice, perplexity"),
         (["nonsense=1"], "nonsense: no such key"),
         (["+sede=1"], "sede: no such key; did you mean seed?"),

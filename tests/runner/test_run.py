@@ -105,7 +105,7 @@ def test_a_second_run_reuses_the_baseline_and_gives_the_same_numbers(tmp_path: P
     assert {key: one[key] for key in one.keys() - varying} == {key: two[key] for key in two.keys() - varying}
 
 
-@pytest.mark.parametrize(("quant", "bits"), [("none", 32.0), ("w8a8", 8.0)])
+@pytest.mark.parametrize(("quant", "bits"), [("none", 32.0), ("w8a8", 8.0), ("rdoq_w8a8", 8.0), ("rdoq_lowbit", 8.0)])
 def test_other_methods(tmp_path: Path, quant: str, bits: float) -> None:
     status, _, err = slimrun(tmp_path, *FAST, f"quant={quant}", "compress=none", "tracking=none")
     assert status == 0, err
@@ -127,6 +127,7 @@ def test_a_second_target_reuses_what_was_measured(tmp_path: Path) -> None:
     assert first["size/bits_per_weight"] < second["size/bits_per_weight"]
     assert first["size/fallback_share"] == pytest.approx(1 / 14)
     assert "input_loss" in (tmp_path / "5.0" / "layers.csv").read_text().splitlines()[0]
+    assert "The ten whose inputs lose most by being quantized" in (tmp_path / "5.0" / "report.md").read_text()
 
 
 def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
