@@ -305,18 +305,17 @@ class RateDistortionCalibrator(Calibrator):
             self.network.replace(name, linear)
 
     def _tuned(self, weights: dict[str, QuantizedWeight], progress: Progress) -> dict[str, QuantizedWeight]:
-        """The weights with steps tuned on the later half of the samples."""
+        """The weights with steps tuned on the samples."""
         linears = {}
         for name, quantized in weights.items():
             linears[name] = TunedLinear(quantized, self._biases[name], self._floats[name].dtype)
             self.network.replace(name, linears[name])
             if self.quantizer.target_kl is None:
                 del self._floats[name]  # one linear's weights after the other are let go: there are no further tries
-        later = range(len(self.samples) // 2, len(self.samples))
         factors = tuned_steps(
             linears,
-            [partial(self._states, self.samples[index]) for index in later],
-            [self._targets[index] for index in later],
+            [partial(self._states, sample) for sample in self.samples],
+            self._targets,
             (output_layer(self.model), self._float_head),
             self.quantizer.tune_rate,
             progress,
