@@ -263,10 +263,13 @@ def test_tuning_moves_steps_alone_and_lowers_the_loss() -> None:
     for key, tensor in plain.tensors().items():
         if not key.endswith("weight_scale"):
             assert torch.equal(tensor, tuned.tensors()[key]), key
-    ids = np.array([plain.encode(TEXTS[-1])[:64]])
-    expected, *found = (torch.from_numpy(one.log_probs(one.hidden(ids)[0])) for one in (model, plain, tuned))
+    samples = [np.array([plain.encode(text)[:64]]) for text in TEXTS]
+    expected, *found = (
+        torch.cat([torch.from_numpy(one.log_probs(one.hidden(ids)[0])) for ids in samples])
+        for one in (model, plain, tuned)
+    )
     before, after = (float((expected.exp() * (expected - one)).sum()) for one in found)
-    assert after < 0.97 * before
+    assert after < 0.9 * before
 
 
 def test_the_output_layer_can_be_quantized_too() -> None:
