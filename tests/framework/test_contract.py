@@ -163,8 +163,8 @@ def test_frameworks_agree(quantizer: Quantizer, tmp_path: Path) -> None:
         assert np.linalg.norm(other - outputs[0]) < 0.02 * np.linalg.norm(outputs[0])
 
 
-def test_check_outlines_the_model_without_loading_it(framework: Framework) -> None:
-    outline = framework.check(described(), CPU, Path("unused"))
+def test_check_outlines_the_model_without_loading_it(framework: Framework, tmp_path: Path) -> None:
+    outline = framework.check(described(), CPU, tmp_path)
     model = tiny()
     assert outline.parameters == sum(parameter.numel() for parameter in model.module.parameters())
     assert len(outline.linears) == 15
