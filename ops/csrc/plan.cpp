@@ -29,7 +29,8 @@ constexpr uint64_t kCut = 1 << 16;
 constexpr size_t kFewClasses = 4;
 constexpr uint64_t kLevelRows = 8;
 constexpr double kLevelsWorthwhile = 0.03;
-constexpr uint64_t kColumnsFrom = 1 << 20;  // in smaller arrays classes of columns cost more than they save
+constexpr uint64_t kColumnsFrom = 1 << 16;   // in smaller arrays classes of columns cost more than they save
+constexpr uint64_t kColumnSample = 1 << 17;  // so many values, or the rows below, say what columns are alike
 constexpr uint64_t kColumnRows = 32;
 constexpr double kColumnsWorthwhile = 0.01;  // two look-ups instead of one take a third more time
 
@@ -423,7 +424,7 @@ struct EntrySample {
 
 EntrySample sample_entries(const Coder& coder, const Rows& rows, const RowClasses& classes) {
     EntrySample some;
-    const uint64_t looked_at = std::min<uint64_t>(rows.number(), kColumnRows);
+    const uint64_t looked_at = std::min(rows.number(), std::max(kColumnRows, kColumnSample / rows.columns));
     some.entries.resize(static_cast<size_t>(looked_at * rows.columns));
     for (uint64_t i = 0; i < looked_at; ++i) {
         const uint64_t row = i * rows.number() / looked_at;

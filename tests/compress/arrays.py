@@ -75,7 +75,7 @@ def grids_by_row(rows: int, columns: int) -> Int8Array:
 
 MATRICES = {
     "unequal_rows": unequal_rows(300),
-    "unequal_columns": unequal_columns(1024, 1088),
+    "unequal_columns": unequal_columns(256, 1088),
     "unequal_rows_and_columns": (unequal_columns(1024, 1088) * np.geomspace(1, 4, 1024)[:, None]).astype(np.int8),
     "grids_by_row": grids_by_row(200, 192),
     "large_low_bits": w8(1_100_000),

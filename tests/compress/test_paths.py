@@ -100,6 +100,6 @@ def test_the_headers_say_how_to_decode(array: Int8Array) -> None:
 
 
 def test_the_headers_say_how_to_decode_two_classes_of_columns() -> None:
-    """Only large arrays get them: one tile of such an array."""
+    """Small arrays get none: one tile of such an array."""
     tile = reference.decode(PACKED["unequal_columns"], only=3)
     assert np.array_equal(tile, ARRAYS["unequal_columns"].reshape(-1)[3 * 65536 : 4 * 65536])
