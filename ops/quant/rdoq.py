@@ -12,10 +12,12 @@ The output is what W8A8S stores: int8 values, one step a row, static activations
 - of the two nearest levels the one with the smaller error + price * code length is taken (Sullivan and Wiegand 1998).
 
 `ops.framework.pytorch.rate_distortion` measures H and g, folds smoothing into the model, searches the slope that meets
-the bits or the loss asked for, tunes the steps that were found and leaves the inputs float that lose most.
+the bits or the loss asked for, tunes the steps that were found and leaves the inputs float that lose most. What linears
+lose beside each other is not left to the estimate: a first rounding is measured, and corrects it.
 
 Every ingredient can be had without the others: `grid` takes the steps of another method, `activations=float` leaves
-activations alone, `smooth_alpha=null`, `price=0`, `tune_rate=0` and `max_share=0` switch the rest off.
+activations alone, `smooth_alpha=null`, `price=0`, `measured_prompts=0`, `tune_rate=0` and `max_share=0` switch the rest
+off.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class RDOQ(StaticQuantizer):
     smooth_alpha: float | None = 0.75  # None: no smoothing
     price: float = 0.3
     damping: float = 0.2
+    measured_prompts: int = 8
     max_share: float = 0.01
     tune_rate: float = 0.002
 
@@ -95,7 +98,7 @@ class RDOQ(StaticQuantizer):
             raise ValueError("observer=auto needs tails that this method does not measure; allowed: minmax, histogram")
         for name, low, high in (
             ("target_bits", 1.5, 7.0), ("target_kl", 1e-3, 2.0), ("smooth_alpha", 0.0, 1.0), ("price", 0.0, 2.0),
-            ("damping", 1e-6, 1.0), ("max_share", 0.0, 1.0), ("tune_rate", 0.0, 0.1),
+            ("damping", 1e-6, 1.0), ("measured_prompts", 0, 1024), ("max_share", 0.0, 1.0), ("tune_rate", 0.0, 0.1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -150,6 +153,7 @@ class Importance:
     factor: Tensor  # float32 [k, k], upper triangular: the Cholesky factor of the inverse
     order: Tensor  # int64 [k], most important column first
     rows: Tensor  # float32 [n]
+    correction: float = 1.0  # what errors were measured to cost, over what was estimated, against other linears
 
     @property
     def columns(self) -> Tensor:
@@ -158,9 +162,10 @@ class Importance:
 
     @property
     def slope(self) -> Tensor:
-        """float32 [n]: the cost of a squared step by row, averaged over the columns, tempered."""
+        """float32 [n]: the cost of a squared step by row, averaged over the columns, tempered, corrected."""
         mean = self.rows.mean().clamp_min(1e-30)
-        return (self.rows / mean).pow(ROW_BALANCE) * (mean * self.columns.mean()).pow(TENSOR_BALANCE)
+        of_tensor = (mean * self.columns.mean()).pow(TENSOR_BALANCE) * self.correction
+        return (self.rows / mean).pow(ROW_BALANCE) * of_tensor
 
 
 def importance(hessian: Tensor, rows: Tensor, damping: float) -> Importance:

@@ -17,13 +17,14 @@ from ops.compress.compressor import Compressor
 from ops.compress.native import Native
 from ops.framework.base import Arrays
 from ops.framework.pytorch import PyTorch, TorchModel, rate_distortion
+from ops.framework.pytorch.attribution import AttributedLinear, loss_shares
 from ops.framework.pytorch.factors import Factors
 from ops.framework.pytorch.fisher import FisherStatistics, first_readers, head_gradient, surprise
 from ops.framework.pytorch.folding import find_folds, fold
 from ops.framework.pytorch.loading import byte_tokenizer
 from ops.framework.pytorch.network import TorchNetwork, linear_names
-from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator, next_level
-from ops.quant.base import Quantizer
+from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator, corrections, next_level
+from ops.quant.base import QuantizedWeight, Quantizer, round_to_grid
 from ops.quant.lowbit import Lowbit
 from ops.quant.rdoq import RDOQ, importance
 from ops.quant.w8a8 import W8A8
@@ -270,6 +271,66 @@ def test_tuning_moves_steps_alone_and_lowers_the_loss() -> None:
     )
     before, after = (float((expected.exp() * (expected - one)).sum()) for one in found)
     assert after < 0.9 * before
+
+
+def test_shares_of_the_loss_add_up_to_it() -> None:
+    """They are measured on the rounded model; a linear without errors has none."""
+    exact, rounded = tiny(initializer_range=0.1), tiny(initializer_range=0.1)
+    linears: dict[str, AttributedLinear] = {}
+    for index, name in enumerate(linear_names(exact.module.base_model)):
+        name = f"model.{name}"
+        weight = exact.module.get_submodule(name).weight.detach()
+        steps = torch.full((len(weight), 1), 0.02) if index else torch.ones(len(weight), 1)
+        values = round_to_grid(weight, steps) if index else weight
+        linears[name] = AttributedLinear(QuantizedWeight(values, steps), weight, None)
+        rounded.module.set_submodule(name, linears[name])
+    ids = [torch.tensor([exact.encode(text)[:64]]) for text in TEXTS]
+    states = [partial(lambda one: rounded.module.base_model(input_ids=one).last_hidden_state, one) for one in ids]
+    with torch.no_grad():
+        targets = [exact.module.base_model(input_ids=one).last_hidden_state[0] for one in ids]
+        log_probs = [
+            [torch.log_softmax(exact.module.lm_head(one), dim=-1) for one in (target, call()[0])]
+            for target, call in zip(targets, states)
+        ]
+    loss = sum(float((a.exp() * (a - b)).sum()) / len(a) for a, b in log_probs) / len(ids)
+    heads = exact.module.lm_head, exact.module.lm_head
+    shares = loss_shares(linears, states, targets, heads, lambda done, total: None)
+    first, *others = shares
+    assert shares[first] == 0
+    assert all(shares[name] != 0 for name in others)
+    assert sum(shares.values()) == pytest.approx(loss, rel=0.1)
+
+
+def test_corrections_go_by_the_loss_a_weight() -> None:
+    found = corrections(
+        {"even": 0.1, "twice": 0.2, "good": -1e-4, "bad": 1.0}, {"even": 40, "twice": 40, "good": 40, "bad": 400}
+    )
+    assert found == pytest.approx({"even": 1, "twice": 2, "good": 0.25, "bad": 1}, rel=0.01)
+    assert corrections({"lost nothing": 0.0}, {"lost nothing": 4}) == {}
+
+
+def test_a_first_rounding_corrects_and_leaves_the_model_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linears that are seen to lose more get finer steps, the bits stay."""
+    steps = []
+    for prompts in (0, 2):
+        model = tiny(initializer_range=0.1)
+        ids = np.array([model.encode(TEXTS[0])[:64]])
+        before = model.hidden(ids)
+        found = calibrator(model, RDOQ(target_bits=4.0, tune_rate=0.0, smooth_alpha=None, measured_prompts=prompts))
+        correct, seen = found._correct, []
+
+        def corrected(factors: Factors, progress: Any) -> None:
+            correct(factors, progress)  # noqa: B023
+            seen.append(factors.corrections)  # noqa: B023
+            np.testing.assert_array_equal(model.hidden(ids), before)  # noqa: B023
+
+        monkeypatch.setattr(found, "_correct", corrected)
+        found.quantize()
+        steps.append({name: float(weight.scale.log().mean()) for name, weight in found._weights.items()})
+        assert len(seen) == (prompts > 0)
+    changes = np.array([steps[1][name] - steps[0][name] for name in steps[0]])
+    asked = np.array([seen[0][name] for name in steps[0]])
+    assert np.corrcoef(changes, np.log(asked))[0, 1] < -0.9
 
 
 def test_the_output_layer_can_be_quantized_too() -> None:

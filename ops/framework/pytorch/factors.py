@@ -17,6 +17,7 @@ class Factors:
 
     def __init__(self, limit: int) -> None:
         self.rows: dict[str, tuple[str, Tensor]] = {}  # linear -> the first that reads its input, its rows' importance
+        self.corrections: dict[str, float] = {}  # linear -> of what its errors cost; 1 where not known
         self._free = limit
         self._kept: dict[str, Importance] = {}
         self._files: dict[str, Path] = {}
@@ -36,7 +37,8 @@ class Factors:
     def __getitem__(self, name: str) -> Importance:
         """Of the linear, with its own rows."""
         first, rows = self.rows[name]
+        correction = self.corrections.get(name, 1.0)
         if first in self._kept:
-            return replace(self._kept[first], rows=rows)
+            return replace(self._kept[first], rows=rows, correction=correction)
         stored = load_file(self._files[first], device=str(rows.device))
-        return Importance(stored["factor"], stored["order"], rows)
+        return Importance(stored["factor"], stored["order"], rows, correction)

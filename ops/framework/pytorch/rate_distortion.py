@@ -32,6 +32,7 @@ from ops.quant.rdoq import (
     smoothing_scale,
 )
 
+from .attribution import AttributedLinear, loss_shares
 from .factors import Factors
 from .fisher import FisherStatistics, first_readers
 from .folding import Fold, find_folds, fold
@@ -45,6 +46,7 @@ WEIGHTS_ALONE = "W8A16"  # the format of a linear whose input stays float
 TOLERANCE = 0.001  # of the bits that a search may miss
 KL_TOLERANCE = 0.01  # of the loss
 FAR = 0.1  # of the loss: a target missed by more is out of reach
+CORRECTION = 4.0  # at most, either way, of what a linear's errors are estimated to cost
 JITTER = 0.003  # of the level's logarithm: nearer tries say nothing new
 PASSES = 10  # of rounding, at most
 HELD_OUT = 4  # one prompt in so many is held out to measure the loss on, where it is the target
@@ -130,6 +132,8 @@ class RateDistortionCalibrator(Calibrator):
         }
         factors = self._factors(statistics)
         del statistics
+        if self.quantizer.measured_prompts and self.quantizer.grid is None:
+            self._correct(factors, progress)
         if self.quantizer.target_kl is not None:
             self._meet_loss(Search(self.quantizer, self._floats, factors, progress), self.quantizer.target_kl, progress)
         else:
@@ -252,6 +256,22 @@ class RateDistortionCalibrator(Calibrator):
                 factors[first] = importance(statistics.moment(first).to(device), rows, self.quantizer.damping)
             factors.rows[name] = (first, rows.to(device))
         return factors
+
+    def _correct(self, factors: Factors, progress: Progress) -> None:
+        """Correct what errors are estimated to cost by what a first rounding, at about the target, is seen to lose."""
+        search = Search(self.quantizer, self._floats, factors, progress)
+        rounded = search.at(search.first_level(self.quantizer.bits or BITS))
+        exact: dict[str, nn.Module] = {name: self.model.get_submodule(name) for name in factors.rows}
+        linears = {name: AttributedLinear(rounded[name], self._floats[name], self._biases[name]) for name in exact}
+        for name, linear in linears.items():
+            self.network.replace(name, linear)
+        chosen = range(0, len(self.samples), math.ceil(len(self.samples) / self.quantizer.measured_prompts))
+        samples = [partial(self._states, self.samples[index]) for index in chosen]
+        heads = output_layer(self.model), self._float_head
+        shares = loss_shares(linears, samples, [self._targets[index] for index in chosen], heads, progress)
+        for name, module in exact.items():
+            self.network.replace(name, module)
+        factors.corrections = corrections(shares, {name: self._floats[name].numel() for name in shares})
 
     def _rounded(self, search: Search) -> dict[str, QuantizedWeight]:
         """At the bits asked for, or on the steps of the grid."""
@@ -404,6 +424,18 @@ class Search:
 def _inputs(sample: Sample) -> dict[str, Any]:
     assert isinstance(sample, dict)
     return sample
+
+
+def corrections(losses: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """What to multiply slopes with so that all linears come to lose the same a weight, given what they lose now.
+
+    Where a bit halves the step and quarters the loss, no bit could then be spent better elsewhere. The losses are
+    measured on few prompts, so no correction is larger than CORRECTION; there is none if the model loses nothing.
+    """
+    mean = sum(losses.values()) / max(1, sum(counts.values()))
+    if not mean > 0:
+        return {}
+    return {name: min(CORRECTION, max(1 / CORRECTION, loss / counts[name] / mean)) for name, loss in losses.items()}
 
 
 def next_level(found: Sequence[tuple[float, float]]) -> float:

@@ -1,0 +1,59 @@
+"""What the rounding of each linear costs the model, measured on the rounded model.
+
+The loss is near quadratic in the errors of the weights, so half its derivative along the errors of one linear is that
+linear's share, and the shares add up to the loss (Euler's theorem on homogeneous functions). What errors in different
+linears do together is in it, which an estimate linear by linear, at the float model, cannot know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ops.framework.base import Progress
+from ops.quant.base import QuantizedWeight
+
+from .fisher import head_gradient
+from .tuning import Heads, divergence
+
+
+class AttributedLinear(nn.Module):
+    """Rounded weights [n, k], and the errors they bring to the outputs, times a factor whose gradient is watched."""
+
+    def __init__(self, weight: QuantizedWeight, exact: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = (weight.values * weight.scale).to(exact.dtype)
+        self.exact = exact
+        self.bias = bias
+        self.more = nn.Parameter(torch.zeros((), device=exact.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., k] -> [..., n]."""
+        out = nn.functional.linear(x, self.weight)
+        error = out.detach() - nn.functional.linear(x.detach(), self.exact)
+        out = out + error * self.more.to(x.dtype)
+        return out if self.bias is None else out + self.bias
+
+
+def loss_shares(
+    linears: Mapping[str, AttributedLinear],
+    samples: Sequence[Callable[[], Tensor]],
+    targets: Sequence[Tensor],
+    heads: Heads,
+    progress: Progress,
+) -> dict[str, float]:
+    """KL(float || rounded) in nats a token by linear, the mean over samples; arguments as of `tuning.tuned_steps`.
+
+    A share is below zero where the errors of others make up for those of a linear.
+    """
+    for done, (sample, target) in enumerate(zip(samples, targets, strict=True)):
+        with torch.enable_grad():
+            states = sample()
+            gradient = head_gradient(states, partial(divergence, heads, target))
+            torch.autograd.backward(states, gradient / len(target))  # sums over the samples
+        progress(done + 1, len(samples))
+    slopes = {name: 0.0 if linear.more.grad is None else float(linear.more.grad) for name, linear in linears.items()}
+    return {name: slope / 2 / len(samples) for name, slope in slopes.items()}
