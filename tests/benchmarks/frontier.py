@@ -37,9 +37,10 @@ from ops.framework.pytorch import TorchModel, fisher
 from runner.config import build, composed
 from runner.experiment import Experiment
 
-CO_SPARSE, RDOQ_THERE, GPTQ = "w8a8s 0.011", "rdoq 3.515", "GPTQ, grid of w8a8s"
+CO_SPARSE, RDOQ_THERE, GPTQ = "w8a8s 0.011", "rdoq 3.513", "GPTQ, grid of w8a8s"
 SETTINGS = ["task=[perplexity]", "tracking=none"]
-THERE = "quant.target_bits=3.515"  # where w8a8s ends
+CURVE = ("rdoq 2.5", "rdoq 2.8", RDOQ_THERE, "rdoq 4.0")  # one dial
+THERE = "quant.target_bits=3.513"  # where w8a8s ends
 METHODS: dict[str, list[str]] = {
     RDOQ_THERE: ["quant=rdoq", THERE],  # first: it chooses the float inputs
     CO_SPARSE: ["quant=w8a8s"],
@@ -57,7 +58,7 @@ METHODS: dict[str, list[str]] = {
     ],
     "rdoq 2.5": ["quant=rdoq", "quant.target_bits=2.5"],
     "rdoq 2.8": ["quant=rdoq", "quant.target_bits=2.8"],
-    "rdoq 3.515, steps not tuned": ["quant=rdoq", THERE, "quant.tune_rate=0"],
+    "rdoq 3.513, steps not tuned": ["quant=rdoq", THERE, "quant.tune_rate=0"],
     "rdoq 4.0": ["quant=rdoq", "quant.target_bits=4.0"],
     "rdoq_lowbit": ["quant=rdoq_lowbit"],
     "rdoq_w8a8": ["quant=rdoq_w8a8"],
@@ -89,7 +90,7 @@ def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
     floats = {name: task.evaluate(model, None, silent) for name, task in domains.items()}
     references = {name: Reference(outputs, model.output_head()) for name, outputs in floats.items()}
     rows: list[dict[str, Any]] = []
-    count = 0  # of the linears whose inputs quant=rdoq leaves float
+    chosen: list[str] = []  # linears whose inputs quant=rdoq leaves float
     for label, overrides in METHODS.items():
         del model
         gc.collect()
@@ -100,22 +101,23 @@ def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
         with patch.object(fisher, "POWER", 0.0 if label == GPTQ else fisher.POWER):  # GPTQ weighs all tokens alike
             calibrator.quantize(call if label == GPTQ else experiment._known_statistics(model, texts))
         layers = calibrator.calibrate(silent)
-        count = count or sum(layer.fallback for layer in layers)
+        chosen = chosen or [layer.name for layer in layers if layer.fallback]
         row: dict[str, Any] = {"method": label, "seconds": time.perf_counter() - start, "bits": bits(model)}
         rows.append(row | losses(model, domains, references, "int8 inputs"))
-        if label == CO_SPARSE:
-            # its own worst, by range: those that quant=rdoq chooses help it less
-            widest = sorted(layers, key=lambda layer: layer.input_low - layer.input_high)[:count]
-            float_inputs(model, [layer.name for layer in widest])
-            fair = {**row, "method": f"{CO_SPARSE}, {count} inputs float"}
-            fair |= losses(model, domains, references, "int8 inputs")
+        fair: list[dict[str, Any]] = []
+        if label == CO_SPARSE:  # with as many float inputs: its own worst, and those that are quant=rdoq's worst
+            widest = sorted(layers, key=lambda layer: layer.input_low - layer.input_high)[: len(chosen)]
+            for which, names in (("widest", [layer.name for layer in widest]), ("rdoq's", chosen)):
+                replaced = float_inputs(model, names)
+                some = {**row, "method": f"{CO_SPARSE}, {which} {len(names)} inputs float"}
+                fair.append(some | losses(model, domains, references, "int8 inputs"))
+                put_back(model, replaced)
         float_inputs(model, model.quantized())
         alone = losses(model, domains, references, "weights alone")
         rows[-1] |= alone
-        if label == CO_SPARSE:
-            rows.append(fair | alone)
-            print(json.dumps(rows[-2]), flush=True)
-        print(json.dumps(rows[-1]), flush=True)
+        rows += [one | alone for one in fair]
+        for done in rows[-1 - len(fair) :]:
+            print(json.dumps(done), flush=True)
     return rows
 
 
@@ -149,8 +151,9 @@ def bits(model: TorchModel) -> float:
     return 8 * size / sum(weight.size for weight in weights.values())
 
 
-def float_inputs(model: TorchModel, names: list[str]) -> None:
-    """These quantized linears as float ones with the weights they have."""
+def float_inputs(model: TorchModel, names: list[str]) -> dict[str, nn.Module]:
+    """Make these quantized linears float ones with the weights they have; those that were there."""
+    replaced: dict[str, nn.Module] = {}
     for name in names:
         linear = model.module.get_submodule(name)
         if isinstance(linear, Int8Linear):
@@ -159,8 +162,15 @@ def float_inputs(model: TorchModel, names: list[str]) -> None:
             plain.weight = nn.Parameter(linear.weight * step, requires_grad=False)
             if linear.bias is not None:
                 plain.bias = nn.Parameter(linear.bias.float(), requires_grad=False)
-            parent, _, child = name.rpartition(".")
-            setattr(model.module.get_submodule(parent), child, plain)
+            model.module.set_submodule(name, plain)
+            replaced[name] = linear
+    return replaced
+
+
+def put_back(model: TorchModel, replaced: dict[str, nn.Module]) -> None:
+    """The linears that were there."""
+    for name, linear in replaced.items():
+        model.module.set_submodule(name, linear)
 
 
 def interval(outputs: Outputs) -> float:
@@ -183,17 +193,35 @@ def show(rows: list[dict[str, Any]], picture: Path | None) -> None:
         if row["method"].startswith(CO_SPARSE):
             for kind in kinds:
                 print(f"{kind}: {row['method']} loses {row[kind][0] / ours[kind][0]:.2f} times as much as {RDOQ_THERE}")
+    curve = sorted((row for row in rows if row["method"] in CURVE), key=lambda row: -row["bits"])
+    for row in rows:
+        if "rdoq" not in row["method"]:
+            for kind in kinds:
+                losses, sizes = [one[kind][0] for one in curve], [one["bits"] for one in curve]
+                if losses[0] <= row[kind][0] <= losses[-1]:
+                    needed = float(np.interp(np.log(row[kind][0]), np.log(losses), sizes))
+                    share = needed / row["bits"] - 1
+                    print(
+                        f"{kind}: rdoq loses what {row['method']} loses at {needed:.2f} bits, {share:+.0%} of its bytes"
+                    )
     if picture is not None:
-        figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 4), sharey=True)
-        for axis, kind in zip(axes, kinds):
+        figure, axes = plt.subplots(2, (len(kinds) + 1) // 2, figsize=(13, 9), sharex=True, sharey=True, squeeze=False)
+        for axis, kind in zip(axes.flat, kinds):
+            axis.plot([row["bits"] for row in curve], [row[kind][0] for row in curve], "C1-", alpha=0.5)
             for row in rows:
-                axis.errorbar(
-                    row["bits"], row[kind][0], row[kind][1], fmt="o", color="C1" if "rdoq" in row["method"] else "C0"
+                color = "C1" if "rdoq" in row["method"] else "C0"
+                axis.errorbar(row["bits"], row[kind][0], row[kind][1], fmt="o", color=color, capsize=2)
+                axis.annotate(
+                    row["method"], (row["bits"], row[kind][0]), (5, 3), textcoords="offset points", fontsize=7
                 )
-                axis.annotate(row["method"], (row["bits"], row[kind][0]), fontsize=7)
-            axis.set(title=kind, xlabel="coded bits a weight", yscale="log", ylabel="KL to float, nats a token")
+            axis.set(title=kind, yscale="log")
+            axis.grid(alpha=0.3)
+        for axis in axes[-1]:
+            axis.set_xlabel("coded bits a weight")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("KL to the float model, nats a token")
         figure.tight_layout()
-        figure.savefig(picture, dpi=120)
+        figure.savefig(picture, dpi=110)
 
 
 if __name__ == "__main__":
