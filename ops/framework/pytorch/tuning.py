@@ -70,8 +70,9 @@ def tuned_steps(
 
 
 def divergence(heads: Heads, target: Tensor, states: Tensor, where: slice) -> Tensor:
-    """KL(float || quantized), summed over the tokens `where` [t], whose states [t, H] these are; target [T, H]."""
-    found, expected = (
-        torch.log_softmax(head(one).float(), dim=-1) for head, one in zip(heads, (states, target[where].to(states)))
-    )
-    return nn.functional.kl_div(found, expected, reduction="sum", log_target=True)
+    """Cross entropy of the float and the quantized model's predictions: KL(float || quantized) but for a constant.
+
+    Summed over the tokens `where` [t], whose states [t, H] these are; target [T, H].
+    """
+    found, expected = (head(one).float() for head, one in zip(heads, (states, target[where].to(states))))
+    return nn.functional.cross_entropy(found, expected.softmax(dim=-1), reduction="sum")
