@@ -26,14 +26,15 @@ class AttributedLinear(nn.Module):
     def __init__(self, weight: QuantizedWeight, exact: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = (weight.values * weight.scale).to(exact.dtype)
-        self.error = self.weight - exact
+        self.exact = exact  # shared: the errors as a tensor of their own would take a third copy of the weights
         self.bias = bias
         self.more = nn.Parameter(torch.zeros((), device=exact.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k] -> [..., n]."""
         out = nn.functional.linear(x, self.weight)
-        out = out + nn.functional.linear(x.detach(), self.error) * self.more.to(x.dtype)
+        error = out.detach() - nn.functional.linear(x.detach(), self.exact)
+        out = out + error * self.more.to(x.dtype)
         return out if self.bias is None else out + self.bias
 
 
