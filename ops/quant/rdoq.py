@@ -16,8 +16,8 @@ the bits or the loss asked for, tunes the steps that were found and leaves the i
 lose beside each other is not left to the estimate: a first rounding is measured, and corrects it.
 
 Every ingredient can be had without the others: `grid` takes the steps of another method, `activations=float` leaves
-activations alone, `smooth_alpha=null`, `price=0`, `measured_prompts=0`, `tune_rate=0` and `max_share=0` switch the rest
-off.
+activations alone, `smooth_alpha=null`, `price=0`, `measured_prompts=0`, `tune_rate=0` and `fallback.max_share=0` switch
+the rest off.
 """
 
 from __future__ import annotations
@@ -47,12 +47,25 @@ BITS = 3.5  # coded, a weight, where nothing is asked for
 BLOCK = 128  # columns that are rounded before the rest hears of their errors
 GUARD = 126.5  # steps that the largest weight of a row may take
 PLAIN_PRICE = math.log(2) / 6  # -dD/dR of a uniform quantizer with entropy coding, in squared steps a bit
+GAUSSIAN_NOISE = math.pi * math.e / 6  # squared error of entropy-coded gaussian weights, times variance 4^-bits
 WELL_DAMPED = 0.01  # from this damping on single precision factors a moment
 SCALE_BITS = 32  # of a row's step
 SHRINKAGE = 0.1  # of correlations between inputs: what few tokens say of them is partly chance
 # exponents of the importance in the choice of steps; 1 trusts a heavy-tailed estimate too far
 TENSOR_BALANCE = 0.5
 ROW_BALANCE = 0.7
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Linears whose inputs stay float: those that lose most on a grid, by the Fisher estimate of what is measured."""
+
+    max_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if not 0.0 <= self.max_share <= 1.0:
+            raise ValueError(f"max_share={self.max_share} is out of range; allowed: 0.0 to 1.0")
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ class RDOQ(StaticQuantizer):
     price: float = 0.3
     damping: float = 0.2
     measured_prompts: int = 8
-    max_share: float = 0.01
+    fallback: Fallback = Fallback()
     tune_rate: float = 0.002
 
     def __post_init__(self) -> None:
@@ -92,13 +105,14 @@ class RDOQ(StaticQuantizer):
             raise ValueError(f"activations={self.activations} is not known; allowed: {', '.join(ACTIVATIONS)}")
         if self.fallback_level:
             raise ValueError(
-                f"fallback_level={self.fallback_level} ranks by tails; allowed: 0 (max_share ranks by measured loss)"
+                f"fallback_level={self.fallback_level} ranks by tails; "
+                "allowed: 0 (fallback.max_share ranks by measured loss)"
             )
         if self.observer == "auto":
             raise ValueError("observer=auto needs tails that this method does not measure; allowed: minmax, histogram")
         for name, low, high in (
             ("target_bits", 1.5, 7.0), ("target_kl", 1e-3, 2.0), ("smooth_alpha", 0.0, 1.0), ("price", 0.0, 2.0),
-            ("damping", 1e-6, 1.0), ("measured_prompts", 0, 1024), ("max_share", 0.0, 1.0), ("tune_rate", 0.0, 0.1),
+            ("damping", 1e-6, 1.0), ("measured_prompts", 0, 1024), ("tune_rate", 0.0, 0.1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -275,33 +289,37 @@ def smoothing_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor
     return scale / scale.log().mean().exp()
 
 
-def on_host(tensor: Tensor) -> bool:
-    """Whether the kernel of ops/csrc can work on it."""
-    return tensor.device.type == "cpu"
+def balanced_scale(reach: Tensor, columns: Tensor, sensitivity: Tensor, weight_noise: float) -> Tensor:
+    """[k] to divide the inputs by and multiply the columns with, where rounding and input grid cost least; mean log 0.
+
+    reach is max|x| of each input, columns (as of `Importance`) what a squared error of a column's weights costs,
+    sensitivity what one of an input does, weight_noise the summed squared error of the weights a column at equal bits.
+    Weights alone want columns^(1/4) by the importance tempered as between tensors; inputs that would then reach farther
+    than pays are divided by more.
+    """
+    tempered = columns.clamp_min(1e-30).pow(TENSOR_BALANCE)
+    wanted = tempered.log() / 2
+    limit = reach.clamp_min(1e-6).log()
+    tempered = tempered * (columns.mean() / tempered.mean())
+    costs, scales = [], []
+    for share in torch.linspace(0, 1, 33):
+        excess = (limit - wanted).quantile(float(share))  # from dividing all inputs by their reach to none
+        scale = torch.maximum(wanted, limit - excess)
+        scale = scale - scale.mean()
+        step = 2 * float((limit - scale).max().exp()) / 255
+        inputs = step**2 / 12 * float((sensitivity * (2 * scale).exp()).sum())
+        costs.append(weight_noise * float((tempered * (-2 * scale).exp()).sum()) + inputs)
+        scales.append(scale)
+    return scales[costs.index(min(costs))].exp()
 
 
 def _feedback_block(
     block: Tensor, factor: Tensor, steps: Tensor, price: Tensor, row_price: Tensor, bits: Tensor, limit: int
 ) -> tuple[Tensor, Tensor]:
-    """(int8 values, errors) of a block [n, b] of columns; ops/csrc/feedback.hpp on the CPU."""
-    values, errors = torch.empty(block.shape, dtype=torch.int8, device=block.device), torch.empty_like(block)
-    if on_host(block):
-        own, step, column, row, length = (
-            tensor.contiguous().numpy() for tensor in (factor, steps, price, row_price, bits)
-        )
-        threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-        out, missed = values.numpy(), errors.numpy()
-        _native.feedback_into(block.numpy(), own, step, column, row, length, limit, out, missed, threads)
-        return values, errors
-    for j in range(block.shape[1]):
-        x = block[:, j] / steps
-        low = x.floor().clamp(-limit, limit)
-        high = (low + 1).clamp_max(limit)
-        cost = price[j] * row_price
-        low_cost = (x - low).square() + cost * bits[low.long() + 128]
-        high_cost = (x - high).square() + cost * bits[high.long() + 128]
-        level = torch.where(high_cost < low_cost, high, low)
-        errors[:, j] = (block[:, j] - level * steps) / factor[j, j]
-        block[:, j + 1 :] -= errors[:, j : j + 1] * factor[j, j + 1 :]
-        values[:, j] = level.to(torch.int8)
-    return values, errors
+    """(int8 values, errors) of a block [n, b] of columns: ops/csrc/feedback.hpp, on the CPU wherever the block is."""
+    given = (tensor.cpu().contiguous().numpy() for tensor in (block, factor, steps, price, row_price, bits))
+    rest, own, step, column, row, length = given
+    values, errors = torch.empty(block.shape, dtype=torch.int8), torch.empty(block.shape)
+    threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+    _native.feedback_into(rest, own, step, column, row, length, limit, values.numpy(), errors.numpy(), threads)
+    return values.to(block.device), errors.to(block.device)

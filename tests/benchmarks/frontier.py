@@ -54,7 +54,7 @@ METHODS: dict[str, list[str]] = {
         "quant.price=0",
         "quant.damping=0.01",
         "quant.tune_rate=0",
-        "quant.max_share=0",
+        "quant.fallback.max_share=0",
     ],
     "rdoq 2.5": ["quant=rdoq", "quant.target_bits=2.5"],
     "rdoq 2.8": ["quant=rdoq", "quant.target_bits=2.8"],

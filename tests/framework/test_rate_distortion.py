@@ -16,7 +16,7 @@ from ops import bundle, load_bundle
 from ops.compress.compressor import Compressor
 from ops.compress.native import Native
 from ops.framework.base import Arrays
-from ops.framework.pytorch import PyTorch, TorchModel, rate_distortion
+from ops.framework.pytorch import PyTorch, TorchModel, gradients, rate_distortion
 from ops.framework.pytorch.attribution import AttributedLinear, loss_shares
 from ops.framework.pytorch.factors import Factors
 from ops.framework.pytorch.fisher import FisherStatistics, first_readers, head_gradient, surprise
@@ -26,7 +26,7 @@ from ops.framework.pytorch.network import TorchNetwork, linear_names
 from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator, corrections, next_level
 from ops.quant.base import QuantizedWeight, Quantizer, round_to_grid
 from ops.quant.lowbit import Lowbit
-from ops.quant.rdoq import RDOQ, importance
+from ops.quant.rdoq import RDOQ, Fallback, importance
 from ops.quant.w8a8 import W8A8
 from ops.quant.w8a8s import W8A8S
 
@@ -35,7 +35,7 @@ from .chatglm import VOCABULARY
 from .chatglm import chatglm as make_chatglm
 
 CHANGES: dict[str, Any] = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
-QUANTIZER = RDOQ(target_bits=5.0, max_share=0.1)
+QUANTIZER = RDOQ(target_bits=5.0, fallback=Fallback(0.1))
 
 
 def calibrator(model: TorchModel, quantizer: RDOQ = QUANTIZER) -> RateDistortionCalibrator:
@@ -100,7 +100,8 @@ def measured(model: TorchModel, length: int = 40) -> FisherStatistics:
     return statistics
 
 
-def test_statistics_are_those_of_autograd() -> None:
+def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "fast_bfloat16", lambda device: False)
     model = tiny(**CHANGES)
     statistics = measured(model)
     found = statistics.arrays()
@@ -210,7 +211,7 @@ def test_a_loss_is_met(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
     monkeypatch.setattr(rate_distortion, "KL_TOLERANCE", 0.1)  # so small a model changes by leaps
     model = tiny(initializer_range=0.1)
     with caplog.at_level("INFO"):
-        layers = calibrator(model, RDOQ(target_kl=0.05, tune_rate=0.0, max_share=0.1)).run()
+        layers = calibrator(model, RDOQ(target_kl=0.05, tune_rate=0.0, fallback=Fallback(0.1))).run()
     assert float(caplog.messages[-1].split()[-1]) == pytest.approx(0.05, rel=0.11)
     assert sum(layer.fallback for layer in layers) == 1
     with pytest.raises(ValueError, match="target_kl is measured on prompts held out: 2 samples or more, not 1"):
@@ -231,7 +232,7 @@ def test_targets_out_of_reach_are_refused() -> None:
 def test_steps_of_another_method(grid: Quantizer, tmp_path: Path) -> None:
     """Its steps and its format, on the smoothed model; rounding with feedback loses less than the method itself."""
     plain, fed = tiny(**CHANGES), tiny(**CHANGES)
-    quantizer = RDOQ(grid=grid, smooth_alpha=None, tune_rate=0.0, price=0.0, max_share=0.0)
+    quantizer = RDOQ(grid=grid, smooth_alpha=None, tune_rate=0.0, price=0.0, fallback=Fallback(0.0))
     PyTorch().calibrator(plain, grid, TEXTS, 64).quantize()
     found = calibrator(fed, quantizer)
     found.quantize()

@@ -15,7 +15,9 @@ from ops.quant.lowbit import Lowbit
 from ops.quant.rdoq import (
     RDOQ,
     SHRINKAGE,
+    Fallback,
     Importance,
+    balanced_scale,
     code_lengths,
     feedback,
     guarded,
@@ -69,14 +71,27 @@ def test_uncorrelated_inputs_leave_plain_rounding() -> None:
 
 
 @pytest.mark.parametrize("k", [7, 128, 129, 300])
-def test_kernel_and_torch_round_alike(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_round_as_column_after_column(k: int) -> None:
     weight, hessian, rows = problem(2, 70, k)
-    known, steps = importance(hessian, rows, 0.01), torch.full((70, 1), 0.03)
+    known, steps, price, level = importance(hessian, rows, 0.01), torch.full((70, 1), 0.03), 1.0, 0.1
     bits = code_lengths(round_to_grid(weight, steps))
-    found = feedback(weight, steps, known, bits, 1.0, 0.1)
-    monkeypatch.setattr(rdoq, "on_host", lambda tensor: False)
-    expected = feedback(weight, steps, known, bits, 1.0, 0.1)
-    assert float((found == expected).float().mean()) > 0.999  # sums in another order decide a few ties otherwise
+    found = feedback(weight, steps, known, bits, price, level)
+
+    rest, columns = weight[:, known.order].clone(), known.columns
+    row_price = (level**2 / (known.slope * steps[0] ** 2)).clamp_max(1.0)
+    expected = torch.empty(70, k)
+    for j in range(k):
+        x = rest[:, j] / steps[:, 0]
+        candidates = torch.stack([x.floor(), x.floor() + 1]).clamp(-127, 127)
+        a_bit = price * rdoq.PLAIN_PRICE * columns.mean() / columns[j] * row_price
+        cost = (x - candidates).square() + a_bit * bits[candidates.long() + 128]
+        expected[:, known.order[j]] = level_of = torch.where(cost[1] < cost[0], candidates[1], candidates[0])
+        error = (rest[:, j] - level_of * steps[:, 0]) / known.factor[j, j]
+        rest -= error.unsqueeze(1) * known.factor[j]
+    plain = round_to_grid(weight, steps)
+    rows_fed = (found != plain).any(dim=1)  # where feedback costs more than plain rounding, that is kept
+    assert float(rows_fed.float().mean()) > 0.9
+    assert float((found == expected)[rows_fed].float().mean()) > 0.999  # sums in another order decide a few ties
 
 
 def test_a_price_buys_shorter_codes() -> None:
@@ -124,9 +139,31 @@ def test_smoothing_scale_has_mean_one_and_evens_out() -> None:
     torch.testing.assert_close(reach / scale, torch.full((4,), float((reach / scale)[0])))
 
 
+def test_balanced_scale_weighs_rounding_against_the_input_grid() -> None:
+    generator = torch.Generator().manual_seed(0)
+    columns, reach = torch.rand(50, generator=generator) + 0.1, torch.rand(50, generator=generator) + 0.5
+    reach[7] = 30.0  # what a few tokens make large
+    sensitivity = torch.ones(50)
+
+    def costs(scale: Tensor, noise: float) -> float:
+        tempered = columns.sqrt() * columns.mean() / columns.sqrt().mean()
+        step = 2 * float((reach / scale).max()) / 255
+        return noise * float((tempered / scale**2).sum()) + step**2 / 12 * float((sensitivity * scale**2).sum())
+
+    weights_alone = balanced_scale(reach, columns, sensitivity, 1e9)
+    torch.testing.assert_close(weights_alone.log(), columns.log() / 4 - columns.log().mean() / 4, rtol=1e-4, atol=1e-5)
+    inputs_alone = balanced_scale(reach, columns, sensitivity, 0.0)
+    torch.testing.assert_close(reach / inputs_alone, torch.full((50,), float(reach[0] / inputs_alone[0])))
+    both = balanced_scale(reach, columns, sensitivity, 0.01)
+    assert costs(both, 0.01) < min(costs(weights_alone, 0.01), costs(inputs_alone, 0.01))
+    assert float(both.log().mean()) == pytest.approx(0, abs=1e-6)
+
+
 def test_knobs_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match=r"target_bits=0.5 is out of range; allowed: 1.5 to 7.0"):
         RDOQ(target_bits=0.5)
+    with pytest.raises(ValueError, match=r"max_share=1.5 is out of range; allowed: 0.0 to 1.0"):
+        Fallback(1.5)
     with pytest.raises(ValueError, match=r"fallback_level=3 ranks by tails; allowed: 0"):
         RDOQ(fallback_level=3)
     with pytest.raises(ValueError, match=r"target_bits and grid both say how large the result may be; allowed: one"):

@@ -118,7 +118,7 @@ def test_other_methods(tmp_path: Path, quant: str, bits: float) -> None:
 
 def test_a_second_target_reuses_what_was_measured(tmp_path: Path) -> None:
     for target in (5.0, 6.0):
-        run = [*FAST, "quant=rdoq", f"quant.target_bits={target}", "quant.max_share=0.1", "tracking=none"]
+        run = [*FAST, "quant=rdoq", f"quant.target_bits={target}", "quant.fallback.max_share=0.1", "tracking=none"]
         status, _, err = slimrun(tmp_path, *run, f"hydra.run.dir={target}")
         assert status == 0, err
     index = json.loads((tmp_path / "cache" / "baselines" / "index.json").read_text())

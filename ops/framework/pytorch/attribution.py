@@ -17,23 +17,23 @@ from ops.framework.base import Progress
 from ops.quant.base import QuantizedWeight
 
 from .fisher import head_gradient
+from .gradients import RoundedLinear, multiply
 from .tuning import Heads, divergence
 
 
-class AttributedLinear(nn.Module):
-    """Rounded weights [n, k], and the errors they bring to the outputs, times a factor whose gradient is watched."""
+class AttributedLinear(RoundedLinear):
+    """Rounded weights, and the errors they bring to the outputs, times a factor whose gradient is watched."""
 
     def __init__(self, weight: QuantizedWeight, exact: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.weight = (weight.values * weight.scale).to(exact.dtype)
-        self.exact = exact  # shared: the errors as a tensor of their own would take a third copy of the weights
+        super().__init__(weight)
+        self.exact = exact  # shared with the float linear
         self.bias = bias
         self.more = nn.Parameter(torch.zeros((), device=exact.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k] -> [..., n]."""
-        out = nn.functional.linear(x, self.weight)
-        error = out.detach() - nn.functional.linear(x.detach(), self.exact)
+        out = super().forward(x)
+        error = out.detach() - multiply(x.detach(), self.exact)
         out = out + error * self.more.to(x.dtype)
         return out if self.bias is None else out + self.bias
 
@@ -50,10 +50,9 @@ def loss_shares(
     A share is below zero where the errors of others make up for those of a linear.
     """
     for done, (sample, target) in enumerate(zip(samples, targets, strict=True)):
-        with torch.enable_grad():
-            states = sample()
-            gradient = head_gradient(states, partial(divergence, heads, target))
-            torch.autograd.backward(states, gradient / len(target))  # sums over the samples
+        states = sample()
+        gradient = head_gradient(states, partial(divergence, heads, target))
+        torch.autograd.backward(states, gradient / len(target))  # sums over the samples
         progress(done + 1, len(samples))
     slopes = {name: 0.0 if linear.more.grad is None else float(linear.more.grad) for name, linear in linears.items()}
     return {name: slope / 2 / len(samples) for name, slope in slopes.items()}

@@ -7,8 +7,10 @@ exist for a few tokens at a time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 
 from ops.framework.base import Arrays
 
+from .gradients import gradients, multiply
+
 POWER = 0.5  # of the squared gradients: with 1 a few dozen of 8000 tokens make up the sums, and steps go astray
-CHUNK = 256  # tokens whose logits exist at once
+CHUNK = 128  # tokens whose logits exist at once
 
 
 class FisherStatistics:
@@ -35,25 +39,25 @@ class FisherStatistics:
         self.reach: dict[str, Tensor] = {}  # first -> float32 [k], max|x|
         self.rows: dict[str, Tensor] = {}  # linear -> float32 [n], squared gradients
         self.states: list[Tensor] = []  # of each sample, float32 [T, H]: the last hidden states
-        self._inputs: dict[str, Tensor] = {}  # of this sample
+        self._inputs: dict[str, Tensor] = {}  # of this sample, until all that read them have their gradients
         self._sample: dict[str, Tensor] = {}
+        self._owed: Counter[str] = Counter()  # first -> readers whose gradients are still to come
+        self._forward = False  # the first time through the model, not a block again
 
     def add(self, states: Callable[[], Tensor], head: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
         """One sample: a call that gives the last hidden states [1, T, H], and what makes logits of them."""
-        with torch.enable_grad(), self._watching():
+        self._owed = Counter(self.first[name] for name in self.linears)
+        with gradients(self.model) as again, self._watching(again):
+            self._forward = True
             hidden = states()
+            self._forward = False
             own = any(self.model.get_submodule(name) is head for name in self.linears)  # it runs once a sample then
             chunk = hidden.shape[-2] if own else CHUNK
             gradient = head_gradient(hidden, lambda part, _: surprise(head(part), generator), chunk)
             torch.autograd.backward(hidden, gradient)
         self.states.append(hidden.detach().float().flatten(0, -2))
-        for name, x in self._inputs.items():
-            weights = self._sample.pop(name)
-            moment = (x * weights.unsqueeze(1)).t() @ x
-            self.moments[name] = self.moments[name].add_(moment) if name in self.moments else moment
-            self.weights[name] = torch.cat([self.weights.get(name, weights[:0]), weights])
-            reach = x.abs().amax(dim=0)
-            self.reach[name] = torch.maximum(self.reach.get(name, reach), reach)
+        for name in self._inputs.keys() & self._sample.keys():  # not all of their readers had gradients
+            self._add_input(name)
         self._inputs.clear()
 
     def arrays(self) -> Arrays:
@@ -68,32 +72,34 @@ class FisherStatistics:
         return {key: tensor.cpu().numpy() for key, tensor in found.items()}
 
     @contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _watching(self, again: Sequence[nn.Module]) -> Iterator[None]:
+        """`again` are the blocks that run once more before their gradients: inputs are kept only then."""
         model: Any = self.model
-        wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        handles = [
-            model.get_submodule(name).register_forward_hook(
-                lambda _, given, out, name=name: self._forward(name, given[0], out)
-            )
-            for name in self.linears
-        ]
+        later = {id(module) for block in again for module in block.modules()}
+        handles = []
+        for name in self.linears:
+            linear = model.get_submodule(name)
+            if self.first[name] == name:
+                handles.append(linear.register_forward_pre_hook(partial(self._read, name, id(linear) in later)))
+            handles.append(linear.register_forward_hook(partial(self._gave, name, id(linear) in later)))
         # gradients begin behind the embeddings, whose table needs none
         handles.append(model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_()))
-        for parameter in wanted:
-            parameter.requires_grad_(False)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            for parameter in wanted:
-                parameter.requires_grad_(True)
 
-    def _forward(self, name: str, x: Tensor, out: Tensor) -> None:
-        if self.first[name] == name:
-            self._inputs[name] = x.detach().float().flatten(0, -2)
-        tensor: Any = out  # torch leaves register_hook untyped
-        tensor.register_hook(lambda gradient: self._backward(name, gradient))
+    def _read(self, name: str, later: bool, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if not (later and self._forward):
+            self._inputs[name] = given[0].detach().float().flatten(0, -2)
+            if not self._owed[name]:
+                self._add_input(name)
+
+    def _gave(self, name: str, later: bool, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> None:
+        if self._forward or not later:
+            tensor: Any = out  # torch leaves register_hook untyped
+            tensor.register_hook(partial(self._backward, name))
 
     def _backward(self, name: str, gradient: Tensor) -> None:
         first = self.first[name]
@@ -102,6 +108,19 @@ class FisherStatistics:
         rows, weights = lengths.pow(POWER - 1) @ squared, lengths.pow(POWER)
         self.rows[name] = self.rows[name].add_(rows) if name in self.rows else rows
         self._sample[first] = self._sample[first] + weights if first in self._sample else weights
+        self._owed[first] -= 1
+        if not self._owed[first] and first in self._inputs:
+            self._add_input(first)
+
+    def _add_input(self, name: str) -> None:
+        """Add an input of this sample, its tokens weighted by the gradients of its readers."""
+        x, weights = self._inputs.pop(name), self._sample.pop(name)
+        weighted = (x * weights.sqrt().unsqueeze(1)).t()
+        moment = multiply(weighted, weighted)
+        self.moments[name] = self.moments[name].add_(moment) if name in self.moments else moment
+        self.weights[name] = torch.cat([self.weights.get(name, weights[:0]), weights])
+        reach = x.abs().amax(dim=0)
+        self.reach[name] = torch.maximum(self.reach.get(name, reach), reach)
 
 
 def head_gradient(states: Tensor, loss: Callable[[Tensor, slice], Tensor], chunk: int = CHUNK) -> Tensor:

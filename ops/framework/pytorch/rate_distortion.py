@@ -22,9 +22,11 @@ from ops.framework.int8_linear import quantized_linear
 from ops.quant.base import ActivationGrid, QuantizedWeight, quantize_activation, round_to_grid
 from ops.quant.rdoq import (
     BITS,
+    GAUSSIAN_NOISE,
     RDOQ,
     SCALE_BITS,
     Importance,
+    balanced_scale,
     code_lengths,
     feedback,
     importance,
@@ -36,6 +38,7 @@ from .attribution import AttributedLinear, loss_shares
 from .factors import Factors
 from .fisher import FisherStatistics, first_readers
 from .folding import Fold, find_folds, fold
+from .gradients import gradients
 from .language_model import output_layer
 from .network import Calibrator, TorchNetwork
 from .tuning import TunedLinear, tuned_steps
@@ -53,6 +56,7 @@ HELD_OUT = 4  # one prompt in so many is held out to measure the loss on, where 
 GLANCE = 32  # tokens to see how the model is wired
 MOMENTS = 2**30  # bytes of moments in memory at once,
 SHARE = 0.5  # or this much of the model as float32, if that is more
+FACTORS = 2**28  # bytes of their factors
 
 
 @dataclass
@@ -151,7 +155,7 @@ class RateDistortionCalibrator(Calibrator):
             for name, loss in self._input_losses(weights).items():
                 self.layers[name].input_loss = loss
             ranked = sorted(weights, key=lambda name: -self.layers[name].input_loss)
-            for name in ranked[: int(self.quantizer.max_share * len(ranked))]:
+            for name in ranked[: int(self.quantizer.fallback.max_share * len(ranked))]:
                 linear: Any = self.model.get_submodule(name)
                 self.network.replace(name, quantized_linear(WEIGHTS_ALONE, weights[name], linear.bias, linear.dtype))
                 self.layers[name].fallback = True
@@ -234,11 +238,7 @@ class RateDistortionCalibrator(Calibrator):
             if not all(name in rows for name in one.readers):
                 continue
             first = statistics.first[one.readers[0]]
-            weights = [self.network.affine(name)[0] for name in one.readers]
-            weight_reach = torch.stack([weight.abs().amax(dim=0).float().cpu() for weight in weights]).amax(dim=0)
-            reach = one.per_producer(statistics[f"{first}.reach"])
-            assert self.quantizer.smooth_alpha is not None
-            scale = smoothing_scale(reach, one.per_producer(weight_reach), self.quantizer.smooth_alpha)
+            scale = self._scale(one, statistics)
             scales.append((one, scale))
             statistics.scales[first] = scale
             if one.producer in rows:  # its outputs are divided, so their gradients grow
@@ -247,9 +247,31 @@ class RateDistortionCalibrator(Calibrator):
                 rows[one.producer] *= by_row
         fold(self.network, scales, self._glance)
 
+    def _scale(self, one: Fold, statistics: Statistics) -> Tensor:
+        """What to divide the inputs [k] of a fold by.
+
+        Where a norm takes the scale, all that is known decides; where rows of a linear do, the reach of inputs that
+        few tokens make large.
+        """
+        first = statistics.first[one.readers[0]]
+        weights = [self.network.affine(name)[0].float().cpu() for name in one.readers]
+        reach = one.per_producer(statistics[f"{first}.reach"])
+        if one.producer in statistics.rows:
+            weight_reach = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
+            assert self.quantizer.smooth_alpha is not None
+            return smoothing_scale(reach, one.per_producer(weight_reach), self.quantizer.smooth_alpha)
+        known = importance(statistics.moment(first), statistics.rows[first], self.quantizer.damping)
+        columns = torch.empty_like(known.columns)
+        columns[known.order] = known.columns
+        rows = [statistics.rows[name] for name in one.readers]
+        variance = sum(float(row @ weight.var(dim=1, correction=0)) for row, weight in zip(rows, weights))
+        noise = variance * GAUSSIAN_NOISE * 4.0 ** -(self.quantizer.bits or BITS)
+        sensitivity = torch.stack([row @ weight.square() for row, weight in zip(rows, weights)]).sum(dim=0)
+        return balanced_scale(reach, columns, sensitivity, noise)
+
     def _factors(self, statistics: Statistics) -> Factors:
         """What errors cost, by linear; inputs that are shared are factored once."""
-        factors = Factors(MOMENTS)
+        factors = Factors(FACTORS)
         for name, rows in statistics.rows.items():
             first, device = statistics.first[name], self.network.affine(name)[0].device
             if first == name or first not in factors:
@@ -268,7 +290,8 @@ class RateDistortionCalibrator(Calibrator):
         chosen = range(0, len(self.samples), math.ceil(len(self.samples) / self.quantizer.measured_prompts))
         samples = [partial(self._states, self.samples[index]) for index in chosen]
         heads = output_layer(self.model), self._float_head
-        shares = loss_shares(linears, samples, [self._targets[index] for index in chosen], heads, progress)
+        with gradients(self.model, [linear.more for linear in linears.values()]):
+            shares = loss_shares(linears, samples, [self._targets[index] for index in chosen], heads, progress)
         for name, module in exact.items():
             self.network.replace(name, module)
         factors.corrections = corrections(shares, {name: self._floats[name].numel() for name in shares})
@@ -300,7 +323,7 @@ class RateDistortionCalibrator(Calibrator):
         if abs(nearest[1]) > FAR:
             raise ValueError(
                 f"target_kl={target} is out of reach: the nearest loss found is {target * math.exp(nearest[1]):.4f}; "
-                "allow another one, or keep more inputs float (max_share, activations=float)"
+                "allow another one, or keep more inputs float (fallback.max_share, activations=float)"
             )
         self._calibrated = False
         self._install(search.at(math.exp(nearest[0])), progress)
@@ -328,18 +351,19 @@ class RateDistortionCalibrator(Calibrator):
         """The weights with steps tuned on the samples."""
         linears = {}
         for name, quantized in weights.items():
-            linears[name] = TunedLinear(quantized, self._biases[name], self._floats[name].dtype)
+            linears[name] = TunedLinear(quantized, self._biases[name])
             self.network.replace(name, linears[name])
             if self.quantizer.target_kl is None:
                 del self._floats[name]  # one linear's weights after the other are let go: there are no further tries
-        factors = tuned_steps(
-            linears,
-            [partial(self._states, sample) for sample in self.samples],
-            self._targets,
-            (output_layer(self.model), self._float_head),
-            self.quantizer.tune_rate,
-            progress,
-        )
+        with gradients(self.model, [linear.change for linear in linears.values()]):
+            factors = tuned_steps(
+                linears,
+                [partial(self._states, sample) for sample in self.samples],
+                self._targets,
+                (output_layer(self.model), self._float_head),
+                self.quantizer.tune_rate,
+                progress,
+            )
         return {name: QuantizedWeight(one.values, one.scale * factors[name]) for name, one in weights.items()}
 
 

@@ -17,27 +17,26 @@ from ops.framework.base import Progress
 from ops.quant.base import QuantizedWeight
 
 from .fisher import head_gradient
+from .gradients import RoundedLinear, multiply
 
 Heads = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # hidden states -> logits: quantized, float
 
 BETAS = (0.9, 0.95)  # few steps are taken: their memory must be short
 
 
-class TunedLinear(nn.Module):
-    """Integers times steps as float weights [n, k], and a factor for each row, e^`change`, that learns."""
+class TunedLinear(RoundedLinear):
+    """Rounded weights, and a factor for each row, e^`change`, that learns."""
 
-    weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.register_buffer("weight", (weight.values * weight.scale).to(dtype))
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__(weight)
         self.register_buffer("bias", bias)
         self.change = nn.Parameter(torch.zeros(weight.values.shape[0], device=weight.values.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k] -> [..., n]."""
-        out = nn.functional.linear(x, self.weight) * self.change.exp().to(x.dtype)
+        out = multiply(x, self.values) * (self.scale * self.change.exp()).to(x.dtype)
         return out if self.bias is None else out + self.bias
 
 
@@ -52,7 +51,8 @@ def tuned_steps(
     """Factor [n, 1] of the rows of each linear after one step of Adam a sample, at a rate that falls as a cosine.
 
     A sample gives the last hidden states [1, T, H] of the model that these linears are in, `targets` are those [T, H]
-    of the float model, and `heads` make logits of the ones and of the others.
+    of the float model, and `heads` make logits of the ones and of the others. To be called within `gradients` of that
+    model, for the factors.
     """
     changes = [linear.change for linear in linears.values()]
     optimizer = torch.optim.Adam(changes, lr=rate, betas=BETAS)
@@ -60,10 +60,9 @@ def tuned_steps(
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / len(samples)))
         optimizer.zero_grad()
-        with torch.enable_grad():
-            states = sample()
-            gradient = head_gradient(states, partial(divergence, heads, target))
-            torch.autograd.backward(states, gradient / len(target))
+        states = sample()
+        gradient = head_gradient(states, partial(divergence, heads, target))
+        torch.autograd.backward(states, gradient / len(target))
         optimizer.step()
         progress(step + 1, len(samples))
     return {name: linear.change.detach().exp().unsqueeze(1) for name, linear in linears.items()}

@@ -1,0 +1,96 @@
+"""Gradients of a whole model in little memory and time.
+
+Each block of the model keeps its inputs alone and runs once more when its gradients are due (Chen et al. 2016), no
+parameter's gradient is computed that nobody asks for, and linears multiply in bfloat16 where that is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ops.quant.base import QuantizedWeight
+
+
+@contextmanager
+def gradients(model: nn.Module, of: Collection[nn.Parameter] = ()) -> Iterator[Sequence[nn.Module]]:
+    """Meanwhile graphs are recorded, and of the model's parameters only those of `of` get gradients; gives the blocks.
+
+    A block is what no device map splits (`_no_split_modules` of transformers); hooks on what is in it fire again when
+    it runs once more. A model that names no blocks keeps everything until its gradients are due.
+    """
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
+    within = {id(module) for block in blocks for module in block.modules()}
+    forwards: dict[nn.Module, Callable[..., Any]] = {
+        block: partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False) for block in blocks
+    }
+    for module in model.modules():
+        # weights that are somewhere else come where their linear runs by a hook, which a forward of ours would pass by
+        if type(module) is nn.Linear and not module.weight.is_meta and not hasattr(module, "_hf_hook"):
+            weight = module.weight if id(module) in within else for_products(module.weight)  # the head runs often
+            forwards[module] = partial(_forward, module, weight)
+    own = {module: vars(module)["forward"] for module in forwards if "forward" in vars(module)}  # accelerate's
+    chosen = {id(parameter) for parameter in of}
+    frozen = [one for one in model.parameters() if one.requires_grad and id(one) not in chosen]
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield blocks
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for module in forwards:
+            del vars(module)["forward"]
+        for module, forward in own.items():
+            vars(module)["forward"] = forward
+
+
+class RoundedLinear(nn.Module):
+    """A linear whose weights are integers [n, k] times steps [n, 1]; as floats they exist only while it runs."""
+
+    values: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        super().__init__()
+        self.register_buffer("values", weight.values)
+        self.register_buffer("scale", weight.scale.float().reshape(1, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., k] -> [..., n]; the integers are exact in bfloat16."""
+        return multiply(x, self.values) * self.scale.to(x.dtype)
+
+
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., k] times weight [n, k] transposed, in the dtype of x; of bfloat16 values where that is faster."""
+    if x.dtype == torch.float32:
+        return nn.functional.linear(for_products(x), for_products(weight)).float()
+    return nn.functional.linear(x, weight.to(x.dtype))
+
+
+def for_products(tensor: Tensor) -> Tensor:
+    """Floats or integers in the dtype in which float32 ones are multiplied."""
+    return tensor.to(torch.bfloat16 if fast_bfloat16(tensor.device.type) else torch.float32)
+
+
+@cache
+def fast_bfloat16(device: str) -> bool:
+    """Whether products of bfloat16 are faster than those of float32 there."""
+    if device == "cpu":  # no public call says so
+        return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return device != "cuda" or torch.cuda.is_bf16_supported()
+
+
+def _forward(linear: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
+    out = multiply(x, weight)
+    return out if linear.bias is None else out + linear.bias
