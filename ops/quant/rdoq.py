@@ -7,6 +7,8 @@ The output is what W8A8S stores: int8 values, one step a row, static activations
   (a Kronecker factorization: Martens and Grosse 2015);
 - rounding feeds the error of each column forward to those that are still to be rounded, most important columns first
   (GPTQ, Frantar et al. 2022);
+- inputs are scaled, and columns the other way, so that rounding and the input grid cost least where a norm takes the
+  scale, and by their reach (SmoothQuant, Xiao et al. 2023) where the rows of another linear do;
 - every row's step has the same slope of loss against bits, so that no bit could be spent better elsewhere (reverse
   water-filling: Cover and Thomas, chapter 10), but the largest weight of a row stays on the grid;
 - of the two nearest levels the one with the smaller error + price * code length is taken (Sullivan and Wiegand 1998).

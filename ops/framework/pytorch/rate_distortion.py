@@ -263,10 +263,12 @@ class RateDistortionCalibrator(Calibrator):
         known = importance(statistics.moment(first), statistics.rows[first], self.quantizer.damping)
         columns = torch.empty_like(known.columns)
         columns[known.order] = known.columns
-        rows = [statistics.rows[name] for name in one.readers]
-        variance = sum(float(row @ weight.var(dim=1, correction=0)) for row, weight in zip(rows, weights))
-        noise = variance * GAUSSIAN_NOISE * 4.0 ** -(self.quantizer.bits or BITS)
-        sensitivity = torch.stack([row @ weight.square() for row, weight in zip(rows, weights)]).sum(dim=0)
+        noise, sensitivity = 0.0, torch.zeros_like(reach)
+        for name, weight in zip(one.readers, weights):
+            rows, bits = statistics.rows[name], self.quantizer.expected_bits((weight.shape[0], weight.shape[1]))
+            noise += float(rows @ weight.var(dim=1, correction=0)) * GAUSSIAN_NOISE * 4.0**-bits
+            if self.quantizer.activations != "float":
+                sensitivity += rows @ weight.square()
         return balanced_scale(reach, columns, sensitivity, noise)
 
     def _factors(self, statistics: Statistics) -> Factors:
