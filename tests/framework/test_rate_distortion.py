@@ -17,13 +17,14 @@ from ops.compress.compressor import Compressor
 from ops.compress.native import Native
 from ops.framework.base import Arrays
 from ops.framework.pytorch import PyTorch, TorchModel, gradients, rate_distortion
-from ops.framework.pytorch.attribution import AttributedLinear, loss_shares
+from ops.framework.pytorch.attribution import AttributedLinear, corrections, loss_shares
 from ops.framework.pytorch.factors import Factors
 from ops.framework.pytorch.fisher import FisherStatistics, first_readers, head_gradient, surprise
 from ops.framework.pytorch.folding import find_folds, fold
 from ops.framework.pytorch.loading import byte_tokenizer
 from ops.framework.pytorch.network import TorchNetwork, linear_names
-from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator, corrections, next_level
+from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator
+from ops.framework.pytorch.search import PASSES, next_level
 from ops.quant.base import QuantizedWeight, Quantizer, round_to_grid
 from ops.quant.lowbit import Lowbit
 from ops.quant.rdoq import RDOQ, Fallback, importance
@@ -204,7 +205,7 @@ def test_the_search_for_a_loss_ends(noise: float, floor: float) -> None:
         place = next_level(found)
         loss = (np.exp(2.3 * place) * 0.3 + floor) * np.exp(noise * generator.standard_normal())
         found.append((place, float(np.log(loss / 0.1))))
-    assert len(found) <= rate_distortion.PASSES
+    assert len(found) <= PASSES
 
 
 def test_a_loss_is_met(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

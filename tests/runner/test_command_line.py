@@ -53,6 +53,8 @@ def slimrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["quant=rdoq_lowbit", "quant.grid.fraction=0.5"], "quant.grid.fraction=0.5 is out of range; allowed: 0.01 to"),
         (["quant=rdoq_w8a8", "quant.grid.fraction=0.5"], "quant.grid.fraction: no such key"),
         (["quant=rdoq_w8a8", "quant.target_bits=4"], "quant.target_bits and grid both say how large the result may be"),
+        (["quant=rdoq", "quant.fallback.max_share=2"], "quant.fallback.max_share=2.0 is out of range; allowed:"),
+        (["quant=rdoq", "quant.fallback.share=0.1"], "quant.fallback.share: no such key; did you mean quant.fallback"),
         (["quant=rdoq", "quant.grid=5"], "quant.grid=5: expected Quantizer | None"),
         (["task=[perplexty]"], "task=perplexty: no such choice; allowed: multiple_choice, perplexity"),
         (["nonsense=1"], "nonsense: no such key"),

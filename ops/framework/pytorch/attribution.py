@@ -20,6 +20,8 @@ from .fisher import head_gradient
 from .gradients import RoundedLinear, multiply
 from .tuning import Heads, divergence
 
+CORRECTION = 4.0  # at most, either way, of what a linear's errors are estimated to cost
+
 
 class AttributedLinear(RoundedLinear):
     """Rounded weights, and the errors they bring to the outputs, times a factor whose gradient is watched."""
@@ -56,3 +58,15 @@ def loss_shares(
         progress(done + 1, len(samples))
     slopes = {name: 0.0 if linear.more.grad is None else float(linear.more.grad) for name, linear in linears.items()}
     return {name: slope / 2 / len(samples) for name, slope in slopes.items()}
+
+
+def corrections(losses: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """What to multiply slopes with so that all linears come to lose the same a weight, given what they lose now.
+
+    Where a bit halves the step and quarters the loss, no bit could then be spent better elsewhere. The losses are
+    measured on few prompts, so no correction is larger than CORRECTION; there is none if the model loses nothing.
+    """
+    mean = sum(losses.values()) / max(1, sum(counts.values()))
+    if not mean > 0:
+        return {}
+    return {name: min(CORRECTION, max(1 / CORRECTION, loss / counts[name] / mean)) for name, loss in losses.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -121,6 +122,29 @@ class FisherStatistics:
         self.weights[name] = torch.cat([self.weights.get(name, weights[:0]), weights])
         reach = x.abs().amax(dim=0)
         self.reach[name] = torch.maximum(self.reach.get(name, reach), reach)
+
+
+@dataclass
+class Statistics:
+    """What was measured on the float model, and what folding makes of it."""
+
+    first: dict[str, str]  # linear -> the first that reads the same input
+    parts: Sequence[Arrays]  # of `FisherStatistics`; reading an array may mean reading a file
+    rows: dict[str, Tensor] = field(default_factory=dict)  # linear -> squared gradients of its rows, folded
+    scales: dict[str, Tensor] = field(default_factory=dict)  # first -> what its input is divided by
+
+    def __getitem__(self, key: str) -> Tensor:
+        """The array of this name; KeyError where no sample came by."""
+        for part in self.parts:
+            if key in part:
+                return torch.from_numpy(part[key])
+        raise KeyError(key)
+
+    def moment(self, first: str) -> Tensor:
+        """float32 [k, k] of the folded model's input."""
+        moment = self[f"{first}.moment"]
+        scale = self.scales.get(first)
+        return moment if scale is None else moment / scale / scale.unsqueeze(1)
 
 
 def head_gradient(states: Tensor, loss: Callable[[Tensor, slice], Tensor], chunk: int = CHUNK) -> Tensor:

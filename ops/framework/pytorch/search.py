@@ -1,0 +1,120 @@
+"""The one-dimensional search of rate-distortion optimized quantization: at which slope the target is met."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ops.compress.compressor import Compressor
+from ops.compress.native import Native
+from ops.framework.base import Progress
+from ops.quant.base import QuantizedWeight, round_to_grid
+from ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, row_steps
+
+from .factors import Factors
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 0.001  # of the bits that a search may miss
+KL_TOLERANCE = 0.01  # of the loss
+JITTER = 0.003  # of the level's logarithm: nearer tries say nothing new
+PASSES = 10  # of rounding, at most
+
+
+class Search:
+    """Rounds the weights at a slope; `factors` has what errors in them cost."""
+
+    def __init__(
+        self,
+        quantizer: RDOQ,
+        weights: Mapping[str, Tensor],
+        factors: Factors,
+        progress: Progress,
+    ) -> None:
+        self.quantizer = quantizer
+        self.weights = weights
+        self.factors = factors
+        self.progress = progress
+        self.count = sum(weight.numel() for weight in weights.values())
+        self.overhead = SCALE_BITS * sum(weight.shape[0] for weight in weights.values()) / self.count
+        self._lengths: dict[str, Tensor] = {}  # code lengths of the last rounding
+
+    def at(self, level: float | None) -> dict[str, QuantizedWeight]:
+        """Every weight rounded on steps of this level, None: on those of the quantizer's grid."""
+        found = {}
+        for done, (name, weight) in enumerate(self.weights.items()):
+            found[name] = self._round(name, weight.detach().float(), level)
+            self.progress(done + 1, len(self.weights))
+        return found
+
+    def at_bits(self, target: float) -> dict[str, QuantizedWeight]:
+        """Every weight rounded so that all of them, coded, take `target` bits a weight; ValueError when they cannot."""
+        level = self.first_level(target)
+        for attempt in range(PASSES):
+            found = self.at(level)
+            reached = self.bits(found)
+            log.info("rounding %d: level %.4g gives %.4f bits a weight", attempt + 1, level, reached)
+            if abs(reached - target) <= TOLERANCE * target:
+                return found
+            level *= 2 ** (reached - target)  # twice the step, a bit less
+        raise ValueError(
+            f"target_bits={target} is out of reach: {PASSES} roundings end at {reached:.3f} bits a weight "
+            "(every row keeps its largest weight and stores a step)"
+        )
+
+    def bits(self, weights: dict[str, QuantizedWeight]) -> float:
+        """Coded bits a weight, steps included."""
+        compressor = Compressor(Native())
+        for name, quantized in weights.items():
+            compressor.add(name, quantized.values.cpu().numpy())
+        size = sum(part.nbytes for parts in compressor.finish().values() for part in parts.values())
+        return 8 * size / self.count + self.overhead
+
+    def first_level(self, target: float) -> float:
+        """The level at which gaussian rows would have the target's entropy."""
+        bits = 0.0
+        for name, weight in self.weights.items():
+            if name in self.factors:
+                spread = weight.detach().float().std(dim=1, correction=0).clamp_min(1e-30)
+                slope = self.factors[name].slope.clamp_min(1e-30)
+                bits += float((spread * slope.sqrt()).log2().sum()) * weight.shape[1]
+        gaussian = 0.5 * math.log2(2 * math.pi * math.e)
+        return float(2 ** (bits / self.count + gaussian - (target - self.overhead)))
+
+    def _round(self, name: str, weight: Tensor, level: float | None) -> QuantizedWeight:
+        quantizer = self.quantizer
+        if name not in self.factors:  # no sample came by
+            return quantizer.quantize_weight(weight)
+        known: Importance = self.factors[name]
+        if level is None:
+            steps = quantizer.quantize_weight(weight).scale.expand(weight.shape[0], 1).contiguous()
+            level = math.inf
+        else:
+            steps = row_steps(known.slope, weight, level)
+        bits = self._lengths.get(name)
+        if bits is None:
+            bits = code_lengths(round_to_grid(weight, steps))
+        values = feedback(weight, steps, known, bits, quantizer.price, level, quantizer.levels)
+        self._lengths[name] = code_lengths(values)
+        return QuantizedWeight(values, steps)
+
+
+def next_level(found: Sequence[tuple[float, float]]) -> float:
+    """Where a line through the points (log level, log of loss over target) crosses zero, the nearest counting most.
+
+    Roundings beside each other differ by chance too: a place that was tried already is left for one beside it.
+    """
+    levels, misses = torch.tensor(found, dtype=torch.float64).unbind(1)
+    weights = (misses.abs() + KL_TOLERANCE).reciprocal().square()
+    weights /= weights.sum()
+    level, miss = float(levels @ weights), float(misses @ weights)
+    spread = float((levels - level).square() @ weights)
+    slope = float(((levels - level) * (misses - miss)) @ weights) / spread if spread > 0 else 2.0
+    place = level - max(-1.5, min(1.5, miss / max(1.0, min(4.0, slope))))  # the loss grows about as the step squared
+    if float((levels - place).abs().min()) < JITTER:
+        place += JITTER * len(found) * (-1) ** len(found)
+    return place
