@@ -175,8 +175,7 @@ def put_back(model: TorchModel, replaced: dict[str, nn.Module]) -> None:
 
 def interval(outputs: Outputs) -> float:
     """Half the 95 % interval of the mean KL, windows being independent."""
-    kl = np.asarray(outputs["kl"], np.float64)
-    means = np.array([part.mean() for part in np.array_split(kl, max(2, len(kl) // 511))])
+    means = np.asarray(outputs["kl"], np.float64).mean(axis=1)  # [windows, tokens]
     return float(1.96 * means.std(ddof=1) / len(means) ** 0.5)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ops.framework.pytorch import gradients as module
-from ops.framework.pytorch.gradients import RoundedLinear, gradients, multiply
+from ops.framework.pytorch.gradients import RoundedLinear, gradients
 from ops.quant.base import QuantizedWeight
 
 from ..conftest import tiny
@@ -68,7 +68,8 @@ def test_integers_are_multiplied_exactly(bfloat16: bool, monkeypatch: pytest.Mon
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-127, 128, (7, 16), generator=generator).to(torch.int8)
     scale = torch.rand(7, 1, generator=generator)
-    found = RoundedLinear(QuantizedWeight(values, scale))(torch.eye(16))
+    found = RoundedLinear(QuantizedWeight(values, scale)).product(torch.eye(16))
     torch.testing.assert_close(found, (values * scale).t(), rtol=1e-6, atol=0)
-    half = torch.eye(16, dtype=torch.float16)
-    assert multiply(half, values).dtype == torch.float16
+    large = torch.full((1, 16), 3000.0, dtype=torch.float16)
+    loud = RoundedLinear(QuantizedWeight(torch.full((7, 16), 127, dtype=torch.int8), torch.full((7, 1), 1e-3)))
+    torch.testing.assert_close(loud.product(large).float(), torch.full((1, 7), 16 * 381.0), rtol=2e-3, atol=0)

@@ -66,9 +66,12 @@ class RoundedLinear(nn.Module):
         self.register_buffer("values", weight.values)
         self.register_buffer("scale", weight.scale.float().reshape(1, -1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., k] -> [..., n]; the integers are exact in bfloat16."""
-        return multiply(x, self.values) * self.scale.to(x.dtype)
+    def product(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """x [..., k] -> [..., n], rows times a factor [n]; the integers are exact in bfloat16."""
+        scale = self.scale if factor is None else self.scale * factor
+        if x.dtype == torch.float16:  # sums of products with integers would overflow
+            return nn.functional.linear(x, (self.values * scale.t()).to(x.dtype))
+        return (multiply(x, self.values) * scale).to(x.dtype)
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ops.framework.base import Progress
 from ops.quant.base import QuantizedWeight
 
 from .fisher import head_gradient
-from .gradients import RoundedLinear, multiply
+from .gradients import RoundedLinear
 
 Heads = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # hidden states -> logits: quantized, float
 
@@ -36,7 +36,7 @@ class TunedLinear(RoundedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k] -> [..., n]."""
-        out = multiply(x, self.values) * (self.scale * self.change.exp()).to(x.dtype)
+        out = self.product(x, self.change.exp())
         return out if self.bias is None else out + self.bias
 
 
