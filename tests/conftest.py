@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -19,6 +20,9 @@ from ops.framework.pytorch import PyTorch, TorchModel
 
 # a shell's background job ignores Ctrl-C, and so would every program that the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+hypothesis.settings.register_profile("slimrun", deadline=None)  # how long an example takes says nothing here
+hypothesis.settings.load_profile("slimrun")
 
 CPU = Device(name="cpu", type="cpu")
 ARCHITECTURE = {

@@ -72,7 +72,7 @@ def test_truncation_at_every_byte() -> None:
         compress.decode(packed + b"\0")
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.sampled_from(sorted(PACKED)), st.integers(0), st.integers(1, 255))
 def test_any_single_byte(name: str, at: int, flip: int) -> None:
     packed = bytearray(PACKED[name])
@@ -88,7 +88,7 @@ def test_every_byte_of_the_header_and_the_index() -> None:
             compress.decode(changed(packed, at, bytes([packed[at] ^ 0x10])))
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     st.sampled_from(sorted(PACKED)),
     st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=2, max_size=40),

@@ -158,7 +158,7 @@ def test_all_kinds_of_tiles_occur() -> None:
     assert np.array_equal(NZ().decode(parts), weight)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 300), st.integers(1, 600), st.sampled_from(sorted(KINDS)), st.integers(0, 3))
 @example(1, 1, "pattern", 0)
 @example(15, 31, "noise", 1)
@@ -270,7 +270,7 @@ WEIGHT = mixed(256, 768)
 PARTS = NZ().encode(WEIGHT)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.sampled_from(["weight", "index"]), st.integers(0), st.integers(0, 7))
 def test_any_single_bit(name: str, at: int, bit: int) -> None:
     at %= PARTS[name].size
@@ -288,7 +288,7 @@ def test_every_bit_of_header_and_index() -> None:
                 NZ(1).decode(changed(parts, name, at // 8, flipped))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.sampled_from(["weight", "index"]), st.integers(0), st.booleans())
 def test_any_other_size(name: str, size: int, longer: bool) -> None:
     part = PARTS[name]
@@ -298,7 +298,7 @@ def test_any_other_size(name: str, size: int, longer: bool) -> None:
             NZ().decode({**PARTS, name: other})
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from(["weight", "index"]),
     st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=2, max_size=40),

@@ -55,7 +55,7 @@ def test_the_same_bytes_both_ways(name: str, extension: str) -> None:
     assert np.array_equal(compress.decode(PACKED[name]), ARRAYS[name])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 9000), st.sampled_from(sorted(KINDS)), st.integers(0, 7))
 def test_every_length(n: int, kind: str, shift: int) -> None:
     """Where the sequences end relative to 64 lanes and to the end of the memory differs with each length."""

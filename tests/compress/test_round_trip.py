@@ -22,7 +22,7 @@ from .arrays import KINDS, Int8Array, pattern, sparse_quantized
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=8, min_side=0, max_side=5)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(hnp.arrays(np.int8, SHAPES))
 def test_any_shape_survives(array: Int8Array) -> None:
     decoded = compress.decode(compress.encode(array))
@@ -31,7 +31,7 @@ def test_any_shape_survives(array: Int8Array) -> None:
     assert np.array_equal(decoded, array)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.integers(0, 20_000), st.floats(0.1, 200), st.integers(0, 255), st.integers(0, 2**32))
 def test_any_distribution_survives(n: int, scale: float, shift: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

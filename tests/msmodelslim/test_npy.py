@@ -109,7 +109,7 @@ def test_parameters_become_tensors_and_numbers_arrays(tmp_path: Path) -> None:
     assert [found["i"].item(), found["x"].item()] == [3, 0.5]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.text(max_size=20),

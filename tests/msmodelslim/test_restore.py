@@ -45,7 +45,7 @@ def test_weight_transpose_compresses_the_transposed_matrix(tmp_path: Path) -> No
     verify({key: np.asarray(value).T for key, value in WEIGHT.items()}, read_dat(*roots))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=70)), st.booleans())
 def test_any_matrix_survives(
     tmp_path_factory: pytest.TempPathFactory, matrix: np.ndarray[Any, np.dtype[np.int8]], disabled: bool

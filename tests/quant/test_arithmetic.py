@@ -23,7 +23,7 @@ from ops.quant.base import (
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 30), st.integers(0, 2**31))
 def test_integer_products_are_exact(rows: int, depth: int, out: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -64,7 +64,7 @@ def test_activation_grid_golden(low: float, high: float, scale: float, offset: i
     assert grid.offset == offset
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     hnp.arrays(np.float32, st.integers(0, 90), elements=st.floats(width=32, allow_nan=False)),
     st.floats(2**-20, 2**13, width=32),
@@ -81,7 +81,7 @@ def test_quantization_in_one_pass_equals_the_formula(values: np.ndarray, scale: 
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 5), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
 def test_dequantization_in_one_pass_equals_the_formula(rows: int, columns: int, one: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -136,7 +136,7 @@ class TestEveryMethod:
         assert torch.equal(half.values, full.values)
         assert torch.equal(half.scale, full.scale)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         hnp.arrays(
             np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.floats(-1e4, 1e4, width=32)

@@ -40,7 +40,7 @@ def test_histogram_beats_the_extremes_and_every_coarse_shrink_of_them() -> None:
     assert found <= best * 1.02
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.permutations([0.01, 0.3, 2.0, 55.0]))
 def test_histogram_does_not_depend_on_the_order_of_batches(order: list[float]) -> None:
     batches = {

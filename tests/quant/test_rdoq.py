@@ -40,7 +40,7 @@ def problem(seed: int, n: int, k: int, tokens: int = 400) -> tuple[Tensor, Tenso
     return weight, mixed.t() @ mixed / tokens, torch.rand(n, generator=generator) + 0.1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 40), k=st.integers(2, 300), step=st.floats(0.005, 0.08))
 def test_feedback_never_costs_more_than_plain_rounding(seed: int, n: int, k: int, step: float) -> None:
     weight, hessian, rows = problem(seed, n, k)
