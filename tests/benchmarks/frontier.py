@@ -197,12 +197,12 @@ def show(rows: list[dict[str, Any]], picture: Path | None) -> None:
         if "rdoq" not in row["method"]:
             for kind in kinds:
                 losses, sizes = [one[kind][0] for one in curve], [one["bits"] for one in curve]
-                if losses[0] <= row[kind][0] <= losses[-1]:
-                    needed = float(np.interp(np.log(row[kind][0]), np.log(losses), sizes))
-                    share = needed / row["bits"] - 1
-                    print(
-                        f"{kind}: rdoq loses what {row['method']} loses at {needed:.2f} bits, {share:+.0%} of its bytes"
-                    )
+                if row[kind][0] < losses[0]:
+                    continue
+                needed = float(np.interp(np.log(row[kind][0]), np.log(losses), sizes))
+                least = "no more than " if row[kind][0] > losses[-1] else ""
+                share = needed / row["bits"] - 1
+                print(f"{kind}: what {row['method']} loses, rdoq loses at {least}{needed:.2f} bits, {share:+.0%}")
     if picture is not None:
         figure, axes = plt.subplots(2, (len(kinds) + 1) // 2, figsize=(13, 9), sharex=True, sharey=True, squeeze=False)
         for axis, kind in zip(axes.flat, kinds):

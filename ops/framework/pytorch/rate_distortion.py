@@ -216,12 +216,12 @@ class RateDistortionCalibrator(Calibrator):
         """What to divide the inputs [k] of a fold by.
 
         Where a norm takes the scale, all that is known decides; where rows of a linear do, the reach of inputs that
-        few tokens make large.
+        few tokens make large, and so it does for a grid whose steps follow the largest weights.
         """
         first = statistics.first[one.readers[0]]
         weights = [self.network.affine(name)[0].float().cpu() for name in one.readers]
         reach = one.per_producer(statistics[f"{first}.reach"])
-        if one.producer in statistics.rows:
+        if one.producer in statistics.rows or self.quantizer.grid is not None:
             weight_reach = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
             assert self.quantizer.smooth_alpha is not None
             return smoothing_scale(reach, one.per_producer(weight_reach), self.quantizer.smooth_alpha)

@@ -12,8 +12,8 @@ from torch import Tensor
 from ops.compress.compressor import Compressor
 from ops.compress.native import Native
 from ops.framework.base import Progress
-from ops.quant.base import QuantizedWeight, round_to_grid
-from ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, row_steps
+from ops.quant.base import INT8_LEVELS, QuantizedWeight, round_to_grid
+from ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, guarded, row_steps
 
 from .factors import Factors
 
@@ -92,6 +92,8 @@ class Search:
         known: Importance = self.factors[name]
         if level is None:
             steps = quantizer.quantize_weight(weight).scale.expand(weight.shape[0], 1).contiguous()
+            if quantizer.levels == INT8_LEVELS:  # smoothing may have made outliers that its steps would clip
+                steps = guarded(steps, weight)
             level = math.inf
         else:
             steps = row_steps(known.slope, weight, level)
