@@ -194,7 +194,7 @@ def show(rows: list[dict[str, Any]], picture: Path | None) -> None:
                 print(f"{kind}: {row['method']} loses {row[kind][0] / ours[kind][0]:.2f} times as much as {RDOQ_THERE}")
     curve = sorted((row for row in rows if row["method"] in CURVE), key=lambda row: -row["bits"])
     for row in rows:
-        if "rdoq" not in row["method"]:
+        if not row["method"].startswith("rdoq"):
             for kind in kinds:
                 losses, sizes = [one[kind][0] for one in curve], [one["bits"] for one in curve]
                 if row[kind][0] < losses[0]:
@@ -207,12 +207,12 @@ def show(rows: list[dict[str, Any]], picture: Path | None) -> None:
         figure, axes = plt.subplots(2, (len(kinds) + 1) // 2, figsize=(13, 9), sharex=True, sharey=True, squeeze=False)
         for axis, kind in zip(axes.flat, kinds):
             axis.plot([row["bits"] for row in curve], [row[kind][0] for row in curve], "C1-", alpha=0.5)
-            for row in rows:
-                color = "C1" if "rdoq" in row["method"] else "C0"
+            for index, row in enumerate(sorted(rows, key=lambda row: row[kind][0])):
+                color = "C1" if row["method"].startswith("rdoq") else "C0"
                 axis.errorbar(row["bits"], row[kind][0], row[kind][1], fmt="o", color=color, capsize=2)
-                axis.annotate(
-                    row["method"], (row["bits"], row[kind][0]), (5, 3), textcoords="offset points", fontsize=7
-                )
+                side, place = ("left", (7, 3)) if index % 2 else ("right", (-7, -8))
+                where = (row["bits"], row[kind][0])
+                axis.annotate(row["method"], where, place, textcoords="offset points", fontsize=7, ha=side)
             axis.set(title=kind, yscale="log")
             axis.grid(alpha=0.3)
         for axis in axes[-1]:

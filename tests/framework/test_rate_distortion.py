@@ -15,7 +15,7 @@ from torch import Tensor
 from ops import bundle, load_bundle
 from ops.compress.compressor import Compressor
 from ops.compress.native import Native
-from ops.framework.base import Arrays
+from ops.framework.base import Arrays, silent
 from ops.framework.pytorch import PyTorch, TorchModel, gradients, rate_distortion
 from ops.framework.pytorch.attribution import AttributedLinear, corrections, loss_shares
 from ops.framework.pytorch.factors import Factors
@@ -24,7 +24,7 @@ from ops.framework.pytorch.folding import find_folds, fold
 from ops.framework.pytorch.loading import byte_tokenizer
 from ops.framework.pytorch.network import TorchNetwork, linear_names
 from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator
-from ops.framework.pytorch.search import PASSES, next_level
+from ops.framework.pytorch.search import PASSES, Search, next_level
 from ops.quant.base import QuantizedWeight, Quantizer, round_to_grid
 from ops.quant.lowbit import Lowbit
 from ops.quant.rdoq import RDOQ, Fallback, importance
@@ -248,6 +248,18 @@ def test_steps_of_another_method(grid: Quantizer, tmp_path: Path) -> None:
     tensors = fed.tensors()
     bundle.write(tmp_path / "a", tensors, {}, quantizer.quant_type, Native(), fed.save_description)
     assert quantizer.quant_type == grid.quant_type
+
+
+def test_steps_of_another_method_do_not_clip_what_smoothing_made_large() -> None:
+    weight = torch.randn(8, 200, generator=torch.Generator().manual_seed(0)) * 0.02
+    weight[:, 3] = 30.0
+    factors = Factors(10**9)
+    factors["a"] = importance(torch.eye(200), torch.ones(8), 0.1)
+    factors.rows["a"] = ("a", torch.ones(8))
+    assert float(Lowbit().quantize_weight(weight).scale.max()) * 127 < 2  # its own steps would
+    search = Search(RDOQ(grid=Lowbit(), price=0.0), {"a": weight}, factors, silent)
+    found = search.at(None)["a"]
+    assert float((found.values * found.scale - weight)[:, 3].abs().max()) <= 0.51 * float(found.scale.max())
 
 
 def test_weights_alone() -> None:
