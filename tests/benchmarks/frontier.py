@@ -207,13 +207,15 @@ def show(rows: list[dict[str, Any]], picture: Path | None) -> None:
         figure, axes = plt.subplots(2, (len(kinds) + 1) // 2, figsize=(13, 9), sharex=True, sharey=True, squeeze=False)
         for axis, kind in zip(axes.flat, kinds):
             axis.plot([row["bits"] for row in curve], [row[kind][0] for row in curve], "C1-", alpha=0.5)
-            for index, row in enumerate(sorted(rows, key=lambda row: row[kind][0])):
+            # float inputs change nothing of the weights alone
+            shown = [row for row in rows if "weights alone" not in kind or "inputs float" not in row["method"]]
+            for index, row in enumerate(sorted(shown, key=lambda row: row[kind][0])):
                 color = "C1" if row["method"].startswith("rdoq") else "C0"
                 axis.errorbar(row["bits"], row[kind][0], row[kind][1], fmt="o", color=color, capsize=2)
                 side, place = ("left", (7, 3)) if index % 2 else ("right", (-7, -8))
                 where = (row["bits"], row[kind][0])
                 axis.annotate(row["method"], where, place, textcoords="offset points", fontsize=7, ha=side)
-            axis.set(title=kind, yscale="log")
+            axis.set(title=kind, yscale="log", xlim=(1.5, 8))
             axis.grid(alpha=0.3)
         for axis in axes[-1]:
             axis.set_xlabel("coded bits a weight")
