@@ -295,8 +295,8 @@ def balanced_scale(reach: Tensor, columns: Tensor, sensitivity: Tensor, weight_n
     """[k] to divide the inputs by and multiply the columns with, where rounding and input grid cost least; mean log 0.
 
     reach is max|x| of each input, columns (as of `Importance`) what a squared error of a column's weights costs,
-    sensitivity what one of an input does, weight_noise the summed squared error of the weights a column at equal bits.
-    Weights alone want columns^(1/4) by the importance tempered as between tensors; inputs that would then reach farther
+    sensitivity what one of an input does, weight_noise the squared error of a column's weights at equal bits, times
+    the importance of its rows. Weights alone want columns^(1/4) by the importance tempered as between tensors; inputs that would then reach farther
     than pays are divided by more.
     """
     tempered = columns.clamp_min(1e-30).pow(TENSOR_BALANCE)

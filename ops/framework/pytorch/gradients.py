@@ -34,7 +34,9 @@ def gradients(model: nn.Module, of: Collection[nn.Parameter] = ()) -> Iterator[S
     for module in model.modules():
         # weights that are somewhere else come where their linear runs by a hook, which a forward of ours would pass by
         if type(module) is nn.Linear and not module.weight.is_meta and not hasattr(module, "_hf_hook"):
-            weight = module.weight if id(module) in within else for_products(module.weight)  # the head runs often
+            weight = module.weight
+            if id(module) not in within and weight.dtype == torch.float32:
+                weight = for_products(weight)  # once: the output head runs many times a sample
             forwards[module] = partial(_forward, module, weight)
     own = {module: vars(module)["forward"] for module in forwards if "forward" in vars(module)}  # accelerate's
     chosen = {id(parameter) for parameter in of}
