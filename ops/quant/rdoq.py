@@ -296,8 +296,8 @@ def balanced_scale(reach: Tensor, columns: Tensor, sensitivity: Tensor, weight_n
 
     reach is max|x| of each input, columns (as of `Importance`) what a squared error of a column's weights costs,
     sensitivity what one of an input does, weight_noise the squared error of a column's weights at equal bits, times
-    the importance of its rows. Weights alone want columns^(1/4) by the importance tempered as between tensors; inputs that would then reach farther
-    than pays are divided by more.
+    the importance of its rows. Weights alone want columns^(1/4), the importance being tempered as between tensors;
+    inputs that would then reach farther than pays are divided by more.
     """
     tempered = columns.clamp_min(1e-30).pow(TENSOR_BALANCE)
     wanted = tempered.log() / 2
