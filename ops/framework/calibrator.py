@@ -21,6 +21,7 @@ from torch import Tensor
 from ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
 from ops.framework.int8_linear import Int8Linear, QuantizedLinear, quantized_linear
 from ops.framework.smoothing import Smoothable, smooth
+from ops.memory import give_back
 from ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, StaticQuantizer, activation_grid
 from ops.quant.observer import Observer, make_observer, range_parameter
 
@@ -114,6 +115,7 @@ class Calibrator:
         with self.network.watching(watchers):
             for index in range(len(self.samples) if observers else 0):
                 self._run(index)
+                give_back()
                 progress(index + 1, len(self.samples))
         for name, observer in observers.items():
             layer = self.layers[name]

@@ -162,6 +162,20 @@ class TestPretendCards:
         assert plan["lm_head"] == plan["model.embed_tokens"] == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what is mapped")
+@pytest.mark.parametrize(("quantizer", "mapped"), [(W8A8S(), False), (W8A8S(ignore=["*"]), True)])
+def test_a_quantized_model_holds_no_file(tmp_path: Path, quantizer: W8A8S, mapped: bool) -> None:
+    folder = write_llama(tmp_path / "model")
+    loaded = PyTorch().load(Model("m", "pretrained", str(folder)), CPU, tmp_path, 0)
+    maps = Path("/proc/self/maps")
+    assert str(folder) in maps.read_text()
+    embeddings = loaded.module.get_input_embeddings().weight.clone()
+    PyTorch().calibrator(loaded, quantizer, TEXTS, 64).run()
+    assert (str(folder) in maps.read_text()) == mapped
+    assert torch.equal(loaded.module.get_input_embeddings().weight, embeddings)
+    assert loaded.module.lm_head.weight is loaded.module.get_input_embeddings().weight
+
+
 def test_inputs_go_to_the_embeddings(tmp_path: Path) -> None:
     spread = PyTorch().load(Model("m", "random", architecture=ARCHITECTURE), on_disk("1KB"), tmp_path, 0)
     assert next(spread.module.get_input_embeddings().parameters()).is_meta

@@ -53,7 +53,7 @@ def loss_shares(
     """
     for done, (sample, target) in enumerate(zip(samples, targets, strict=True)):
         states = sample()
-        gradient = head_gradient(states, partial(divergence, heads, target))
+        gradient = head_gradient(states, heads[0], partial(divergence, heads[1], target.to(states)))
         torch.autograd.backward(states, gradient / len(target))  # sums over the samples
         progress(done + 1, len(samples))
     slopes = {name: 0.0 if linear.more.grad is None else float(linear.more.grad) for name, linear in linears.items()}

@@ -1,8 +1,7 @@
-"""Factored second moments of all linears of a model, which may be more than memory holds."""
+"""Factored second moments of all linears of a model, in files: together they take as much memory as the model."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,32 +12,23 @@ from ops.quant.rdoq import Importance
 
 
 class Factors:
-    """The importance of each linear, factored once an input: up to `limit` bytes in memory, the rest in files."""
+    """The importance of each linear, factored once an input."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self) -> None:
         self.rows: dict[str, tuple[str, Tensor]] = {}  # linear -> the first that reads its input, its rows' importance
         self.corrections: dict[str, float] = {}  # linear -> of what its errors cost; 1 where not known
-        self._free = limit
-        self._kept: dict[str, Importance] = {}
         self._files: dict[str, Path] = {}
         self._folder = TemporaryDirectory(prefix="slimrun-")
 
     def __setitem__(self, first: str, known: Importance) -> None:
-        self._free -= known.factor.nbytes
-        if self._free >= 0:
-            self._kept[first] = known
-            return
         self._files[first] = Path(self._folder.name) / f"{len(self._files)}.safetensors"
         save_file({"factor": known.factor.contiguous(), "order": known.order.contiguous()}, self._files[first])
 
     def __contains__(self, name: str) -> bool:
-        return name in self.rows or name in self._kept or name in self._files
+        return name in self.rows or name in self._files
 
     def __getitem__(self, name: str) -> Importance:
         """Of the linear, with its own rows."""
         first, rows = self.rows[name]
-        correction = self.corrections.get(name, 1.0)
-        if first in self._kept:
-            return replace(self._kept[first], rows=rows, correction=correction)
         stored = load_file(self._files[first], device=str(rows.device))
-        return Importance(stored["factor"], stored["order"], rows, correction)
+        return Importance(stored["factor"], stored["order"], rows, self.corrections.get(name, 1.0))

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ops.framework.base import Arrays
+from ops.memory import give_back
 
-from .gradients import gradients, multiply
+from .gradients import gradients
+from .moments import add_moment, packed_size, unpacked
 
 POWER = 0.5  # of the squared gradients: with 1 a few dozen of 8000 tokens make up the sums, and steps go astray
-CHUNK = 128  # tokens whose logits exist at once
+CHUNK = 64  # tokens whose logits exist at once
 
 
 class FisherStatistics:
@@ -35,7 +37,7 @@ class FisherStatistics:
         self.model = model
         self.linears = list(linears)
         self.first = dict(first)
-        self.moments: dict[str, Tensor] = {}  # first -> float32 [k, k], tokens weighted by squared gradients
+        self.moments: dict[str, Tensor] = {}  # first -> packed, tokens weighted by squared gradients
         self.weights: dict[str, Tensor] = {}  # first -> float32 [tokens of all samples], their weights
         self.reach: dict[str, Tensor] = {}  # first -> float32 [k], max|x|
         self.rows: dict[str, Tensor] = {}  # linear -> float32 [n], squared gradients
@@ -54,7 +56,7 @@ class FisherStatistics:
             self._forward = False
             own = any(self.model.get_submodule(name) is head for name in self.linears)  # it runs once a sample then
             chunk = hidden.shape[-2] if own else CHUNK
-            gradient = head_gradient(hidden, lambda part, _: surprise(head(part), generator), chunk)
+            gradient = head_gradient(hidden, head, lambda logits, _: surprise(logits, generator), chunk)
             torch.autograd.backward(hidden, gradient)
         self.states.append(hidden.detach().float().flatten(0, -2))
         for name in self._inputs.keys() & self._sample.keys():  # not all of their readers had gradients
@@ -62,7 +64,7 @@ class FisherStatistics:
         self._inputs.clear()
 
     def arrays(self) -> Arrays:
-        """As numpy arrays: `moment`, `weights` and `reach` of inputs, `rows` of linears, `states.0`... of samples."""
+        """In numpy: `moment` (packed), `weights` and `reach` of inputs, `rows` of linears, `states.0`... of samples."""
         found = {f"states.{index}": states for index, states in enumerate(self.states)}
         found |= {f"{name}.rows": rows for name, rows in self.rows.items()}
         for name, weights in self.weights.items():
@@ -116,9 +118,9 @@ class FisherStatistics:
     def _add_input(self, name: str) -> None:
         """Add an input of this sample, its tokens weighted by the gradients of its readers."""
         x, weights = self._inputs.pop(name), self._sample.pop(name)
-        weighted = (x * weights.sqrt().unsqueeze(1)).t()
-        moment = multiply(weighted, weighted)
-        self.moments[name] = self.moments[name].add_(moment) if name in self.moments else moment
+        if name not in self.moments:
+            self.moments[name] = x.new_zeros(packed_size(x.shape[1]))
+        add_moment(self.moments[name], x * weights.sqrt().unsqueeze(1))
         self.weights[name] = torch.cat([self.weights.get(name, weights[:0]), weights])
         reach = x.abs().amax(dim=0)
         self.reach[name] = torch.maximum(self.reach.get(name, reach), reach)
@@ -142,30 +144,39 @@ class Statistics:
 
     def moment(self, first: str) -> Tensor:
         """float32 [k, k] of the folded model's input."""
-        moment = self[f"{first}.moment"]
+        moment = unpacked(self[f"{first}.moment"], len(self[f"{first}.reach"]))
         scale = self.scales.get(first)
-        return moment if scale is None else moment / scale / scale.unsqueeze(1)
+        return moment if scale is None else moment.div_(scale).div_(scale.unsqueeze(1))
 
 
-def head_gradient(states: Tensor, loss: Callable[[Tensor, slice], Tensor], chunk: int = CHUNK) -> Tensor:
-    """Gradient of a loss at states [..., T, H]; `loss` is asked for some tokens [t, H] at a time, and told which."""
+def head_gradient(
+    states: Tensor, head: Callable[[Tensor], Tensor], slope: Callable[[Tensor, slice], Tensor], chunk: int = CHUNK
+) -> Tensor:
+    """Gradient of a loss at states [..., T, H], of which `head` makes logits.
+
+    `slope` gives the gradient at the logits of some tokens, float32 [t, V], and is told which they are.
+    """
+    give_back()  # what the blocks have freed, and below what is freed here
     rows = states.detach().flatten(0, -2)
     found = []
     for start in range(0, len(rows), chunk):
         where = slice(start, start + chunk)
         part = rows[where].requires_grad_()
-        found.append(torch.autograd.grad(loss(part, where), part)[0])
+        logits = head(part)
+        with torch.no_grad():
+            gradient = slope(logits.detach().float(), where).to(logits)
+        found.append(torch.autograd.grad(logits, part, gradient)[0])
+    give_back()
     return torch.cat(found).reshape(states.shape)
 
 
 def surprise(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """-log p(label), summed over tokens, the label of each drawn from p = softmax(logits [t, V])."""
-    logits = logits.float()
-    with torch.no_grad():
-        cumulated = logits.softmax(dim=-1).cumsum(dim=-1)
-        drawn = torch.rand(len(logits), 1, generator=generator).to(cumulated) * cumulated[:, -1:]
-        labels = torch.searchsorted(cumulated, drawn).clamp_max(logits.shape[1] - 1).squeeze(1)
-    return nn.functional.cross_entropy(logits, labels, reduction="sum")
+    """Gradient at logits [t, V] of -log p(label), the label of each token drawn from p = softmax(logits)."""
+    shares = logits.softmax(dim=-1)
+    cumulated = shares.cumsum(dim=-1)
+    drawn = torch.rand(len(logits), 1, generator=generator).to(cumulated) * cumulated[:, -1:]
+    labels = torch.searchsorted(cumulated, drawn).clamp_max(logits.shape[1] - 1)
+    return shares.scatter_add_(1, labels, -torch.ones_like(drawn))
 
 
 def first_readers(model: nn.Module, linears: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ops.memory import give_back
 from ops.quant.base import QuantizedWeight
+
+GIVE_BACK = 6  # blocks between two returns of memory
 
 
 @contextmanager
@@ -29,7 +32,10 @@ def gradients(model: nn.Module, of: Collection[nn.Parameter] = ()) -> Iterator[S
     blocks = [module for module in model.modules() if type(module).__name__ in kinds]
     within = {id(module) for block in blocks for module in block.modules()}
     forwards: dict[nn.Module, Callable[..., Any]] = {
-        block: partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False) for block in blocks
+        block: partial(
+            checkpoint, partial(_block, block.forward, number), use_reentrant=False, preserve_rng_state=False
+        )
+        for number, block in enumerate(blocks)
     }
     for module in model.modules():
         # weights that are somewhere else come where their linear runs by a hook, which a forward of ours would pass by
@@ -55,6 +61,7 @@ def gradients(model: nn.Module, of: Collection[nn.Parameter] = ()) -> Iterator[S
             del vars(module)["forward"]
         for module, forward in own.items():
             vars(module)["forward"] = forward
+        give_back()
 
 
 class RoundedLinear(nn.Module):
@@ -94,6 +101,12 @@ def fast_bfloat16(device: str) -> bool:
     if device == "cpu":  # no public call says so
         return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return device != "cuda" or torch.cuda.is_bf16_supported()
+
+
+def _block(forward: Callable[..., Any], number: int, *given: Any, **named: Any) -> Any:
+    if number % GIVE_BACK == 0:  # inputs that stay lie between what is freed
+        give_back()
+    return forward(*given, **named)
 
 
 def _forward(linear: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,10 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from ops.framework import calibrator
+from ops.framework.base import Progress, Remember, call, silent
 from ops.framework.calibrator import Sample, Watcher
 from ops.framework.smoothing import Observations
+from ops.memory import give_back
 from ops.quant.base import Quantizer
 
 
@@ -125,6 +128,25 @@ class Calibrator(calibrator.Calibrator):
         forward: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(TorchNetwork(model, forward), quantizer, samples)
+        self.model = model
+
+    def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
+        """Replace every selected linear by its integers; what the float ones took is free then."""
+        super().quantize(remember, progress)
+        self._leave_files()
+
+    def _leave_files(self) -> None:
+        """Copy the float tensors that stay, where they are the smaller part.
+
+        They were read as parts of mapped files, which stay in memory whole, changed pages included, until the last is
+        gone.
+        """
+        kept = [parameter for parameter in self.model.parameters() if parameter.device.type == "cpu"]
+        gone = sum(math.prod(layer.shape) for layer in self.layers.values() if layer.quantized)
+        if sum(parameter.numel() for parameter in kept) <= gone:
+            for parameter in kept:
+                parameter.data = parameter.data.clone()
+        give_back()
 
 
 def add_bias(module: nn.Module, bias: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
 from ops.framework.calibrator import FLOAT_SAMPLES, Sample, Watcher, weight_error
 from ops.framework.int8_linear import quantized_linear
+from ops.memory import give_back
 from ops.quant.base import ActivationGrid, QuantizedWeight, quantize_activation
 from ops.quant.rdoq import (
     BITS,
@@ -32,6 +33,7 @@ from .fisher import FisherStatistics, Statistics, first_readers
 from .folding import Fold, find_folds, fold
 from .gradients import gradients
 from .language_model import output_layer
+from .moments import packed_size
 from .network import Calibrator, TorchNetwork
 from .search import KL_TOLERANCE, PASSES, Search, next_level
 from .tuning import TunedLinear, tuned_steps
@@ -44,7 +46,6 @@ HELD_OUT = 4  # one prompt in so many is held out to measure the loss on, where 
 GLANCE = 32  # tokens to see how the model is wired
 MOMENTS = 2**30  # bytes of moments in memory at once,
 SHARE = 0.5  # or this much of the model as float32, if that is more
-FACTORS = 2**28  # bytes of their factors
 
 
 class RateDistortionCalibrator(Calibrator):
@@ -70,7 +71,6 @@ class RateDistortionCalibrator(Calibrator):
             count = max(1, len(samples) // HELD_OUT)
         super().__init__(model, quantizer, samples[: len(samples) - count], forward)
         self.held_out = samples[len(samples) - count :]
-        self.model = model
         self._floats: dict[str, Tensor] = {}
         self._biases: dict[str, Tensor | None] = {}
         self._targets: list[Tensor] = []  # last hidden states of the float model, by sample
@@ -110,6 +110,7 @@ class RateDistortionCalibrator(Calibrator):
             del factors  # memory that tuning needs
             self._install(weights, progress)
         self._floats.clear()
+        self._leave_files()
 
     @torch.no_grad()
     def calibrate(self, progress: Progress = silent) -> list[Layer]:
@@ -160,7 +161,7 @@ class RateDistortionCalibrator(Calibrator):
         parts: list[list[str]] = [[]]
         size = 0
         for name in dict.fromkeys(first.values()):
-            moment = 4 * shapes[name][1] ** 2
+            moment = 4 * packed_size(shapes[name][1])
             if parts[-1] and size + moment > max(MOMENTS, SHARE * model_bytes):
                 parts.append([])
                 size = 0
@@ -177,6 +178,7 @@ class RateDistortionCalibrator(Calibrator):
             return statistics.arrays()
 
         found = [remember(partial(measure, index), f"part {index}") for index in range(len(parts))]
+        give_back()
         self._targets = [torch.from_numpy(found[0][f"states.{number}"]) for number in range(len(self.samples))]
         return Statistics(first, found)
 
@@ -238,12 +240,13 @@ class RateDistortionCalibrator(Calibrator):
 
     def _factors(self, statistics: Statistics) -> Factors:
         """What errors cost, by linear; inputs that are shared are factored once."""
-        factors = Factors(FACTORS)
+        factors = Factors()
         for name, rows in statistics.rows.items():
             first, device = statistics.first[name], self.network.affine(name)[0].device
             if first == name or first not in factors:
                 factors[first] = importance(statistics.moment(first).to(device), rows, self.quantizer.damping)
             factors.rows[name] = (first, rows.to(device))
+        give_back()
         return factors
 
     def _correct(self, factors: Factors, progress: Progress) -> None:
@@ -321,7 +324,9 @@ class RateDistortionCalibrator(Calibrator):
             linears[name] = TunedLinear(quantized, self._biases[name])
             self.network.replace(name, linears[name])
             if self.quantizer.target_kl is None:
-                del self._floats[name]  # one linear's weights after the other are let go: there are no further tries
+                del self._floats[name]
+        if not self._floats:  # there are no further tries
+            self._leave_files()
         with gradients(self.model, [linear.change for linear in linears.values()]):
             factors = tuned_steps(
                 linears,

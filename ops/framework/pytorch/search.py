@@ -12,6 +12,7 @@ from torch import Tensor
 from ops.compress.compressor import Compressor
 from ops.compress.native import Native
 from ops.framework.base import Progress
+from ops.memory import give_back
 from ops.quant.base import INT8_LEVELS, QuantizedWeight, round_to_grid
 from ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, guarded, row_steps
 
@@ -23,6 +24,7 @@ TOLERANCE = 0.001  # of the bits that a search may miss
 KL_TOLERANCE = 0.01  # of the loss
 JITTER = 0.003  # of the level's logarithm: nearer tries say nothing new
 PASSES = 10  # of rounding, at most
+GIVE_BACK = 8  # linears between two returns of memory
 
 
 class Search:
@@ -49,6 +51,8 @@ class Search:
         for done, (name, weight) in enumerate(self.weights.items()):
             found[name] = self._round(name, weight.detach().float(), level)
             self.progress(done + 1, len(self.weights))
+            if done % GIVE_BACK == 0:  # the integers that stay lie between what is freed
+                give_back()
         return found
 
     def at_bits(self, target: float) -> dict[str, QuantizedWeight]:
@@ -60,6 +64,7 @@ class Search:
             log.info("rounding %d: level %.4g gives %.4f bits a weight", attempt + 1, level, reached)
             if abs(reached - target) <= TOLERANCE * target:
                 return found
+            del found  # before the next ones come
             level *= 2 ** (reached - target)  # twice the step, a bit less
         raise ValueError(
             f"target_bits={target} is out of reach: {PASSES} roundings end at {reached:.3f} bits a weight "

@@ -61,17 +61,17 @@ def tuned_steps(
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / len(samples)))
         optimizer.zero_grad()
         states = sample()
-        gradient = head_gradient(states, partial(divergence, heads, target))
+        gradient = head_gradient(states, heads[0], partial(divergence, heads[1], target.to(states)))
         torch.autograd.backward(states, gradient / len(target))
         optimizer.step()
         progress(step + 1, len(samples))
     return {name: linear.change.detach().exp().unsqueeze(1) for name, linear in linears.items()}
 
 
-def divergence(heads: Heads, target: Tensor, states: Tensor, where: slice) -> Tensor:
-    """Cross entropy of the float and the quantized model's predictions: KL(float || quantized) but for a constant.
+def divergence(head: Callable[[Tensor], Tensor], target: Tensor, logits: Tensor, where: slice) -> Tensor:
+    """Gradient at logits [t, V] of KL(float || quantized), summed over the tokens `where`.
 
-    Summed over the tokens `where` [t], whose states [t, H] these are; target [T, H].
+    The float model's last hidden states are `target` [T, H], and `head` makes logits of them.
     """
-    found, expected = (head(one).float() for head, one in zip(heads, (states, target[where].to(states))))
-    return nn.functional.cross_entropy(found, expected.softmax(dim=-1), reduction="sum")
+    expected = head(target[where]).float().softmax(dim=-1)
+    return logits.softmax(dim=-1).sub_(expected)

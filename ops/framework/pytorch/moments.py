@@ -1,0 +1,47 @@
+"""Second moments [k, k] in little more than half of their memory and time: they are symmetric.
+
+A packed moment is one float32 vector that holds, strip after strip of rows, the columns from the strip's first row on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from .gradients import for_products
+
+STRIP = 128  # rows
+
+
+def packed_size(k: int) -> int:
+    """Numbers that a packed moment [k, k] takes."""
+    return sum(where.stop - where.start for _, where in _strips(k))
+
+
+def add_moment(packed: Tensor, x: Tensor) -> None:
+    """Add x^T x of x [T, k] to a packed moment."""
+    k = x.shape[1]
+    columns = for_products(x.t())
+    for rows, where in _strips(k):
+        packed[where].view(-1, k - rows.start).add_(nn.functional.linear(columns[rows], columns[rows.start :]))
+
+
+def unpacked(packed: Tensor, k: int) -> Tensor:
+    """The whole moment [k, k]."""
+    moment = packed.new_empty(k, k)
+    for rows, where in _strips(k):
+        strip = packed[where].view(-1, k - rows.start)
+        moment[rows, rows.start :] = strip
+        moment[rows.start :, rows] = strip.t()
+    return moment
+
+
+def _strips(k: int) -> Iterator[tuple[slice, slice]]:
+    """Rows of each strip, and where in the vector they lie."""
+    done = 0
+    for start in range(0, k, STRIP):
+        stop = min(start + STRIP, k)
+        size = (stop - start) * (k - start)
+        yield slice(start, stop), slice(done, done + size)
+        done += size
