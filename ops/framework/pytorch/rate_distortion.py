@@ -31,7 +31,7 @@ from .attribution import AttributedLinear, corrections, loss_shares
 from .factors import Factors
 from .fisher import FisherStatistics, Statistics, first_readers
 from .folding import Fold, find_folds, fold
-from .gradients import gradients
+from .gradients import gradients, multiply
 from .language_model import output_layer
 from .moments import packed_size
 from .network import Calibrator, TorchNetwork
@@ -141,7 +141,7 @@ class RateDistortionCalibrator(Calibrator):
             def watch(x: Tensor) -> None:
                 rows = x.float().flatten(0, -2)
                 error = (quantize_activation(rows, grid).float() - grid.offset) * grid.scale - rows
-                moved = (error @ weights[name].values.float().t()) * steps.reshape(1, -1)
+                moved = multiply(error, weights[name].values) * steps.reshape(1, -1)
                 tokens = self._token_weights[name][done : done + len(rows)]
                 losses[name] += float(moved.square().sum(dim=1).cpu() @ tokens)
 
