@@ -144,8 +144,12 @@ class Calibrator(calibrator.Calibrator):
         kept = [parameter for parameter in self.model.parameters() if parameter.device.type == "cpu"]
         gone = sum(math.prod(layer.shape) for layer in self.layers.values() if layer.quantized)
         if sum(parameter.numel() for parameter in kept) <= gone:
+            copies: dict[tuple[Any, ...], Tensor] = {}  # what shares memory goes on doing so
             for parameter in kept:
-                parameter.data = parameter.data.clone()
+                where = parameter.data_ptr(), parameter.shape, parameter.stride()
+                if where not in copies:
+                    copies[where] = parameter.data.clone()
+                parameter.data = copies[where]
         give_back()
 
 
