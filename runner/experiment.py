@@ -109,9 +109,12 @@ class Experiment:
             raise ValueError(f"quant.{error}") from error
         return outline
 
-    def run(self, output: Path, stages: Stages) -> Result:
-        """Do it, leaving the bundle in `output`/artifact; the caller writes and tracks the result."""
-        artifact = output / ARTIFACT
+    def run(self, output: Path, stages: Stages, outline: Outline | None = None) -> Result:
+        """Do it, leaving the bundle in `output`/artifact; the caller writes and tracks the result.
+
+        `outline` is what `check` gave; without it the run is checked first.
+        """
+        artifact, outline = output / ARTIFACT, outline or self.check()
         with stages("load", self.model.name):
             model = self.framework.load(self.model, self.device, self.cache.path, self.seed)
         texts, fingerprint = self.calibration.texts(), model.fingerprint
@@ -146,6 +149,7 @@ class Experiment:
                 bundle.verify(artifact, tensors)
         ignored = self.quant.ignored([layer.name for layer in layers])
         sizes = size_metrics([layer for layer in layers if layer.name not in ignored], tensors, coded, artifact)
+        notes = [*outline.notes, *calibrator.notes]
         del calibrator, tensors, weights, coded
         if readable:
             del model
@@ -165,7 +169,7 @@ class Experiment:
             reports=reports,
             outputs=quant_outputs,
             weight_file=weight_file,
-            warnings=self._warnings(texts, readable),
+            warnings=[*notes, *self._warnings(texts, readable)],
             metrics={
                 **sizes.metrics,
                 "compress/verified": int(readable),

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ops.framework.base import Outline
 from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, ConfigError, build, build_tracker, checked
 from runner.display import Stages, print_table
 from runner.estimate import facts
@@ -45,14 +46,14 @@ def run_job(config: DictConfig) -> list[float] | float | str:
             tracker.deliver(output, sweep)
             return experiment.sweep.values(found)
         clear(output)
-        checked(experiment)
+        outline = checked(experiment)
         if sweep is not None and (sweep / STOPPED).exists():
             raise NotStarted("not started: another job failed, and sweep.on_error=stop")
         yaml = OmegaConf.to_yaml(config, resolve=True)
         (output / "config.yaml").write_text(yaml, encoding="utf-8")
         log.info("effective configuration:\n%s", yaml)
         with tracker.run(output, sweep, run_name()), share_of_machine(experiment.device, sweep is not None):
-            result = attempt(experiment, output, record)
+            result = attempt(experiment, outline, output, record)
         experiment.cache.note_finished(record["config_hash"], output, facts(experiment, result))
     except (Exception, KeyboardInterrupt) as error:
         log.exception("the run failed")
@@ -77,12 +78,12 @@ class NotStarted(Exception):
     """The job was not begun."""
 
 
-def attempt(experiment: Experiment, output: Path, record: dict[str, Any]) -> Result:
+def attempt(experiment: Experiment, outline: Outline, output: Path, record: dict[str, Any]) -> Result:
     """Run the experiment and write what it found, again after a failure as often as `sweep.retries` allows."""
     for again in reversed(range(experiment.sweep.retries + 1)):
         try:
             with Stages() as stages:
-                result = experiment.run(output, stages)
+                result = experiment.run(output, stages, outline)
                 with stages("report"):
                     result.write(output, record["repro"], record)
             return result

@@ -84,6 +84,7 @@ def rows(job: Estimate) -> list[list[str]]:
         ["time", duration(job)],
         ["device", experiment.device.name],
         ["already done", done(job)],
+        *([["notes", "\n".join(outline.notes)]] if outline.notes else []),
     ]
 
 

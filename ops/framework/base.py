@@ -127,6 +127,7 @@ class Outline:
     linears: dict[str, tuple[int, int]]  # name -> shape [n, k], in module order
     parameters: int  # numbers in all its tensors, tied ones once
     float_bytes: int  # of the parameters, in the dtype the model is loaded in
+    notes: tuple[str, ...] = ()  # what a person must know of it before it loads, one line each
 
 
 @dataclass
@@ -145,6 +146,7 @@ class Layer:
     first_peak: float = 0.0  # max|x| of the float model's input on the first sample
     sqnr_db: float = float("nan")  # signal to quantization noise of the weight
     clipped: float = 0.0  # share of weights at +-127 that the grid cuts by more than half a step
+    note: str = ""  # why it is not what the method makes of linears: never reached by calibration, ...
 
 
 class LoadedModel(Protocol):
@@ -174,6 +176,8 @@ class LoadedModel(Protocol):
 
 class Calibrator(Protocol):
     """Quantizes a loaded model in place."""
+
+    notes: list[str]  # what a reader of the scores must know of how it went, one line each
 
     def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
         """Replace every selected linear by its integers.

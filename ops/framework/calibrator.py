@@ -66,6 +66,7 @@ class Calibrator:
         self.samples = samples
         self.dtype = dtype
         self.layers: dict[str, Layer] = {}
+        self.notes: list[str] = []  # what a reader of the scores must know of how it went
         self.smoothed: list[str] = []  # norms that smoothing changed
         self._weights: dict[str, QuantizedWeight] = {}
         self._linears: dict[str, QuantizedLinear] = {}

@@ -77,7 +77,8 @@ def outline_of(model: Model, folder: Path | None, cache: Path) -> Outline:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         linears = {name: (int(rows), int(columns)) for name, (rows, columns) in stored["linears"].items()}
-        return Outline(linears, int(stored["parameters"]), int(stored["float_bytes"]))
+        notes = tuple(map(str, stored["notes"]))
+        return Outline(linears, int(stored["parameters"]), int(stored["float_bytes"]), notes)
     except (OSError, ValueError, TypeError, KeyError):
         found = measure(model)
     _store(file, asdict(found))
