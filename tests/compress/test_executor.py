@@ -28,22 +28,8 @@ FILES = ["in.bin", "out.bin", "index.bin", "info.bin"]
 
 
 @pytest.fixture(scope="session")
-def executor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, built as the README says, or by the compiler alone where there is no cmake."""
-    build = tmp_path_factory.mktemp("build")
-    program = build / "compress_executor"
-    if shutil.which("cmake"):
-        options = ["-DSLIMRUN_PYTHON=OFF", "-DCMAKE_BUILD_TYPE=Release"]
-        commands = [["cmake", "-S", str(ROOT), "-B", str(build), *options], ["cmake", "--build", str(build), "-j2"]]
-    else:
-        only_elsewhere = ("bindings.cpp", "int8.cpp", "compress_cann.cpp")
-        sources = [str(file) for file in (ROOT / "ops/csrc").glob("*.cpp") if file.name not in only_elsewhere]
-        compiler = os.environ.get("CXX", "c++")
-        commands = [[compiler, "-std=c++17", "-O2", *sources, "-o", str(program), "-pthread"]]
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    return program
+def executor(built: Path) -> Path:
+    return built / "compress_executor"
 
 
 @pytest.fixture
