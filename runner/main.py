@@ -21,6 +21,7 @@ from runner.job import run_job
 from runner.plan import Job, show
 from runner.sweep import SweepCallback, all_done, claimed, conclude, folder_of
 from runner.tracking import MLflow, Tracker
+from runner.tracking_uri import conceal, override_of
 
 DONE, FAILED, WRONG = 0, 1, 2
 
@@ -30,13 +31,13 @@ def main() -> None:
     arguments = get_args_parser().parse_intermixed_args()
     # Hydra wants its flags before the overrides; people write `slimrun quant=w8a8 -m seed=1,2` too
     flags = [item for item in sys.argv[1:] if item not in arguments.overrides]
+    arguments.overrides = conceal(arguments.overrides)
     sys.argv[1:] = [*flags, *arguments.overrides]
-    if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.cfg or arguments.info:
-        check(arguments)
-        run_job()  # Hydra answers
-        return
     try:
         configs = check(arguments)
+        if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.cfg or arguments.info:
+            run_job()  # Hydra answers
+            return
         if not configs:
             sys.exit(DONE)
         tracker = build_tracker(configs[0])
@@ -80,6 +81,7 @@ def check(arguments: Namespace) -> list[DictConfig]:
     planned: list[Job] = []
     for overrides in _jobs(arguments):
         config = composed(overrides, arguments.config_name, arguments.config_dir)
+        _check_tracking(config)
         if arguments.cfg or arguments.info:
             continue
         try:
@@ -135,6 +137,17 @@ def _jobs(arguments: Namespace) -> list[list[str]]:
             )
         return [fixed]
     return [job for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for job in batch]
+
+
+def _check_tracking(config: DictConfig) -> None:
+    """ConfigError on an address that no store can have; the password of one that a file names is masked for Hydra."""
+    tracker = build_tracker(config)
+    if isinstance(tracker, MLflow) and (masking := override_of(tracker.uri)) and masking not in sys.argv:
+        sys.argv.append(masking)
+    try:
+        tracker.check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_launcher(config: DictConfig) -> None:

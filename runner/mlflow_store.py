@@ -5,21 +5,26 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from omegaconf import DictConfig, OmegaConf
+from sqlalchemy import create_engine
 
 from runner.config import flat
-from runner.result import RESULTS, UPLOADED, read_json, write_json
-from runner.tracking import RUN, SWEEP
+from runner.deadline import within
+from runner.mlflow_database import ensure
+from runner.result import RESULTS, UPLOADED, read_json
+from runner.tracking import ANSWER_SECONDS, RUN, SWEEP, note_run, run_in
+from runner.tracking_uri import database_file, masked
 
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"  # makes the UI show a JSON artifact as a table
@@ -32,15 +37,16 @@ class Store:
     """An MLflow server or database, and one experiment in it."""
 
     def __init__(self, uri: str, experiment: str) -> None:
-        """Make the database once, under a lock: parallel makers of a sqlite file crash."""
-        self.uri = uri
-        if uri.startswith("sqlite:///"):
-            with FileLock(uri.removeprefix("sqlite:///") + ".lock"):
-                self.client = MlflowClient(uri)
-                self.experiment = self._experiment(experiment)
+        """Connect; TimeoutError when a server does not answer, ValueError when a file is no database to write to."""
+        self.address = masked(uri)
+        self.target = f"{self.address} {experiment}"
+        self.uri, self.file = _without_password(uri), database_file(uri)
+        if self.file:
+            ensure(self.file)
         else:
-            self.client = MlflowClient(uri)
-            self.experiment = self._experiment(experiment)
+            within(ANSWER_SECONDS, lambda: _knock(self.uri))
+        self.client = MlflowClient(self.uri)
+        self.experiment = self._experiment(experiment)
 
     @staticmethod
     @cache
@@ -55,33 +61,32 @@ class Store:
         """
         params = flat(DictConfig(OmegaConf.load(job / "config.yaml"))) if (job / "config.yaml").is_file() else {}
         identity = hashlib.sha256(json.dumps([params, parent], sort_keys=True, default=str).encode()).hexdigest()
-        before = read_json(job / RUN) or {}
-        if before.get("uri") == self.uri and before["params"] == identity and self._reopen(before["run_id"]):
+        before = run_in(job / RUN, self.target)
+        if before.get("params") == identity and self._reopen(before["run_id"]):
             run_id = str(before["run_id"])
             self._untag(run_id, "error")
         else:
             # user and git commit, as mlflow's own runs have
             tags = resolve_tags({"mlflow.runName": name, "mlflow.source.name": "slimrun"})
-            run_id = str(self.client.create_run(self.experiment, started, tags).info.run_id)
             if parent:
-                self.client.set_tag(run_id, PARENT_TAG, parent)
-            items = [Param(key, str(value)[:MAX_PARAM]) for key, value in params.items()]
-            for start in range(0, len(items), MAX_BATCH):
-                self.client.log_batch(run_id, params=items[start : start + MAX_BATCH])
-        record = {"uri": self.uri, "run_id": run_id, "params": identity, "name": name, "delivered": None}
-        write_json(job / RUN, record)
+                tags[PARENT_TAG] = parent
+            run_id = str(self.client.create_run(self.experiment, started, tags).info.run_id)
+        # noted before anything else is logged: whatever interrupts that, the run is found again and closed
+        known = {"run_id": run_id, "params": identity, "delivered": None}
+        note_run(job / RUN, self.target, known, name=name, uri=self.address, run_id=run_id)
+        items = [Param(key, str(value)[:MAX_PARAM]) for key, value in params.items()]
+        for start in range(0, len(items), MAX_BATCH):
+            self.client.log_batch(run_id, params=items[start : start + MAX_BATCH])
         return run_id
 
     def fill_job(self, job: Path, parent: str | None, log_weights: bool) -> None:
         """Everything of a job that has ended, from its files; the weights by reference."""
         results = read_json(job / RESULTS) or {}
         ended = int((job / RESULTS).stat().st_mtime * 1000)  # the same whenever it is logged, so twice is once
-        run = read_json(job / RUN) or {}
-        if run.get("uri") == self.uri:
-            run_id = str(run["run_id"])
-        else:
+        run_id = run_in(job / RUN, self.target).get("run_id")
+        if not run_id:
             seconds = sum(value for key, value in results.items() if key.startswith("time/"))
-            name = str(run.get("name", " ".join(results["overrides"])))
+            name = str((read_json(job / RUN) or {}).get("name", " ".join(results["overrides"])))
             run_id = self.open_job(job, parent, name, ended - int(1000 * seconds))
         numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
         texts = {key: value for key, value in results.items() if isinstance(value, str)}
@@ -107,7 +112,7 @@ class Store:
         interrupted = failed and results["error"].startswith("interrupted")
         status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
         self.client.set_terminated(run_id, status, ended)
-        write_json(job / RUN, {**(read_json(job / RUN) or {}), "delivered": (job / RESULTS).stat().st_mtime_ns})
+        note_run(job / RUN, self.target, {"delivered": (job / RESULTS).stat().st_mtime_ns})
 
     def open_sweep(self, name: str, known: str | None) -> str:
         """A RUNNING parent run: the one known from before if it is still there."""
@@ -127,6 +132,16 @@ class Store:
         failed = any(job["status"] != "ok" for job in record["jobs"])
         self.client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
 
+    def end_killed(self, run_id: str) -> bool:
+        """Close a run whose process was killed; true, also when the run was deleted or closed meanwhile."""
+        try:
+            if self.client.get_run(run_id).info.status == "RUNNING":
+                self.client.set_terminated(run_id, "KILLED")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        return True
+
     def watch_machine(self, run_id: str) -> Any:
         """A thread that logs the load of the machine until its `finish` is called."""
         monitor = SystemMetricsMonitor(run_id, sampling_interval=SAMPLING_SECONDS, tracking_uri=self.uri)
@@ -139,8 +154,8 @@ class Store:
         if found is not None:
             return str(found.experiment_id)
         artifacts = None
-        if self.uri.startswith("sqlite:///"):
-            artifacts = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+        if self.file:
+            artifacts = (self.file.parent / "mlartifacts").resolve().as_uri()
         try:
             return str(self.client.create_experiment(name, artifact_location=artifacts))
         except MlflowException:  # another job made it in between
@@ -163,6 +178,24 @@ class Store:
         columns = list(rows[0]) if rows else []
         self.client.log_dict(run_id, {"columns": columns, "data": [list(row.values()) for row in rows]}, name)
         self.client.set_tag(run_id, TABLES_TAG, json.dumps([{"path": name, "type": "table"}]))
+
+
+def _without_password(uri: str) -> str:
+    """The address as MLflow may repeat it in messages: it takes user and password of a server from the environment."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.password:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username or "")
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _knock(uri: str) -> None:
+    """Ask a server for anything, once: MLflow itself tries a database that is away for minutes."""
+    if uri.startswith(("postgresql", "mysql", "mssql")):
+        create_engine(uri).connect().close()
+    else:
+        MlflowClient(uri).search_experiments(max_results=1)
 
 
 def _weights(job: Path, results: dict[str, Any]) -> dict[str, str]:

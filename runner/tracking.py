@@ -9,32 +9,46 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from hashlib import sha256
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from shlex import quote
+from typing import Any, Protocol, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from runner.deadline import within
+from runner.outbox import Waiting, waiting
 from runner.result import RESULTS, read_json, write_json
+from runner.tracking_uri import check, in_force, masked
 
 SWEEP = "sweep.json"  # in the folder of a multirun: its command, its parent run, its jobs
 RUN = "tracking.json"  # in the folder of a job: its run
-LOCK = ".tracking.lock"
+AWAY = ".tracking-away.json"  # in the folder of a multirun: a store that its jobs need not ask again
+LOCK, ALIVE = ".tracking.lock", ".running.lock"  # in the folder of a job: the second as long as it runs
+ANSWER_SECONDS = 8  # how long a store may take to answer
+SLOW_SECONDS = 2.0  # a failure that took longer is not tried again
 MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # its own start-up messages, not errors
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default waits minutes for a server that is down
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the default waits minutes; what failed is delivered later
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_SECONDS),
 }
 log = logging.getLogger("slimrun")
+away: set[str] = set()  # stores that this process does not ask again
+said: set[str] = set()  # notes that this process has printed
+T = TypeVar("T")
 
 
 class Tracker(Protocol):
     """Where runs are logged. No method raises because a server does not answer."""
+
+    def check(self) -> None:
+        """ValueError on what can be seen to be wrong before a run; the message names the key."""
 
     def run(self, job: Path, sweep: Path | None, name: str) -> AbstractContextManager[None]:
         """The job's run is open inside the block."""
@@ -58,6 +72,9 @@ class Tracker(Protocol):
 @dataclass(frozen=True)
 class NoTracking:
     """Logs nothing."""
+
+    def check(self) -> None:
+        """Nothing can be wrong."""
 
     def run(self, job: Path, sweep: Path | None, name: str) -> AbstractContextManager[None]:
         """Nothing is opened."""
@@ -83,122 +100,197 @@ class NoTracking:
 
 @dataclass(frozen=True)
 class MLflow:
-    """Logs to an MLflow server or database; `uri` null means mlflow.db in the current directory."""
+    """Logs to an MLflow server or database; null takes MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, where set."""
 
     uri: str | None = None
-    experiment: str = "slimrun"
+    experiment: str | None = None
     log_weights: bool = False
     outbox: str = "~/.cache/slimrun/outbox"
     sync: bool = False
 
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.experiment is not None and not self.experiment.strip():
+            raise ValueError(f"experiment='{self.experiment}' is empty; give a name, or null for the default")
+
     @property
     def tracking_uri(self) -> str:
-        """The URI in force, absolute."""
-        return self.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+        """The URI in force, absolute, with its password."""
+        return in_force(self.uri)
+
+    @property
+    def address(self) -> str:
+        """That URI as it is shown and written down; stores are told apart by it."""
+        return masked(self.tracking_uri)
+
+    @property
+    def experiment_name(self) -> str:
+        """The experiment in force."""
+        return self.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or "slimrun"
+
+    @property
+    def target(self) -> str:
+        """What a run belongs to: a store and an experiment in it."""
+        return f"{self.address} {self.experiment_name}"
+
+    def check(self) -> None:
+        """ValueError on an address that no store can have."""
+        check(self.uri)
 
     @contextmanager
     def run(self, job: Path, sweep: Path | None, name: str) -> Iterator[None]:
         """The job's run, with its params and the load of the machine; one that was open before goes on."""
-        self._note_waiting(job, sweep)
         write_json(job / RUN, {**(read_json(job / RUN) or {}), "name": name})
-        monitor: Any = None
-        with self._surviving(), FileLock(job / LOCK):
-            store = self._store()
-            monitor = store.watch_machine(store.open_job(job, self._parent(sweep), name))
-        try:
-            yield
-        finally:
-            if monitor is not None:
-                with suppress(Exception):  # the server may be gone by now
-                    monitor.finish()
+        with ExitStack() as alive:
+            with suppress(Timeout):
+                alive.enter_context(FileLock(job / ALIVE, timeout=0))
+            self._waiting(job, sweep).note(self._outbox)
+            monitor = self._attempt(sweep, lambda: self._open(job, sweep, name))
+            try:
+                yield
+            finally:
+                if monitor is not None:
+                    self._attempt(sweep, lambda: within(ANSWER_SECONDS, monitor.finish))
 
     def deliver(self, job: Path, sweep: Path | None) -> None:
         """Params, metrics, tags, data, tables and pictures."""
-        entry = self._note_waiting(job, sweep)
-        with self._surviving(), FileLock(job / LOCK):
-            run = read_json(job / RUN) or {}
-            if run.get("uri") != self.tracking_uri or run["delivered"] != (job / RESULTS).stat().st_mtime_ns:
-                self._store().fill_job(job, self._parent(sweep), self.log_weights)
-            entry.unlink(missing_ok=True)
+        if self._delivered(job):
+            self._waiting(job, sweep).file(self._outbox).unlink(missing_ok=True)
+            return
+        self._waiting(job, sweep).note(self._outbox)
+        self._attempt(sweep, lambda: self._fill(job, sweep))
 
     def begin_sweep(self, sweep: Path) -> None:
         """The parent run."""
-        with self._surviving():
-            self._parent(sweep, reopen=True)
+        (sweep / AWAY).unlink(missing_ok=True)  # a new start asks anew
+        self._attempt(sweep, lambda: self._parent(sweep, reopen=True))
 
     def deliver_sweep(self, sweep: Path) -> None:
         """Close the parent run with its summary, pictures and tags."""
-        entry = self._note_waiting(sweep, None)
-        with self._surviving(), FileLock(sweep / LOCK):
-            parent = self._parent(sweep)
-            assert parent is not None
-            self._store().fill_sweep(sweep, parent)
-            entry.unlink(missing_ok=True)
+        entry = self._waiting(sweep, None)
+        entry.note(self._outbox)
+
+        def fill() -> None:
+            with FileLock(sweep / LOCK):
+                self._store().fill_sweep(sweep, str(self._parent(sweep)))
+                entry.file(self._outbox).unlink(missing_ok=True)
+
+        self._attempt(sweep, fill)
 
     def deliver_waiting(self) -> tuple[int, int]:
-        """Everything in the outbox that has ended and belongs to this server."""
-        delivered = waiting = 0
-        for entry in sorted(Path(self.outbox).expanduser().glob("*.json")):
-            content = read_json(entry) or {"folder": "", "uri": ""}
-            folder = Path(content["folder"])
-            if content["uri"] != self.tracking_uri or waiting:
-                waiting += content["uri"] == self.tracking_uri  # one failure is enough to know
-            elif (folder / RESULTS).is_file():
-                self.deliver(folder, Path(content["sweep"]) if content["sweep"] else None)
-                delivered, waiting = delivered + (not entry.exists()), waiting + entry.exists()
+        """Everything in the outbox that has ended and belongs to this store, each into its own experiment."""
+        delivered = still = 0
+        for entry in waiting(self._outbox, self.address):
+            tracker = replace(self, experiment=entry.experiment, log_weights=entry.log_weights)
+            folder, file = Path(entry.folder), entry.file(self._outbox)
+            if (folder / RESULTS).is_file():
+                tracker.deliver(folder, Path(entry.sweep) if entry.sweep else None)
             elif (read_json(folder / SWEEP) or {}).get("summary"):
-                self.deliver_sweep(folder)
-                delivered, waiting = delivered + (not entry.exists()), waiting + entry.exists()
-            elif not folder.is_dir():
-                entry.unlink(missing_ok=True)  # what is left runs still, or was killed and has nothing to log
-        return delivered, waiting
+                tracker.deliver_sweep(folder)
+            elif folder.is_dir():
+                tracker._end_killed(folder, file)
+                continue
+            else:
+                file.unlink(missing_ok=True)
+                continue
+            delivered, still = delivered + (not file.exists()), still + file.exists()
+        return delivered, still
 
     def look_next(self) -> str:
         """The command that opens the UI."""
-        if self.tracking_uri.startswith("http"):
-            return f"open {self.tracking_uri}"
-        return f"mlflow ui --backend-store-uri {self.tracking_uri}"
+        if self.address.startswith("http"):
+            return f"open {quote(self.address)}"
+        return f"mlflow ui --backend-store-uri {quote(self.address)}"
+
+    @property
+    def _outbox(self) -> Path:
+        return Path(self.outbox).expanduser()
+
+    def _waiting(self, folder: Path, sweep: Path | None) -> Waiting:
+        """The outbox's entry for this folder, there until all of it is logged."""
+        where = str(sweep) if sweep else None
+        return Waiting(str(folder.absolute()), where, self.address, self.experiment_name, self.log_weights)
 
     def _store(self) -> Any:
         for name, value in MLFLOW_SETTINGS.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for name in ("alembic", "mlflow.system_metrics"):  # a server that goes away is our note, not theirs
+            logging.getLogger(name).setLevel(logging.ERROR)
         from runner.mlflow_store import Store  # takes 2 s to import
 
-        return Store.at(self.tracking_uri, self.experiment)
+        return Store.at(self.tracking_uri, self.experiment_name)
+
+    def _open(self, job: Path, sweep: Path | None, name: str) -> Any:
+        """The job's run is RUNNING; the monitor of the machine."""
+        with FileLock(job / LOCK):
+            store = self._store()
+            return store.watch_machine(store.open_job(job, self._parent(sweep), name))
+
+    def _fill(self, job: Path, sweep: Path | None) -> None:
+        with FileLock(job / LOCK):
+            if not self._delivered(job):
+                self._store().fill_job(job, self._parent(sweep), self.log_weights)
+            self._waiting(job, sweep).file(self._outbox).unlink(missing_ok=True)
+
+    def _delivered(self, job: Path) -> bool:
+        return bool(run_in(job / RUN, self.target).get("delivered") == (job / RESULTS).stat().st_mtime_ns)
+
+    def _end_killed(self, job: Path, entry: Path) -> None:
+        """Close the run of a job that left no results and does not run any more: it was killed."""
+        with suppress(Timeout), FileLock(job / ALIVE, timeout=0):
+            run_id = run_in(job / RUN, self.target).get("run_id")
+            if not run_id or self._attempt(None, lambda: self._store().end_killed(run_id)):
+                entry.unlink(missing_ok=True)
 
     def _parent(self, sweep: Path | None, reopen: bool = False) -> str | None:
-        """Id of the sweep's parent run, which is made now if there is none on this server yet."""
+        """Id of the sweep's parent run, which is made now if its experiment has none yet."""
         if sweep is None:
             return None
         with FileLock(sweep / ".parent.lock"):
-            record = read_json(sweep / SWEEP) or {}
-            known = record["parent_run_id"] if record["uri"] == self.tracking_uri else None
+            known = run_in(sweep / SWEEP, self.target).get("run_id")
             if reopen or not known:
-                record["parent_run_id"] = self._store().open_sweep(str(record["name"]), known)
-                record["uri"] = self.tracking_uri
-                write_json(sweep / SWEEP, record)
-            return str(record["parent_run_id"])
+                known = self._store().open_sweep(str((read_json(sweep / SWEEP) or {})["name"]), known)
+                note_run(sweep / SWEEP, self.target, {"run_id": known}, parent_run_id=known, uri=self.address)
+            return str(known)
 
-    def _note_waiting(self, folder: Path, sweep: Path | None) -> Path:
-        """The outbox's entry for this folder, there until all of it is logged."""
-        outbox = Path(self.outbox).expanduser()
-        outbox.mkdir(parents=True, exist_ok=True)
-        entry = outbox / f"{sha256(str(folder.absolute()).encode()).hexdigest()[:32]}.json"
-        content = {"folder": str(folder.absolute()), "sweep": sweep and str(sweep), "uri": self.tracking_uri}
-        write_json(entry, content)
-        return entry
+    def _attempt(self, sweep: Path | None, work: Callable[[], T]) -> T | None:
+        """What `work` returns; None when the store does not take it, which must not cost a finished run.
 
-    @contextmanager
-    def _surviving(self) -> Iterator[None]:
-        """Whatever the tracking store answers must not cost a finished run."""
-        try:
-            yield
-        except Exception as error:
-            log.exception("tracking failed")
-            reason = str(error).strip().split("\n")[0][:100]
-            print(
-                f"note: tracking.uri={self.tracking_uri} does not take the run ({reason}); the results are kept, and "
-                "the next start with this uri delivers them, or slimrun tracking.sync=true",
-                file=sys.stderr,
-            )
+        A store that is slow to fail is not asked again by this process, nor by the jobs of the sweep.
+        """
+        told = sweep and (read_json(sweep / AWAY) or {}).get("uri")
+        if self.address == told:
+            return None
+        if self.address not in away:
+            start = time.monotonic()
+            try:
+                return work()
+            except Exception as error:
+                log.error("tracking failed:\n%s", masked(traceback.format_exc()))
+                self._say(masked(str(error).strip().split("\n")[0])[:300] or type(error).__name__)
+                if time.monotonic() - start > SLOW_SECONDS:
+                    away.add(self.address)
+        if sweep and self.address in away:
+            write_json(sweep / AWAY, {"uri": self.address})
+        return None
+
+    def _say(self, reason: str) -> None:
+        note = (
+            f"note: tracking.uri={self.address} does not take the run ({reason}); the results are kept, and "
+            "the next start with this uri delivers them, or slimrun tracking.sync=true"
+        )
+        if note not in said:
+            print(note, file=sys.stderr)
+        said.add(note)
+
+
+def run_in(file: Path, target: str) -> dict[str, Any]:
+    """What the file of a job or of a multirun knows of its run in a store's experiment: run_id, params, delivered."""
+    return dict((read_json(file) or {}).get("runs", {}).get(target, {}))
+
+
+def note_run(file: Path, target: str, known: dict[str, Any], **latest: str) -> None:
+    """Add to what `run_in` tells; `latest` is what the file tells of the last run itself."""
+    record = read_json(file) or {}
+    runs = record.get("runs", {})
+    write_json(file, {**record, **latest, "runs": {**runs, target: {**runs.get(target, {}), **known}}})

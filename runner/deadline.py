@@ -1,0 +1,33 @@
+"""Work that is given up when it takes too long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` returns or raises; TimeoutError when it takes longer.
+
+    It is then left behind in a thread that ends with the process: a library that waits for a socket cannot be stopped.
+    """
+    answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+    def answer() -> None:
+        try:
+            answers.put((work(), None))
+        except BaseException as error:  # it is raised below
+            answers.put((None, error))
+
+    Thread(target=answer, daemon=True).start()
+    try:
+        value, error = answers.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]

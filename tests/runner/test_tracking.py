@@ -1,0 +1,353 @@
+"""What reaches a tracking store, when, and what a kill, a hung server or a half-made database costs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from runner import mlflow_database, tracking
+from runner.mlflow_database import ensure
+from runner.result import read_json, write_json
+from runner.tracking import ALIVE, AWAY, MLflow
+
+Rows = list[tuple[str, ...]]
+RUNS = """select e.name, r.status, coalesce(p.value, '') from runs r join experiments e using (experiment_id)
+left join tags p on p.run_uuid = r.run_uuid and p.key = 'mlflow.parentRunId' order by 1, 3"""
+
+
+def read(file: Path, query: str) -> Rows:
+    with closing(sqlite3.connect(file)) as database:
+        return database.execute(query).fetchall()
+
+
+def change(file: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(file)) as database, database:
+        for statement in statements:
+            database.execute(statement)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow's migrations have made, which takes them seconds."""
+    file = tmp_path_factory.mktemp("made") / "mlflow.db"
+    ensure(file)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    return file
+
+
+@pytest.fixture
+def database(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(made, tmp_path / "mlflow.db"))
+
+
+@pytest.fixture
+def _quick_migrations(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Made:
+        def __init__(self, uri: str, artifacts: str) -> None:
+            shutil.copy(made, uri.removeprefix("sqlite:///"))
+            self.engine = self
+
+        def dispose(self) -> None:
+            pass
+
+    monkeypatch.setattr(mlflow_database, "SqlAlchemyStore", Made)
+
+
+@pytest.fixture(autouse=True)
+def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "away", set())
+    monkeypatch.setattr(tracking, "said", set())
+
+
+def job_in(folder: Path, **results: object) -> Path:
+    """A job's folder as it is while the job runs, or with results once it has ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    (folder / "layers.csv").write_text("name,bits\na,4\n", encoding="utf-8")
+    if results:
+        write_json(folder / "results.json", {"status": "ok", "overrides": ["seed=0"], "size/file_bytes": 1, **results})
+    return folder
+
+
+def sweep_in(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    write_json(folder / "sweep.json", {"name": "seed=0", "jobs": [], "parent_run_id": None, "uri": None})
+    return folder
+
+
+def ended(sweep: Path) -> None:
+    write_json(sweep / "sweep.json", {**(read_json(sweep / "sweep.json") or {}), "summary": [{"job": 0}],
+                                      "files": [], "tags": {}})  # fmt: skip
+
+
+def run(tracker: MLflow, job: Path, sweep: Path | None = None, **results: object) -> None:
+    with tracker.run(job_in(job), sweep, "name"):
+        job_in(job, **{"status": "ok", **results})
+    tracker.deliver(job, sweep)
+
+
+# --- a database that is made
+
+
+def test_a_killed_maker_leaves_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        def __init__(self, uri: str, artifacts: str) -> None:
+            change(Path(uri.removeprefix("sqlite:///")), "create table experiments (x)")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow_database, "SqlAlchemyStore", Killed)
+    with pytest.raises(KeyboardInterrupt):
+        ensure(tmp_path / "mlflow.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
+
+
+HALF_MADE = {
+    "nothing in it": ["create table x (y)", "drop table x"],
+    "first tables": ["create table experiments (experiment_id)", "create table runs (run_uuid)"],
+    "in a migration": ["create table experiments (name)", "create table alembic_version (version_num)",
+                       "create table _alembic_tmp_runs (x)",
+                       "insert into alembic_version values ('451aebb31d03')", "create table runs (run_uuid)"],
+    "before the last one": ["create table alembic_version (version_num)", "create table experiments (name)",
+                            "insert into alembic_version values ('not the last')",
+                            "insert into experiments values ('Default')"],
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("_quick_migrations")
+@pytest.mark.parametrize("statements", HALF_MADE.values(), ids=HALF_MADE)
+def test_a_half_made_database_that_holds_nothing_is_made_anew(statements: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    change(file, *statements)
+    (tmp_path / "mlflow.db-wal").write_bytes(b"of the old file")
+    (tmp_path / ".mlflow.db.making").write_bytes(b"left by a kill")
+    link = tmp_path / "link" / "mlflow.db"
+    link.parent.mkdir()
+    link.symlink_to(file)
+    tracker = MLflow(f"sqlite:///{link}", outbox=str(tmp_path / "outbox"))
+    run(tracker, tmp_path / "job")
+    assert link.is_symlink()
+    assert read(file, RUNS) == [("slimrun", "FINISHED", "")]
+    left = {path.name for path in tmp_path.iterdir()} - {"job", "outbox", "mlartifacts", "link"}
+    assert left == {"mlflow.db", "mlflow.db.lock"}
+
+
+@pytest.mark.usefixtures("_quick_migrations")
+def test_a_journal_that_a_kill_left_is_applied_to_its_own_file_only(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    change(file, "create table experiments (experiment_id)")
+    with closing(sqlite3.connect(file)) as writer:
+        writer.execute("pragma cache_size = 1")
+        writer.execute("create table runs (run_uuid)")
+        writer.executemany("insert into runs values (?)", [("x" * 4000,)] * 100)
+        for name in ("mlflow.db", "mlflow.db-journal"):
+            shutil.copy(tmp_path / name, tmp_path / f"copy of {name}")
+    for name in ("mlflow.db", "mlflow.db-journal"):
+        shutil.move(tmp_path / f"copy of {name}", tmp_path / name)
+    ensure(file)
+    assert read(file, "pragma integrity_check") == [("ok",)]
+    assert read(file, "select count(*) from runs") == [(0,)]
+    assert not (tmp_path / "mlflow.db-journal").exists()
+
+
+@pytest.mark.usefixtures("_quick_migrations")
+@pytest.mark.parametrize(
+    "row",
+    [
+        "insert into runs (run_uuid, status) values ('a', 'FINISHED')",
+        "insert into experiments (name, lifecycle_stage) values ('mine', 'active')",
+        "insert into registered_models (name) values ('mine')",
+    ],
+)
+def test_a_database_of_another_version_that_holds_something_is_left_alone(
+    row: str, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(database, "update alembic_version set version_num = 'another'", row)
+    content = database.read_bytes()
+    run(MLflow(f"sqlite:///{database}", outbox=str(database.parent / "outbox")), database.parent / "job")
+    assert database.read_bytes() == content
+    [line] = capsys.readouterr().err.splitlines()
+    assert (
+        f"{database} is of another version of MLflow, or half migrated, and not empty; copy it, then: mlflow db" in line
+    )
+
+
+def test_the_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    change(tmp_path / "mlflow.db", "create table studies (id)", "create table alembic_version (version_num)")
+    with pytest.raises(ValueError, match=r"holds tables of another program; name another file in tracking\.uri"):
+        ensure(tmp_path / "mlflow.db")
+
+
+def test_a_damaged_database_is_named(database: Path) -> None:
+    with database.open("r+b") as stream:
+        stream.truncate(8192)
+    with pytest.raises(ValueError, match=f"^{database} cannot be read as a database: .*; move it away, or name"):
+        ensure(database)
+
+
+# --- what waits
+
+
+def test_what_waits_goes_where_it_was_made_for(tmp_path: Path, made: Path) -> None:
+    place = tmp_path / "store"
+    place.write_text("no folder yet", encoding="utf-8")
+    uri, outbox = f"sqlite:///{place / 'runs.db'}", str(tmp_path / "outbox")
+    first = MLflow(uri, "first", log_weights=True, outbox=outbox)
+    run(first, tmp_path / "alone")
+    sweep = sweep_in(tmp_path / "sweep")
+    first.begin_sweep(sweep)
+    run(first, sweep / "0", sweep)
+    ended(sweep)
+    first.deliver_sweep(sweep)
+    second = MLflow(uri, "second", outbox=outbox)
+    run(second, tmp_path / "another")
+    second.deliver(sweep / "0", sweep)  # the same sweep goes on under another name
+    weights = job_in(tmp_path / "alone") / "artifact" / "quant_model_weight_x.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+
+    elsewhere = Path(shutil.copy(made, tmp_path / "elsewhere.db"))
+    assert MLflow(f"sqlite:///{elsewhere}", "third", outbox=outbox).deliver_waiting() == (0, 0)
+    assert second.deliver_waiting() == (0, 5)
+    place.unlink()
+    place.mkdir()
+    shutil.copy(made, place / "runs.db")
+    assert MLflow(uri, "third", outbox=outbox, sync=True).deliver_waiting() == (5, 0)
+    assert second.deliver_waiting() == (0, 0)
+    runs = read(place / "runs.db", RUNS)
+    [first_parent, second_parent] = [json.loads((sweep / "sweep.json").read_text())["runs"][f"{uri} {name}"]["run_id"]
+                                     for name in ("first", "second")]  # fmt: skip
+    assert sorted(runs) == sorted([
+        ("first", "FINISHED", ""), ("first", "FINISHED", first_parent), ("first", "FINISHED", ""),
+        ("second", "FINISHED", ""), ("second", "FINISHED", second_parent), ("second", "RUNNING", ""),
+    ])  # fmt: skip
+    assert [path.parent.parent.name for path in place.rglob("quant_model_weight_*")] == ["artifacts"]
+
+
+def test_a_job_done_twice_is_one_run(database: Path, tmp_path: Path) -> None:
+    tracker = MLflow(f"sqlite:///{database}", outbox=str(tmp_path / "outbox"))
+    run(tracker, tmp_path / "job")
+    tracker.deliver(tmp_path / "job", None)
+    MLflow(tracker.uri, "other", outbox=tracker.outbox).deliver(tmp_path / "job", None)
+    tracker.deliver(tmp_path / "job", None)
+    assert read(database, RUNS) == [("other", "FINISHED", ""), ("slimrun", "FINISHED", "")]
+    assert not list((tmp_path / "outbox").iterdir())
+
+
+def test_no_run_stays_running_after_its_job(database: Path, tmp_path: Path) -> None:
+    tracker = MLflow(f"sqlite:///{database}", outbox=str(tmp_path / "outbox"))
+    run(tracker, tmp_path / "interrupted", status="failed", error="interrupted; run it again")
+    with suppress(KeyboardInterrupt), tracker.run(job_in(tmp_path / "killed"), None, "name"):
+        raise KeyboardInterrupt  # and nothing after it, as when the process is killed
+    with tracker.run(job_in(tmp_path / "running"), None, "name"):
+        assert tracker.deliver_waiting() == (0, 0)
+        assert sorted(read(database, RUNS)) == [("slimrun", state, "") for state in ("KILLED", "KILLED", "RUNNING")]
+        assert FileLock(tmp_path / "killed" / ALIVE, timeout=0).acquire()
+    run(tracker, tmp_path / "killed")  # the same job again goes on in its run
+    assert sorted(read(database, RUNS))[0] == ("slimrun", "FINISHED", "")
+    assert len(read(database, RUNS)) == 3
+
+
+def test_an_outbox_that_cannot_be_written_costs_no_run(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outbox").write_text("in the way", encoding="utf-8")
+    run(MLflow(f"sqlite:///{database}", outbox=str(tmp_path / "outbox")), tmp_path / "job")
+    assert read(database, RUNS) == [("slimrun", "FINISHED", "")]
+    assert "outbox cannot be written" in capsys.readouterr().err
+
+
+# --- a server that does not answer
+
+
+@pytest.fixture
+def hung() -> Iterator[tuple[str, list[socket.socket]]]:
+    """Address of a server that takes connections and never answers, and the connections."""
+    listener, taken = socket.socket(), []
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(50)
+
+    def take() -> None:
+        with suppress(OSError):
+            while True:
+                taken.append(listener.accept()[0])
+
+    threading.Thread(target=take, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", taken
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+def test_a_server_that_never_answers_is_asked_once_a_run_and_once_a_sweep(
+    hung: tuple[str, list[socket.socket]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    uri, taken = hung
+    monkeypatch.setattr("runner.mlflow_store.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(tracking, "SLOW_SECONDS", 0.1)
+    tracker = MLflow(uri, outbox=str(tmp_path / "outbox"))
+    run(tracker, tmp_path / "alone")
+    assert tracker.deliver_waiting() == (0, 1)
+    assert len(taken) == 1
+    assert "no answer within 0.2 s" in capsys.readouterr().err
+
+    tracking.away.clear()  # another process
+    sweep = sweep_in(tmp_path / "sweep")
+    tracker.begin_sweep(sweep)
+    assert len(taken) == 2
+    for number in range(3):
+        tracking.away.clear()  # jobs in processes of their own
+        run(tracker, sweep / str(number), sweep)
+    ended(sweep)
+    tracker.deliver_sweep(sweep)
+    assert len(taken) == 2
+    run(MLflow(f"{uri}/other", outbox=tracker.outbox), sweep / "3", sweep)
+    assert len(taken) == 3, "another server is asked"
+    tracker.begin_sweep(sweep)
+    assert len(taken) == 4, "a new start asks anew"
+    assert len(list((tmp_path / "outbox").glob("*.json"))) == 6
+
+
+def test_a_monitor_whose_server_hangs_is_left_behind(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+
+    class Hanging:
+        finish = staticmethod(stop.wait)
+
+    monkeypatch.setattr("runner.mlflow_store.Store.watch_machine", lambda self, run_id: Hanging())
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(tracking, "SLOW_SECONDS", 0.1)
+    tracker = MLflow(f"sqlite:///{database}", outbox=str(tmp_path / "outbox"))
+    run(tracker, tmp_path / "job")
+    stop.set()
+    assert tracker.address in tracking.away
+    assert len(list((tmp_path / "outbox").iterdir())) == 1
+    tracking.away.clear()
+    assert tracker.deliver_waiting() == (1, 0)
+    assert read(database, RUNS) == [("slimrun", "FINISHED", "")]
+    assert not list(tmp_path.rglob(AWAY))
+
+
+def test_records_and_messages_hold_no_password(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = "s3cr3tpw"
+    tracker = MLflow(f"http://bob:{secret}@127.0.0.1:9", outbox=str(tmp_path / "outbox"))
+    sweep = sweep_in(tmp_path / "sweep")
+    tracker.begin_sweep(sweep)
+    run(tracker, sweep / "0", sweep)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if secret in path.read_text(encoding="utf-8")]
+    [entry] = (tmp_path / "outbox").glob("*.json")
+    assert json.loads(entry.read_text())["uri"] == "http://bob:***@127.0.0.1:9"
+    err = capsys.readouterr().err
+    assert "tracking.uri=http://bob:***@127.0.0.1:9 does not take the run" in err
+    assert secret not in err
