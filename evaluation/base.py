@@ -1,9 +1,9 @@
 """What an evaluation asks of a model, and what a task gives back.
 
 The seam has two sides. `LanguageModel` is everything a task may know of a model: token ids in, numbers and text
-out. `Task` is everything the run knows of a task: measure one model (`evaluate`), put two measurements side by
-side (`compare`). The float model is measured once and its outputs are kept, so comparing never needs both models
-in memory.
+out; `Reader` is the part of it that needs no weights. `Task` is everything the run knows of a task: measure one model
+(`evaluate`), put two measurements side by side (`compare`). The float model is measured once and its outputs are
+kept, so comparing never needs both models in memory.
 """
 
 import json
@@ -25,10 +25,18 @@ PROTOCOL_VERSION = 1  # raise it when the same settings begin to give other outp
 SAMPLES = 5  # examples of a report that a person reads
 
 
-class LanguageModel(Protocol):
-    """A causal language model with its tokenizer, on whatever framework and device."""
+class Reader(Protocol):
+    """How a causal language model reads text: its tokenizer and its context."""
 
-    context: int  # longest window in tokens
+    @property
+    def context(self) -> int:
+        """Longest window in tokens."""
+        ...
+
+    @property
+    def prompt_date(self) -> str:
+        """The date (ISO 8601) that prompts state because the chat template asks for one; "" when it does not."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Token ids without special tokens."""
@@ -37,6 +45,10 @@ class LanguageModel(Protocol):
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a user turn, through the chat template when the tokenizer has one."""
         ...
+
+
+class LanguageModel(Reader, Protocol):
+    """A causal language model with its tokenizer, on whatever framework and device."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens skipped."""
@@ -93,6 +105,13 @@ class Task(Protocol):
 
     def check(self) -> None:
         """Raise ValueError when the data cannot be used; called before any weight is loaded."""
+        ...
+
+    def fit(self, model: Reader) -> list[str]:
+        """Raise ValueError, key first, when the data does not fit into the model's context; before weights load.
+
+        Returns what a reader of the scores must know, key first: fewer windows than asked for, ...
+        """
         ...
 
     def texts(self) -> list[str]:

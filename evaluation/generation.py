@@ -4,34 +4,51 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.base import SAMPLES, LanguageModel, Outputs, Progress, batches
+from evaluation.base import SAMPLES, LanguageModel, Outputs, Progress, Reader, batches
 
 
-def answers(
-    model: LanguageModel, prompts: Sequence[str], batch: int, max_new_tokens: int, progress: Progress
-) -> list[str]:
-    """Greedy answers, stripped, in the order of the prompts.
+def encoded(model: Reader, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+    """The tokens of every prompt as a user's turn.
 
     Raises ValueError when a prompt with its answer does not fit into the model's context: cutting it silently
     would score an answer to another question.
     """
-    encoded = [model.encode_prompt(prompt) for prompt in prompts]
-    longest = max(map(len, encoded))
+    tokens = [model.encode_prompt(prompt) for prompt in prompts]
+    longest = max(map(len, tokens))
+    if not all(tokens):
+        raise ValueError("prompt: the tokenizer makes no token of one of the prompts")
+    if longest >= model.context:
+        raise ValueError(
+            f"prompt: the longest has {longest} tokens, the model's context {model.context}; leave the task out, or "
+            "give shorter texts with path"
+        )
     if longest + max_new_tokens > model.context:
         raise ValueError(
             f"max_new_tokens={max_new_tokens} is out of range; allowed: 1 to {model.context - longest}, "
             f"the model's context of {model.context} less the longest prompt"
         )
+    return tokens
+
+
+def answers(
+    model: LanguageModel, prompts: Sequence[str], batch: int, max_new_tokens: int, progress: Progress
+) -> Outputs:
+    """texts: greedy answers, stripped, in the order of the prompts; date: the one that the prompts state, if any.
+
+    Raises ValueError as `encoded` does.
+    """
+    tokens = encoded(model, prompts, max_new_tokens)
     texts: list[str] = []
-    for group, count in batches(encoded, batch):
+    for group, count in batches(tokens, batch):
         texts += [model.decode(ids).strip() for ids in model.generate(group, max_new_tokens)[:count]]
         progress(len(texts), len(prompts))
-    return texts
+    found: Outputs = {"texts": np.array(texts, dtype=np.str_)}  # numpy saves it without pickle
+    return found | ({"date": np.array([model.prompt_date])} if model.prompt_date else {})
 
 
-def as_outputs(texts: Sequence[str]) -> Outputs:
-    """Text as an array that numpy saves without pickle."""
-    return {"texts": np.array(texts, dtype=np.str_)}
+def dated(outputs: Outputs) -> str:
+    """What a signature says of the date that a chat template put into the prompts; "" when it asked for none."""
+    return f"|date:{outputs['date'][0]}" if "date" in outputs else ""
 
 
 def examples(

@@ -7,6 +7,7 @@ Layout, below `cache.dir`; deleting any of it is safe:
     baselines/index.json    what each of them is, its bytes, when it was last used
     jobs/<hash>.json        the folder of the job that finished with this configuration hash, and what it took
     outlines/, digests.json  linears and size of each model seen, sha256 of each of its files
+    checks/<key>.json       what was said of texts that fit a model
 
 A key is a sha256 of everything the arrays depend on: the model's content, the protocol or the texts, the device, the
 library versions and our own source. Parallel jobs that need the same arrays wait for the first to compute them; a
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -78,6 +80,18 @@ class Cache:
             return stored
 
         return remember
+
+    def notes(self, find: Callable[[], list[str]], *depends_on: Any) -> list[str]:
+        """What a check said that found nothing wrong: stored if nothing it depends on has changed, else found anew."""
+        file = self.path / "checks" / f"{digest(code_hash(), *depends_on)}.json"
+        stored = read_json(file)
+        if stored is not None and isinstance(stored.get("notes"), list):
+            return list(map(str, stored["notes"]))
+        found = find()
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {"notes": found})
+        return found
 
     def finished(self, config_hash: str) -> Path | None:
         """The folder where a job with this hash is said to have finished."""

@@ -22,7 +22,7 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a folder may be called [bold]
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -53,7 +53,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on stdout."""
     table = Table(title=Text(title, style="table.title") if title else None, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # as text: [perplexity] is no markup
     console = Console()

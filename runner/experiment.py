@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from evaluation.text import pinned, read_prompts
 from ops import bundle
 from ops.compress.base import Codec
 from ops.compress.compressor import Compressor
-from ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Remember
+from ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Reader, Remember, Unavailable
 from ops.quant.base import Quantizer
 from runner.cache import Cache, code_hash, digest
 from runner.display import Stages
@@ -49,10 +50,26 @@ class Calibration:
 
     def texts(self) -> list[str]:
         """The prompts, at most `samples` of them; ValueError names what is wrong in the file."""
-        prompts = self.prompts or read_prompts(
-            Path(self.path).expanduser() if self.path else pinned(PINNED_CALIBRATION)
-        )
-        return prompts[: self.samples]
+        return (self.prompts or read_prompts(self.path or pinned(PINNED_CALIBRATION)))[: self.samples]
+
+    def fit(self, model: Reader) -> list[str]:
+        """ValueError when a prompt has no tokens or more than the model's context; a note on prompts that lack."""
+        texts = self.texts()
+        for number, prompt in enumerate(texts, start=1):
+            tokens = len(model.tokenizer(prompt, truncation=True, max_length=self.length)["input_ids"])
+            if not tokens:
+                raise ValueError(f"{self.source}: the tokenizer makes no token of prompt {number}; remove it")
+            if tokens > model.context:
+                raise ValueError(
+                    f"length={self.length} is out of range; allowed: 1 to {model.context}, the model's context"
+                )
+        lacking = self.prompts is None and len(texts) < self.samples
+        return [f"samples={self.samples} asked for, {self.source} gives {len(texts)}"] if lacking else []
+
+    @property
+    def source(self) -> str:
+        """Where the prompts come from, for a person."""
+        return f"path={self.path}" if self.path else "prompts" if self.prompts else PINNED_CALIBRATION
 
 
 @dataclass(frozen=True)
@@ -96,10 +113,12 @@ class Experiment:
 
     def check(self) -> Outline:
         """The model's outline; ValueError on whatever can be seen to be wrong before weights load."""
-        self.calibration.texts()
+        with _named("calibration"):
+            self.calibration.texts()
         bundle.can_decode(self.compress)  # a codec that runs another program asks it here
-        for task in self.task.values():
-            task.check()
+        for name, task in self.task.items():
+            with _named(f"task.{name}"):
+                task.check()
         if self.quant.needs_gradients and not self.framework.gives_gradients:
             raise ValueError(f"quant._target_={type(self.quant).__name__} needs gradients; allowed: framework=pytorch")
         outline = self.framework.check(self.model, self.device, self.cache.path)
@@ -107,7 +126,32 @@ class Experiment:
             self.quant.ignored(list(outline.linears))
         except ValueError as error:
             raise ValueError(f"quant.{error}") from error
-        return outline
+        return replace(outline, notes=(*outline.notes, *self.fit()))
+
+    def fit(self, loaded: LoadedModel | None = None) -> list[str]:
+        """What a reader of the scores must know of how the texts fit the model; ValueError where they do not.
+
+        Needs the tokenizer and the config alone; of a model that is not here yet nothing is said until it is loaded.
+        """
+
+        def look() -> list[str]:
+            model = loaded or self.framework.reader(self.model, self.cache.path)
+            if model is None:
+                return []
+            # every framework's model satisfies the protocols of both rooms; they do not know each other
+            reads: Any = model
+            notes = []
+            parts: dict[str, Calibration | Task] = {f"task.{name}": task for name, task in self.task.items()}
+            for name, part in {"calibration": self.calibration, **parts}.items():
+                with _named(name):
+                    notes += [f"{name}.{note}" for note in part.fit(reads)]
+            if date := reads.prompt_date:
+                notes.append(f"the chat template asks for the date; every prompt says {date}, whatever the day")
+            return notes
+
+        key = self.framework.reader_key(self.model, self.cache.path)
+        asked = (self.calibration.texts(), _settings(self.calibration, "path", "prompts"), self.protocols())
+        return self.cache.notes(look, key, *asked) if key else look()
 
     def run(self, output: Path, stages: Stages, outline: Outline | None = None) -> Result:
         """Do it, leaving the bundle in `output`/artifact; the caller writes and tracks the result.
@@ -117,6 +161,7 @@ class Experiment:
         artifact, outline = output / ARTIFACT, outline or self.check()
         with stages("load", self.model.name):
             model = self.framework.load(self.model, self.device, self.cache.path, self.seed)
+            known = dict.fromkeys([*outline.notes, *self.fit(model)])
         texts, fingerprint = self.calibration.texts(), model.fingerprint
         float_outputs = {
             name: dict(self._known_outputs(model, name, task)(self._evaluate(stages, name, "float", task, model)))
@@ -149,7 +194,7 @@ class Experiment:
                 bundle.verify(artifact, tensors)
         ignored = self.quant.ignored([layer.name for layer in layers])
         sizes = size_metrics([layer for layer in layers if layer.name not in ignored], tensors, coded, artifact)
-        notes = [*outline.notes, *calibrator.notes]
+        notes = [*known, *calibrator.notes]
         del calibrator, tensors, weights, coded
         if readable:
             del model
@@ -265,6 +310,17 @@ class Experiment:
                 "and its scores are not the published ones of SmolLM2-135M-Instruct"
             )
         return found
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """A ValueError that begins with a key of `key` begins with its full name, as the user types it."""
+    try:
+        yield
+    except Unavailable:
+        raise  # of the model, whatever was asked of it
+    except ValueError as error:
+        raise ValueError(f"{key}.{error}") from error
 
 
 def _settings(value: Any, *without: str) -> tuple[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from evaluation.base import (
     LanguageModel,
     Outputs,
     Progress,
+    Reader,
     Reference,
     Report,
     Score,
@@ -50,6 +51,21 @@ class MultipleChoice:
         """Read the items once."""
         self._items()
 
+    def fit(self, model: Reader) -> list[str]:
+        """ValueError when a question with its longest option is longer than the model's context."""
+        longest = 0
+        for item in self._items():
+            prefix, options = self._tokens(model, item)
+            if not prefix or not all(options):
+                raise ValueError(f"prompt: the tokenizer makes no token of {item['question']!r} or of an option")
+            longest = max(longest, len(prefix) + max(map(len, options)))
+        if longest > model.context:
+            raise ValueError(
+                f"prompt: the longest question with an option has {longest} tokens, the model's context "
+                f"{model.context}; leave the task out, or give shorter ones with path"
+            )
+        return []
+
     def texts(self) -> list[str]:
         """The questions."""
         return [item["question"] for item in self._items()]
@@ -63,9 +79,7 @@ class MultipleChoice:
         items = self._items()
         sums: list[float] = []
         for done, item in enumerate(items, start=1):
-            prefix = model.encode(self.prompt.format(question=item["question"]))
-            # the space belongs to the option: tokenizers join it with the word that follows
-            options = [model.encode(f" {option}") for option in item["options"]]
+            prefix, options = self._tokens(model, item)
             sums += [float(scores.sum(dtype=np.float64)) for scores in model.continuations(prefix, options)]
             progress(done, len(items))
         return {"log_probs": np.array(sums, dtype=np.float64)}
@@ -146,14 +160,21 @@ class MultipleChoice:
 
     def _items(self) -> list[dict[str, Any]]:
         path = self._file()
-        items = text.read_jsonl(path, {"question": str, "options": list, "answer": int})
-        for line, item in enumerate(items, start=1):
-            options = item["options"]
-            if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
-                raise ValueError(f"path={path}, line {line}: options are no texts; allowed: two texts or more")
-            last = len(options) - 1
-            if not 0 <= item["answer"] <= last:
-                raise ValueError(
-                    f"path={path}, line {line}: answer={item['answer']} is out of range; allowed: 0 to {last}"
-                )
+        items = text.read_jsonl(path, {"question": str, "options": list, "answer": int}, _problem)
         return text.select(items, self.limit, path)
+
+    def _tokens(self, model: Reader, item: dict[str, Any]) -> tuple[list[int], list[list[int]]]:
+        """The question and its options."""
+        prefix = model.encode(self.prompt.format(question=item["question"]))
+        # the space belongs to the option: tokenizers join it with the word that follows
+        return prefix, [model.encode(f" {option}") for option in item["options"]]
+
+
+def _problem(item: dict[str, Any]) -> str | None:
+    """What is wrong with the options or the answer of an item."""
+    options, answer = item["options"], item["answer"]
+    if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
+        return ": options are no texts; allowed: two texts or more"
+    if not 0 <= answer < len(options):
+        return f": answer={answer} is out of range; allowed: 0 to {len(options) - 1}"
+    return None

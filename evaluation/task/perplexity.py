@@ -10,6 +10,7 @@ from evaluation.base import (
     LanguageModel,
     Outputs,
     Progress,
+    Reader,
     Reference,
     Report,
     Score,
@@ -46,6 +47,11 @@ class Perplexity:
     def check(self) -> None:
         """Read the text once."""
         self.texts()
+
+    def fit(self, model: Reader) -> list[str]:
+        """ValueError when a window is longer than the model's context or the text; a note on windows that lack."""
+        found = len(self._tokens(model))
+        return [f"windows={self.windows} asked for, the text gives {found}"] if found < self.windows else []
 
     def texts(self) -> list[str]:
         """The documents that are cut into windows."""
@@ -121,7 +127,7 @@ class Perplexity:
     def _file(self) -> str:
         return self.path or str(text.pinned(PINNED))
 
-    def _tokens(self, model: LanguageModel) -> IntArray:
+    def _tokens(self, model: Reader) -> IntArray:
         """The windows as token ids [W, T]: as many as asked for, fewer if the text ends before, at least one."""
         if self.window > model.context:
             raise ValueError(
@@ -138,5 +144,7 @@ class Perplexity:
             if len(found) >= self.windows:
                 break
         if not found:
+            if longest < 2:
+                raise ValueError("path: the tokenizer makes no two tokens of the text; give a longer one")
             raise ValueError(f"window={self.window} is out of range; allowed: 2 to {longest}, the tokens of the text")
         return np.array(found[: self.windows], dtype=np.int64)

@@ -7,6 +7,7 @@ from evaluation.base import (
     LanguageModel,
     Outputs,
     Progress,
+    Reader,
     Reference,
     Report,
     Score,
@@ -40,6 +41,11 @@ class Summarization:
         """Read the items once."""
         self._items()
 
+    def fit(self, model: Reader) -> list[str]:
+        """ValueError when a prompt with its answer is longer than the model's context."""
+        generation.encoded(model, self.texts(), self.max_new_tokens)
+        return []
+
     def texts(self) -> list[str]:
         """The prompts."""
         return [prompt for prompt, _ in self._items()]
@@ -51,7 +57,7 @@ class Summarization:
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """texts: the summaries."""
         prompts = [prompt for prompt, _ in self._items()]
-        return generation.as_outputs(generation.answers(model, prompts, self.batch, self.max_new_tokens, progress))
+        return generation.answers(model, prompts, self.batch, self.max_new_tokens, progress)
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Four ROUGE scores for both, ROUGE-L with a paired bootstrap over the items."""
@@ -69,7 +75,7 @@ class Summarization:
             f"{name}/p_value": change.p_value,
             f"{name}/detectable": change.detectable,
             f"{name}/verdict": statistics.verdict(-change.high, -change.low, self.margin_points, "ROUGE-L"),
-            f"{name}/signature": self._signature(len(references)),
+            f"{name}/signature": self._signature(len(references)) + generation.dated(float_outputs),
         }
         intervals = [statistics.mean_interval(side["rougeL"]) for side in (before, after)]
         values = [float(side["rougeL"].mean()) for side in (before, after)]

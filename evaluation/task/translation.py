@@ -9,6 +9,7 @@ from evaluation.base import (
     LanguageModel,
     Outputs,
     Progress,
+    Reader,
     Reference,
     Report,
     Score,
@@ -70,6 +71,21 @@ class Translation:
         except (ImportError, RuntimeError) as error:
             raise ValueError(f"tokenizer={self.tokenizer} is not installed: {' '.join(str(error).split())}") from None
 
+    def fit(self, model: Reader) -> list[str]:
+        """ValueError when a prompt with its answer or its reference is longer than the model's context."""
+        pairs = self._pairs()
+        prompts = generation.encoded(model, [self._prompt(source) for source, _ in pairs], self.max_new_tokens)
+        for prompt, (_, target) in zip(prompts, pairs):
+            reference = model.encode(target)
+            if not reference:
+                raise ValueError(f"target={self.target}: the tokenizer makes no token of {target!r}")
+            if len(prompt) + len(reference) > model.context:
+                raise ValueError(
+                    f"target={self.target}: a prompt with its reference has {len(prompt) + len(reference)} tokens, the "
+                    f"model's context {model.context}; leave the task out, or give shorter texts with path"
+                )
+        return []
+
     def texts(self) -> list[str]:
         """The sources."""
         return [source for source, _ in self._pairs()]
@@ -85,12 +101,12 @@ class Translation:
         """
         pairs = self._pairs()
         prompts = [self._prompt(source) for source, _ in pairs]
-        texts = generation.answers(model, prompts, self.batch, self.max_new_tokens, progress)
+        outputs = generation.answers(model, prompts, self.batch, self.max_new_tokens, progress)
         likelihoods = [
             float(model.continuations(model.encode_prompt(prompt), [model.encode(target)])[0].mean(dtype=np.float64))
             for prompt, (_, target) in zip(prompts, pairs)
         ]
-        return {**generation.as_outputs(texts), "reference_log_probs": np.array(likelihoods)}
+        return {**outputs, "reference_log_probs": np.array(likelihoods)}
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """All four metrics for both, BLEU with a paired bootstrap, and BLEU of quantized against float output."""
@@ -107,6 +123,7 @@ class Translation:
         report[f"{name}/reference_ppl_float"] = likelihood.float_value
         report[f"{name}/reference_ppl_quant"] = likelihood.quant_value
         change, score = self._bleu(name, was, now, references)
+        signatures.append(self._signature(len(references)) + generation.dated(float_outputs))
         report |= {
             f"{name}/bleu_self": float(scorers["bleu"].corpus_score(now, [was]).score),
             f"{name}/ci_low": change.low,
@@ -114,7 +131,7 @@ class Translation:
             f"{name}/p_value": change.p_value,
             f"{name}/detectable": change.detectable,
             f"{name}/verdict": self._verdict(score.float_value, change),
-            f"{name}/signature": "; ".join([*signatures, self._signature(len(references))]),
+            f"{name}/signature": "; ".join(signatures),
         }
         return Report(report, [score, likelihood], generation.examples(sources, references, was, now))
 

@@ -149,7 +149,17 @@ class Layer:
     note: str = ""  # why it is not what the method makes of linears: never reached by calibration, ...
 
 
-class LoadedModel(Protocol):
+class Reader(Protocol):
+    """How a model reads text; it also answers what `evaluation` asks of one."""
+
+    tokenizer: Any  # of transformers
+
+    @property
+    def context(self) -> int:
+        """Longest window in tokens."""
+
+
+class LoadedModel(Reader, Protocol):
     """A model in memory; it also answers what `evaluation` asks of a language model.
 
     Every framework's own class satisfies this; `Framework` methods take back what they gave.
@@ -217,6 +227,15 @@ class Framework(Protocol):
 
     def files(self, model: Model, cache: Path) -> Path | None:
         """The folder here that the model is loaded from; None when there is none (yet)."""
+
+    def reader(self, model: Model, cache: Path) -> Reader | None:
+        """How the model reads text, without loading a weight; None when its tokenizer is not here yet.
+
+        Unavailable says in one line why its tokenizer cannot be used.
+        """
+
+    def reader_key(self, model: Model, cache: Path) -> str | None:
+        """Hash of everything that `reader` depends on, from its files alone; None where that is not known."""
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> LoadedModel:
         """The float model, ready to run; its fingerprint is the one that `fingerprint` gives."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
+from ops.framework.base import Unavailable
+
 CHECKSUM_PROMPTS = ("The capital of France is", "def add(a, b):\n    return", "中国的首都在哪里？")
+# Chat templates that put the day into the prompt (LLaMA 3.1, Granite, gpt-oss) would give other scores each day. They
+# are told this one, the start of the day that LLaMA's own templates fall back to.
+PROMPT_TIME = datetime(2024, 7, 26)
 
 
 class TextModel:
@@ -15,6 +22,7 @@ class TextModel:
         self.tokenizer = tokenizer
         self._config = config
         self._generation_config = generation_config
+        self.prompt_date = ""  # ISO 8601, once a prompt was encoded whose chat template asks for the time
 
     @property
     def context(self) -> int:
@@ -22,17 +30,24 @@ class TextModel:
         config = self._config  # ChatGLM calls it seq_length
         return int(getattr(config, "max_position_embeddings", getattr(config, "seq_length", 2048)))
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of the embeddings as the config says, None where it does not."""
+        sizes = [getattr(self._config, name, None) for name in ("vocab_size", "padded_vocab_size")]
+        return max((size for size in sizes if isinstance(size, int)), default=None)
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, no special ones."""
         return list(self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Tokens of a user's turn: through the chat template when the tokenizer has one, else plain text."""
-        if self.tokenizer.chat_template is None:
+        """Tokens of a user's turn: through the chat template when the tokenizer has one, else plain text.
+
+        Unavailable when the template takes no such turn.
+        """
+        if getattr(self.tokenizer, "chat_template", None) is None:
             return list(self.tokenizer(text)["input_ids"])
-        turn = [{"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        return self.encode(rendered)
+        return self.encode(self._rendered(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, special ones skipped."""
@@ -45,3 +60,51 @@ class TextModel:
             ids = getattr(holder, "eos_token_id", None)
             stop.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
         return stop
+
+    def check_tokens(self, rows: Sequence[Sequence[int]], what: str) -> None:
+        """ValueError when one of the rows, called `what`, is empty or holds what is no token of the model."""
+        size = self.vocabulary
+        for number, row in enumerate(rows, start=1):
+            if isinstance(row, str):
+                raise ValueError(f"{what} {number} is text; give token ids: encode(text) or encode_prompt(text)")
+            if not len(row):
+                raise ValueError(f"{what} {number} is empty; give at least one token, e.g. the one of the text's begin")
+            wrong = next((token for token in row if token < 0 or (size is not None and token >= size)), None)
+            if wrong is not None:
+                allowed = "0 or more" if size is None else f"0 to {size - 1}"
+                raise ValueError(f"{what} {number} holds {wrong}, which is no token of the model; allowed: {allowed}")
+
+    def _rendered(self, text: str) -> str:
+        """A user's turn as the chat template writes it, at a time that never changes."""
+        turn = [{"role": "user", "content": text}]
+        _clock.asked = False
+        try:
+            _stop_clock(self.tokenizer)
+            rendered = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # the template language, and whatever a template raises
+            reason = str(error).strip().split("\n")[0]
+            raise Unavailable(
+                f"the chat template of the tokenizer takes no plain user turn ({reason}); give the model a "
+                "chat_template.jinja that does, or leave out the tasks that ask: task=[perplexity,multiple_choice]"
+            ) from error
+        if _clock.asked:
+            self.prompt_date = PROMPT_TIME.date().isoformat()
+        return str(rendered)
+
+
+_clock = threading.local()  # whether a template asked for the time
+
+
+def _prompt_time(form: str) -> str:
+    _clock.asked = True
+    return PROMPT_TIME.strftime(form)
+
+
+def _stop_clock(tokenizer: Any) -> None:
+    """Give `PROMPT_TIME` to the tokenizer's template in the place of the time now."""
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    # transformers keeps what it compiled, and lets nobody else hand a function to a template
+    _compile_jinja_template(tokenizer.get_chat_template()).environment.globals["strftime_now"] = _prompt_time

@@ -17,6 +17,7 @@ class FakeModel:
     def __init__(self, noise: float = 0.0, context: int = 8192) -> None:
         rng = np.random.default_rng(7)
         self.context = context
+        self.prompt_date = ""
         self.calls: list[tuple[int, int]] = []  # batch and tokens of what was run
         self._embedding = rng.normal(size=(VOCABULARY, WIDTH)).astype(np.float32)
         head = rng.normal(size=(WIDTH, VOCABULARY)).astype(np.float32)

@@ -43,27 +43,102 @@ def test_prompts_one_a_line(tmp_path: Path) -> None:
     assert text.read_prompts(written(tmp_path, b"\xef\xbb\xbfa\x0cb\n")) == ["a\x0cb"]  # a form feed is no line end
 
 
-def test_prompts_of_jsonl(tmp_path: Path) -> None:
-    assert text.read_prompts(written(tmp_path, b'{"text": "a\\nb"}\n', "own.jsonl")) == ["a\nb"]
+ROWS = [{"text": "a\nb", "id": 1}, {"text": "中"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.JSONL", "own.json", "own.ndjson", "own.txt", "own"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINES,
+        LINES.replace("\n", "\r\n"),
+        LINES.replace("\n", "\r"),
+        LINES.replace("\n", "\n\n"),
+        json.dumps(ROWS),
+        "\ufeff" + json.dumps(ROWS, indent=2, ensure_ascii=False),
+        "".join(json.dumps(row, indent=1) for row in ROWS),
+        json.dumps([row["text"] for row in ROWS]),
+    ],
+    ids=["lines", "dos", "mac", "spaced", "array", "pretty", "values", "strings"],
+)
+def test_json_is_told_by_its_content(tmp_path: Path, name: str, content: str) -> None:
+    path = written(tmp_path, content.encode(), name)
+    assert text.read_prompts(path) == ["a\nb", "中"]
+    assert text.read_text(path) == "a\nb\n\n中"
+    if "{" in content:
+        assert [row["text"] for row in text.read_jsonl(path, {"text": str})] == ["a\nb", "中"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["[INST] hi [/INST]", "{name}, hello"],
+        ["[[Link]] is one", "[1] Smith et al."],
+        ["{{system}} hello", "{}"],
+        ['"Yes," she said', '"No," he said'],
+        ["Yes, please", "No, thanks"],
+        ["one, two", "three"],
+        ["a\tb", "no tab"],
+        ["42", "43"],
+        ["text,with,commas", "and a line without"],
+    ],
+)
+def test_plain_text_is_one_prompt_a_line(tmp_path: Path, lines: list[str], end: str) -> None:
+    path = written(tmp_path, "".join(line + end for line in lines).encode())
+    assert text.read_prompts(path) == lines
+    assert text.read_text(path) == "".join(f"{line}\n" for line in lines)
 
 
 @pytest.mark.parametrize(
     ("data", "name", "message"),
     [
-        (b"", "own.txt", r"own.txt is empty; allowed: UTF-8 text"),
-        (b" \n\n", "own.txt", r"own.txt is empty"),
-        (b"a\n\nb\n", "own.txt", r"own.txt, line 2 is empty; allowed: one prompt a line, or .jsonl"),
-        (b"a\nb\xe9\n", "own.txt", r"line 2 is not UTF-8 \(byte 0xe9 at offset 3\); allowed: UTF-8"),
-        (b'{"text": "a"}\n{"txt": 1}\n', "own.jsonl", r"line 2 has no text; allowed: one JSON object a line with text"),
-        (b'{"text": 3}\n', "own.jsonl", r"line 1: text is no str"),
-        (b'{"text": " "}\n', "own.jsonl", r"line 1: text is empty"),
-        (b'{"text"\n', "own.jsonl", r"line 1 is not JSON"),
-        (b"[1]\n", "own.jsonl", r"line 1 is no JSON object"),
+        (b"", "own.txt", r" is empty; allowed: UTF-8 text"),
+        (b" \n\n", "own.txt", r" is empty"),
+        (b"a\nb\xe9\n", "own.txt", r", line 2 is not UTF-8 \(byte 0xe9 at offset 3\); allowed: UTF-8"),
+        (b"a\0b\n", "own.txt", r" holds zero bytes"),
+        (b'{"text": "a"}\n{"txt": 1, "id": 2}\n', "own.txt", r", line 2 has no text, it has txt, id; allowed: .* text"),
+        (b'{"data": [{"text": "a"}]}', "own.json", r", line 1 has no text, it has data"),
+        (b'[{"text": "a"}, {}]', "own.json", r", item 2 has no text, it has nothing"),
+        (b'{"text": 3}\n', "own.jsonl", r", line 1: text is no str"),
+        (b'{"text": " "}\n', "own.jsonl", r", line 1: text is empty"),
+        (b'{"text"\n', "own.jsonl", r", line 1 is not JSON"),
+        (b'{"text": "a"}\n{"text": "b"\n', "own.txt", r", line 2 is not JSON"),
+        (b'[\n {"text": "a"},\n {"text": "b" \n', "own.txt", r", line 3 is not JSON"),
+        (b"prose\n", "own.json", r", line 1 is not JSON"),
+        (b"[1]\n", "own.jsonl", r", item 1 is no JSON object"),
+        (b"[]\n", "own.json", r" holds an empty array"),
+        (b"[" * 100_000, "own.json", r", line 1 is not JSON that can be read"),
+        (b'{"text": "a"}\n{"text": "\\ud800"}\n', "own.jsonl", r", line 2 holds half a character \(\\ud800, "),
+        (b"anything\n", "own.CSV", r" is a table, columns separated by commas; allowed: .*; write the column"),
+        (b"anything\n", "own.tsv", r" is a table, columns separated by tabs"),
+        (b'id,prompt\n1,"What is it, and why?"\n', "own.txt", r" is a table, columns separated by commas"),
+        (b"id,prompt\n1,What is it, and why?\n", "own.txt", r" is a table, columns separated by commas"),
+        ("编号;问题\n1;水？\n".encode(), "own.txt", r" is a table, columns separated by semicolons"),
+        (b"What is it?\tWater.\nAnd that?\tWine.\n", "own.txt", r" is a table, columns separated by tabs"),
+        (b'1,"What is it?"\n2,"And, that?"\n', "own.txt", r" is a table, columns separated by commas"),
     ],
 )
 def test_refusals(tmp_path: Path, data: bytes, name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"^path=.*{message}"):
-        text.read_prompts(written(tmp_path, data, name))
+    for read in (text.read_prompts, text.read_text):
+        with pytest.raises(ValueError, match=f"^path=.*{name}{message}") as refused:
+            read(written(tmp_path, data, name))
+        assert "\n" not in str(refused.value)
+
+
+def test_an_empty_line_is_no_prompt(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"own.txt, line 2 is empty; allowed: one prompt a line, or JSON"):
+        text.read_prompts(written(tmp_path, b"a\n\nb\n"))
+
+
+def test_rows_of_a_task_name_the_fields_and_what_is_wrong(tmp_path: Path) -> None:
+    fields: dict[str, type] = {"source": str, "options": list}
+    with pytest.raises(ValueError, match=r"line 1 is no JSON object; allowed: JSON .* with source \(str\), options"):
+        text.read_jsonl(written(tmp_path, b"plain\n"), fields)
+    own = written(tmp_path, b'[{"source": "a", "options": ["\\udfff"]}]')
+    with pytest.raises(ValueError, match="item 1 holds half a character"):
+        text.read_jsonl(own, fields)
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from ops.framework.base import Unavailable
 from ops.framework.pytorch import PyTorch
-from ops.framework.pytorch.outline import folder_hash
+from ops.framework.pytorch.fingerprint import folder_hash
 from runner import plan
 from runner.config import ConfigError, build, composed
 from runner.display import Stages
@@ -156,7 +156,8 @@ def test_the_hash_of_a_folder_follows_its_content(tmp_path: Path, tiny_folder: P
 
 
 def test_the_outline_counts_tied_weights_once(tiny_folder: Path, tmp_path: Path) -> None:
-    experiment = build(composed(["model=hf", f"model.path={tiny_folder}", f"cache.dir={tmp_path / 'cache'}"]))
+    own = [*TINY[3:], "model=hf", f"model.path={tiny_folder}", f"cache.dir={tmp_path / 'cache'}"]
+    experiment = build(composed(own))
     found = experiment.check()
     stored = (tiny_folder / "model.safetensors").stat().st_size
     assert found.float_bytes == pytest.approx(stored, rel=0.02)

@@ -20,6 +20,7 @@ from ops.quant.base import Quantizer
 
 if TYPE_CHECKING:
     from ops.framework.calibrator import Calibrator
+    from ops.framework.text import TextModel
 
     from .language_model import MindSporeModel
 
@@ -97,10 +98,18 @@ class MindSpore:
         elif read:
             from . import loading
 
-            content = loading.content_hash(loading.call_loader(model.loader)[0])
+            content = loading.content_hash(model.loader)
         else:
             content = None
         return content and f"mindspore-{version('mindspore')}:{content}"
+
+    def reader(self, model: Model, cache: Path) -> TextModel | None:
+        """How the model reads text, as with framework=pytorch; a user's network tells it once it is loaded."""
+        return None if model.loader is not None else PyTorch().reader(model, cache)
+
+    def reader_key(self, model: Model, cache: Path) -> str | None:
+        """Hash of everything that `reader` depends on, None where it is not known without asking for it."""
+        return None if model.loader is not None else PyTorch().reader_key(model, cache)
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> MindSporeModel:
         """The float model on the device."""

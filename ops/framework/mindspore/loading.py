@@ -25,6 +25,7 @@ from ops.framework.pytorch import _is_path
 from ops.framework.pytorch import loading as pytorch
 from ops.framework.pytorch.outline import check_folder as check_safetensors
 from ops.framework.pytorch.outline import outline_of
+from ops.framework.pytorch.tokenizer import load_tokenizer
 
 from . import checkpoint
 from .int8_cell import quantized_cell
@@ -32,7 +33,7 @@ from .language_model import LOADER_KEY, LlamaModel, MindSporeModel
 from .network import activation_of, add_bias, cell_of, linear_names, put
 from .tensors import DTYPES, to_torch
 
-FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
 def outline(model: Model, folder: Path | None, cache: Path) -> Outline:
@@ -64,7 +65,7 @@ def load(model: Model, folder: Path | None, seed: int, fingerprint: str) -> Mind
         check_folder(folder)
         config = pytorch.read_config(Model(model.name, "pretrained", str(folder)))
         check_config(config, model)
-        tokenizer = pytorch.load_tokenizer(folder, model)
+        tokenizer = load_tokenizer(folder, model)
         generation = generation_config(folder)
         weights, source = read_weights(folder), str(folder)
     dtype = dtype_name(model, config)
@@ -192,9 +193,13 @@ def _fetched(model: Model) -> Path:
     return Path(snapshot_download(str(model.path), revision=model.revision, allow_patterns=FILES))
 
 
-def content_hash(network: nn.Cell) -> str:
-    """Hash of all parameters of a user's network."""
+def content_hash(loader: str) -> str:
+    """Hash of all parameters of a user's network, and of the Python files beside the one that makes it."""
+    network = call_loader(loader)[0]
     digest = hashlib.sha256()
+    source = Path(str(importlib.import_module(loader.rpartition(".")[0]).__file__)).parent
+    for file in sorted(source.glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
     for parameter in network.get_parameters():
         digest.update(parameter.name.encode())
         digest.update(to_torch(parameter).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

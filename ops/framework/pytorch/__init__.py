@@ -17,9 +17,12 @@ from ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
 from ops.quant.base import Quantizer
 from ops.quant.rdoq import RDOQ
 
-from .outline import check_device, check_folder, folder_hash, outline_of
+from .fingerprint import folder_hash, foreign_code
+from .outline import check_device, check_folder, description_key, outline_of
 
 if TYPE_CHECKING:
+    from ops.framework.text import TextModel
+
     from .language_model import TorchModel
     from .network import Calibrator
 
@@ -69,23 +72,41 @@ class PyTorch:
             described = json.dumps([model.architecture, seed, torch.__version__], sort_keys=True)
             content = hashlib.sha256(described.encode()).hexdigest()
         elif folder := embedded.folder(cache) if fetched else self.files(model, cache):
-            known = folder_hash(folder, cache, read=read)
-            if known is None:
+            known = folder_hash(folder, cache, read=read, code=model.trust_remote_code)
+            elsewhere = model.trust_remote_code and foreign_code(folder)
+            if known is None or (elsewhere and not read):
                 return None
-            content = known
+            content = " ".join([known, *_commits(model, folder)]) if elsewhere else known
         elif not read:
             return None
         else:
-            from . import loading
-
-            content = f"{model.path}@{getattr(loading.read_config(model), '_commit_hash', None)}"
+            content = " ".join(_commits(model, str(model.path)))
         return f"{content}:{model.dtype}"
+
+    def reader(self, model: Model, cache: Path) -> TextModel | None:
+        """How the model reads text; None when its tokenizer is not here yet, Unavailable when it cannot be used."""
+        folder = self.files(model, cache)
+        if model.source == "embedded" and folder is None:
+            return None
+        from . import tokenizer
+
+        return tokenizer.reader(model, folder)
+
+    def reader_key(self, model: Model, cache: Path) -> str | None:
+        """Hash of everything that `reader` depends on, None where it is not known without asking for it."""
+        folder = self.files(model, cache)
+        if folder is None:
+            return description_key(model, None, cache) if model.source == "random" else None
+        own_files = Model(model.name, "pretrained", str(folder), trust_remote_code=model.trust_remote_code)
+        unseen = model.trust_remote_code and foreign_code(folder)
+        return None if unseen else description_key(own_files, folder, cache)
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> TorchModel:
         """The float model on the device."""
         from . import loading
         from .language_model import TorchModel, check_output_head
         from .placement import input_device, place
+        from .tokenizer import load_tokenizer
 
         check_device(device)
         if model.source == "random":
@@ -94,7 +115,7 @@ class PyTorch:
         else:
             folder = embedded.folder(cache) if model.source == "embedded" else self.files(model, cache)
             path = folder or str(model.path)
-            module, tokenizer = loading.load_pretrained(path, model, device), loading.load_tokenizer(path, model)
+            module, tokenizer = loading.load_pretrained(path, model, device), load_tokenizer(path, model)
         fingerprint = str(self.fingerprint(model, cache, seed))
         loaded = TorchModel(module, tokenizer, model.name, fingerprint, input_device(module, device))
         check_output_head(loaded)
@@ -143,6 +164,12 @@ def __getattr__(name: str) -> Any:
 
         return TorchModel
     raise AttributeError(f"module 'ops.framework.pytorch' has no attribute {name!r}")
+
+
+def _commits(model: Model, path: Path | str) -> list[str]:
+    from . import loading  # transformers takes seconds to import
+
+    return loading.commits(model, path)
 
 
 def _is_path(model: Model) -> bool:

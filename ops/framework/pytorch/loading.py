@@ -10,18 +10,18 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ops.bundle import Bundle
 from ops.framework.base import Device, Model, Unavailable
 from ops.framework.int8_linear import restored_linear
 
+from .fingerprint import foreign_code
 from .network import add_bias, linear_names
 from .outline import first_line
 from .placement import find_device_map, private_folder
-
-BYTE_SPECIALS = ("<pad>", "<s>", "</s>")
+from .tokenizer import byte_tokenizer
 
 
 def read_config(model: Model) -> Any:
@@ -34,6 +34,29 @@ def read_config(model: Model) -> Any:
         )
     except Exception as error:  # the hub client, the json reader and custom code each raise their own
         raise Unavailable(f"model.path={model.path}: {first_line(error)}{_config_hint(model, error)}") from error
+
+
+def commits(model: Model, path: Path | str) -> list[str]:
+    """`owner/name@commit` of every repository that the model's files come from, beside its folder.
+
+    Those are the hub id itself, and with `trust_remote_code` the repositories whose code the model runs.
+    """
+    found = []
+    if isinstance(path, str):
+        found.append(f"{path}@{getattr(read_config(model), '_commit_hash', None)}")
+    if model.trust_remote_code:
+        files = [_cached(str(path), name, model.revision) for name in ("config.json", "tokenizer_config.json")]
+        for folder in sorted({file.parent for file in files if file is not None}):
+            for repository, name in foreign_code(folder):
+                code = _cached(repository, name, None)
+                found.append(f"{repository}@{extract_commit_hash(str(code), None)}")
+    return found
+
+
+def _cached(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a folder or hub id, fetched first if it must be; None when there is none."""
+    file = cached_file(repository, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if file is None else Path(file)
 
 
 def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -61,28 +84,12 @@ def load_pretrained(path: Path | str, model: Model, device: Device) -> Any:
         )
 
 
-def load_tokenizer(path: Path | str, model: Model) -> Any:
-    """The tokenizer of a folder or hub id."""
-    return AutoTokenizer.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-
-
 def random_model(model: Model, seed: int) -> tuple[Any, Any]:
     """(model with random weights, byte-level tokenizer) of the given architecture, equal for equal seeds."""
     dtype = torch.float32 if model.dtype == "auto" else getattr(torch, model.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(read_config(model), dtype=dtype), byte_tokenizer()
-
-
-def byte_tokenizer() -> Any:
-    """A tokenizer of the 256 bytes and three special tokens: any text, no vocabulary file."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*BYTE_SPECIALS, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    pad, bos, eos = BYTE_SPECIALS
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
 
 
 def rebuild(folder: Path, stored: Bundle, trust_remote_code: bool = False) -> tuple[Any, Any]:

@@ -1,8 +1,7 @@
-"""What can be known of device and model without loading a weight: whether they are there, linears, size, fingerprint.
+"""What can be known of device and model without loading a weight: whether they are there, linears and size.
 
-Outlines and digests of files are kept in the cache, because importing a model's code and reading gigabytes take
-seconds: `outlines/<key>.json` is keyed by what describes the model and by the library's version, `digests.json` holds
-the sha256 of every file by its path, size and time of change. Deleting any of it is safe.
+Outlines are kept in the cache, because importing a model's code takes seconds: `outlines/<key>.json` is keyed by what
+describes the model and by the libraries' versions. Deleting any of it is safe.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from ops.files import replacing
 from ops.framework.base import Device, Model, Outline, Unavailable
 
+from .fingerprint import description_hash, foreign_code, store_object
+
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
-FINGERPRINTED = {".safetensors", ".bin", ".json", ".jinja", ".model"}  # weights, config and tokenizer of a folder
 
 
 def check_device(device: Device) -> None:
@@ -71,9 +69,9 @@ def check_folder(path: Path) -> None:
 
 def outline_of(model: Model, folder: Path | None, cache: Path) -> Outline:
     """The outline of a model whose files lie in `folder` (None: it has none here, or they do not describe it)."""
-    if folder is None and model.source == "pretrained":
+    if model.source == "pretrained" and (folder is None or (model.trust_remote_code and foreign_code(folder))):
         return measure(model)  # what a hub id means may change
-    file = cache / "outlines" / f"{_key(model, folder)}.json"
+    file = cache / "outlines" / f"{description_key(model, folder, cache)}.json"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         linears = {name: (int(rows), int(columns)) for name, (rows, columns) in stored["linears"].items()}
@@ -81,7 +79,7 @@ def outline_of(model: Model, folder: Path | None, cache: Path) -> Outline:
         return Outline(linears, int(stored["parameters"]), int(stored["float_bytes"]), notes)
     except (OSError, ValueError, TypeError, KeyError):
         found = measure(model)
-    _store(file, asdict(found))
+    store_object(file, asdict(found))
     return found
 
 
@@ -99,62 +97,19 @@ def measure(model: Model) -> Outline:
     return Outline(linear_names(module), parameters, parameters * dtype.itemsize)
 
 
-def folder_hash(path: Path, cache: Path, *, read: bool = True) -> str | None:
-    """sha256 over names and contents of a model folder's weights, config and tokenizer.
-
-    A file whose size and time of change are those of an earlier call is not read again. With `read=False` nothing
-    is: None when a file is not known yet.
-    """
-    files = sorted(file for file in path.resolve().iterdir() if file.suffix in FINGERPRINTED)
-    memory = cache / "digests.json"
-    known: dict[str, list[Any]] = _load(memory)
-    new: dict[str, list[Any]] = {}
-    total = hashlib.sha256()
-    for file in files:
-        state = file.stat()
-        size, changed, digest = known.get(str(file), [-1, -1, ""])
-        if (size, changed) != (state.st_size, state.st_mtime_ns):
-            if not read:
-                return None
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            new[str(file)] = [state.st_size, state.st_mtime_ns, digest]
-        total.update(file.name.encode() + bytes.fromhex(digest))
-    if new:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / "digests.lock"):
-            _store(memory, _load(memory) | new)
-    return total.hexdigest()
-
-
 def first_line(error: BaseException) -> str:
     """Of its message."""
     return str(error).strip().split("\n")[0]
 
 
-def _key(model: Model, folder: Path | None) -> str:
-    """sha256 of everything the outline depends on: the architecture, or config.json with the code beside it."""
+def description_key(model: Model, folder: Path | None, cache: Path) -> str:
+    """sha256 of everything that is known of a model without its weights: config, code and tokenizer, or architecture.
+
+    Libraries' versions are part of it. What a hub id means, or code in another repository, is not seen here.
+    """
     described: list[Any] = [version("transformers"), version("torch"), model.dtype, model.trust_remote_code]
     if model.source == "pretrained" and folder is not None:
-        files = [folder / "config.json", *sorted(folder.glob("*.py"))]
-        described += [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]
+        described.append(description_hash(folder, cache, code=model.trust_remote_code))
     else:
         described.append(model.architecture)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _store(file: Path, content: dict[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, 0o644) as scratch:
-            scratch.write_text(json.dumps(content), encoding="utf-8")
-    except OSError:
-        pass  # a cache that cannot be written only costs time

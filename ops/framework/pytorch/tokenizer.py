@@ -1,0 +1,105 @@
+"""Tokenizers of transformers: loaded, and refused in one line when the model could not read text with them."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+
+from ops.framework.base import Model, Unavailable
+from ops.framework.text import TextModel
+
+from .fingerprint import WEIGHTS, loaded_files
+from .outline import first_line
+
+BYTE_SPECIALS = ("<pad>", "<s>", "</s>")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json with merges.txt", "vocab.txt", "*.tiktoken")
+POINTER = b"version https://git-lfs"  # begins the file that Git LFS puts in the place of the real one
+POINTER_BYTES = 1024  # no pointer is larger
+
+
+def reader(model: Model, folder: Path | None) -> TextModel:
+    """Tokenizer and config of a model, without its weights; Unavailable says what is wrong with the tokenizer."""
+    from .loading import read_config
+
+    if model.source == "random":
+        tokenizer, config = byte_tokenizer(), read_config(model)
+    else:
+        path = folder or str(model.path)
+        tokenizer = load_tokenizer(path, model)
+        code = {"trust_remote_code": model.trust_remote_code}
+        config = AutoConfig.from_pretrained(path, revision=model.revision, **code)
+    found = TextModel(tokenizer, config)
+    _check_vocabulary(found, str(folder or model.path or f"model={model.name}"))
+    return found
+
+
+def load_tokenizer(path: Path | str, model: Model) -> Any:
+    """The tokenizer of a folder or hub id; Unavailable when there is none or it cannot be read."""
+    if isinstance(path, Path):
+        _check_pointers(path, model.trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # readers of many formats and custom code, each with errors of its own
+        if isinstance(path, Path) and not _has_vocabulary(path):
+            raise Unavailable(_none_there(str(path))) from error
+        raise Unavailable(f"{path}: its tokenizer cannot be read ({first_line(error)}){_hint(error)}") from error
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer of the 256 bytes and three special tokens: any text, no vocabulary file."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*BYTE_SPECIALS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    pad, bos, eos = BYTE_SPECIALS
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
+
+
+def _check_vocabulary(found: TextModel, source: str) -> None:
+    """Unavailable when the tokenizer knows no text, or tokens for which the model has no embedding."""
+    tokenizer, rows = found.tokenizer, found.vocabulary
+    known = {**tokenizer.get_vocab(), **tokenizer.get_added_vocab()}
+    if not known.keys() - set(tokenizer.all_special_tokens):
+        raise Unavailable(_none_there(source))
+    # many checkpoints name a padding token that was never given a row; nothing here pads with it
+    beyond = {token for token, number in known.items() if rows is not None and number >= rows}
+    beyond -= {tokenizer.pad_token}
+    if beyond:
+        first = sorted(beyond, key=lambda token: known[token])[:3]
+        raise Unavailable(
+            f"{source}: the tokenizer has {max(known.values()) + 1} tokens, the model embeddings for {rows}: none for "
+            f"{', '.join(f'{token} ({known[token]})' for token in first)}; give the tokenizer of these weights, or "
+            "resize the embeddings (resize_token_embeddings) and save both"
+        )
+
+
+def _check_pointers(folder: Path, code: bool) -> None:
+    for file in loaded_files(folder, code):
+        if file.stat().st_size <= POINTER_BYTES and file.read_bytes().startswith(POINTER):
+            raise Unavailable(f"{file} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull")
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    names = {file.name for file in folder.iterdir() if not any(file.match(form) for form in WEIGHTS)}
+    names -= {"tokenizer_config.json", "special_tokens_map.json"}
+    return any(fnmatch(name, form) for name in names for form in ("*token*", "*vocab*", "*.model", "merges.txt"))
+
+
+def _none_there(source: str) -> str:
+    return f"{source} has no tokenizer ({', '.join(VOCABULARIES)}); put the model's beside its weights"
+
+
+def _hint(error: Exception) -> str:
+    """What to do where the error's own line does not say it."""
+    if "trust_remote_code" in str(error):
+        return "; it brings its own code: add model.trust_remote_code=true if you trust it"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"; pip install {error.name.partition('.')[0]}"
+    if "tiktoken" in str(error):  # what transformers tries where sentencepiece cannot read tokenizer.model
+        return "; or its tokenizer.model is damaged: get it again"
+    return ""
