@@ -1,4 +1,4 @@
-"""Work that is given up when it takes too long."""
+"""Work that is given up when it takes too long, or that Ctrl-C must not cut in two."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns or raises; TimeoutError when it takes longer.
+def within(seconds: float | None, work: Callable[[], T]) -> T:
+    """What `work` returns or raises; TimeoutError when it takes longer (null: it may take as long as it wants).
 
-    It is then left behind in a thread that ends with the process: a library that waits for a socket cannot be stopped.
+    It is done in a thread that ends with the process. So what waits for a socket, which cannot be stopped, is left
+    behind, and an interruption, which reaches the main thread only, lets it come to its end.
     """
     answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 

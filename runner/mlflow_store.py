@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ TABLES_TAG = "mlflow.loggedArtifacts"  # makes the UI show a JSON artifact as a 
 MAX_PARAM, MAX_TAG, MAX_BATCH, MAX_DIGEST = 6000, 5000, 100, 36  # what MLflow stores; longer text is cut
 NOT_LOGGED = ("status", "overrides", "job")  # keys of results.json that are neither metrics nor tags
 SAMPLING_SECONDS = 5
+TIMEOUT, UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", 600
 
 
 class Store:
@@ -108,7 +111,8 @@ class Store:
         if not failed:
             self._log_table(run_id, _read_csv(job / "layers.csv"), "layers.json")
         if log_weights and "weights.path" in tags:
-            self.client.log_artifact(run_id, tags["weights.path"], "artifact")
+            with _patience():
+                self.client.log_artifact(run_id, tags["weights.path"], "artifact")
         interrupted = failed and results["error"].startswith("interrupted")
         status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
         self.client.set_terminated(run_id, status, ended)
@@ -196,6 +200,17 @@ def _knock(uri: str) -> None:
         create_engine(uri).connect().close()
     else:
         MlflowClient(uri).search_experiments(max_results=1)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """A server answers after it has stored what it got, which takes longer for gigabytes."""
+    usual = os.environ.get(TIMEOUT, "")
+    os.environ[TIMEOUT] = str(UPLOAD_SECONDS)
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT] = usual
 
 
 def _weights(job: Path, results: dict[str, Any]) -> dict[str, str]:

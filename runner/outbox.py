@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from runner.result import read_json, write_json
+from runner.tracking_uri import masked
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Waiting:
     folder: str
     sweep: str | None  # the multirun that the job belongs to
     uri: str  # masked
-    experiment: str
-    log_weights: bool
+    experiment: str = "slimrun"
+    log_weights: bool = False
 
     def file(self, outbox: Path) -> Path:
         """Its place in the outbox: one for each folder and experiment."""
@@ -34,13 +36,24 @@ class Waiting:
         except OSError as error:
             print(f"note: {outbox} cannot be written ({error.strerror}); nothing is delivered later", file=sys.stderr)
 
+    def done(self, outbox: Path) -> None:
+        """It waits no longer."""
+        with suppress(OSError):
+            self.file(outbox).unlink(missing_ok=True)
+
 
 def waiting(outbox: Path, uri: str) -> Iterator[Waiting]:
     """What waits for a store, whatever its experiment."""
     for file in sorted(outbox.glob("*.json")):
         try:
             entry = Waiting(**(read_json(file) or {}))
-        except TypeError:  # damaged, or of another version
+        except TypeError:  # damaged
             continue
-        if entry.uri == uri:
-            yield entry
+        if masked(entry.uri) != uri:
+            continue
+        entry = replace(entry, uri=uri)
+        if file != entry.file(outbox):  # of an older version, which wrote passwords
+            entry.note(outbox)
+            with suppress(OSError):
+                file.unlink()
+        yield entry

@@ -7,6 +7,7 @@ filled at any later time: by the next start with the same `tracking.uri`, or by 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ from filelock import FileLock, Timeout
 from runner.deadline import within
 from runner.outbox import Waiting, waiting
 from runner.result import RESULTS, read_json, write_json
-from runner.tracking_uri import check, in_force, masked
+from runner.tracking_uri import check, database_file, in_force, masked
 
 SWEEP = "sweep.json"  # in the folder of a multirun: its command, its parent run, its jobs
 RUN = "tracking.json"  # in the folder of a job: its run
@@ -145,7 +146,8 @@ class MLflow:
             with suppress(Timeout):
                 alive.enter_context(FileLock(job / ALIVE, timeout=0))
             self._waiting(job, sweep).note(self._outbox)
-            monitor = self._attempt(sweep, lambda: self._open(job, sweep, name))
+            # whole, whatever interrupts it: a run that is made and not noted would stay RUNNING for ever
+            monitor = self._attempt(sweep, lambda: within(None, lambda: self._open(job, sweep, name)))
             try:
                 yield
             finally:
@@ -155,7 +157,7 @@ class MLflow:
     def deliver(self, job: Path, sweep: Path | None) -> None:
         """Params, metrics, tags, data, tables and pictures."""
         if self._delivered(job):
-            self._waiting(job, sweep).file(self._outbox).unlink(missing_ok=True)
+            self._waiting(job, sweep).done(self._outbox)
             return
         self._waiting(job, sweep).note(self._outbox)
         self._attempt(sweep, lambda: self._fill(job, sweep))
@@ -163,7 +165,7 @@ class MLflow:
     def begin_sweep(self, sweep: Path) -> None:
         """The parent run."""
         (sweep / AWAY).unlink(missing_ok=True)  # a new start asks anew
-        self._attempt(sweep, lambda: self._parent(sweep, reopen=True))
+        self._attempt(sweep, lambda: within(None, lambda: self._parent(sweep, reopen=True)))
 
     def deliver_sweep(self, sweep: Path) -> None:
         """Close the parent run with its summary, pictures and tags."""
@@ -173,7 +175,7 @@ class MLflow:
         def fill() -> None:
             with FileLock(sweep / LOCK):
                 self._store().fill_sweep(sweep, str(self._parent(sweep)))
-                entry.file(self._outbox).unlink(missing_ok=True)
+                entry.done(self._outbox)
 
         self._attempt(sweep, fill)
 
@@ -188,10 +190,10 @@ class MLflow:
             elif (read_json(folder / SWEEP) or {}).get("summary"):
                 tracker.deliver_sweep(folder)
             elif folder.is_dir():
-                tracker._end_killed(folder, file)
+                tracker._end_killed(folder, entry)
                 continue
             else:
-                file.unlink(missing_ok=True)
+                entry.done(self._outbox)
                 continue
             delivered, still = delivered + (not file.exists()), still + file.exists()
         return delivered, still
@@ -212,10 +214,6 @@ class MLflow:
         return Waiting(str(folder.absolute()), where, self.address, self.experiment_name, self.log_weights)
 
     def _store(self) -> Any:
-        for name, value in MLFLOW_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        for name in ("alembic", "mlflow.system_metrics"):  # a server that goes away is our note, not theirs
-            logging.getLogger(name).setLevel(logging.ERROR)
         from runner.mlflow_store import Store  # takes 2 s to import
 
         return Store.at(self.tracking_uri, self.experiment_name)
@@ -230,17 +228,17 @@ class MLflow:
         with FileLock(job / LOCK):
             if not self._delivered(job):
                 self._store().fill_job(job, self._parent(sweep), self.log_weights)
-            self._waiting(job, sweep).file(self._outbox).unlink(missing_ok=True)
+            self._waiting(job, sweep).done(self._outbox)
 
     def _delivered(self, job: Path) -> bool:
         return bool(run_in(job / RUN, self.target).get("delivered") == (job / RESULTS).stat().st_mtime_ns)
 
-    def _end_killed(self, job: Path, entry: Path) -> None:
+    def _end_killed(self, job: Path, entry: Waiting) -> None:
         """Close the run of a job that left no results and does not run any more: it was killed."""
         with suppress(Timeout), FileLock(job / ALIVE, timeout=0):
             run_id = run_in(job / RUN, self.target).get("run_id")
             if not run_id or self._attempt(None, lambda: self._store().end_killed(run_id)):
-                entry.unlink(missing_ok=True)
+                entry.done(self._outbox)
 
     def _parent(self, sweep: Path | None, reopen: bool = False) -> str | None:
         """Id of the sweep's parent run, which is made now if its experiment has none yet."""
@@ -256,19 +254,22 @@ class MLflow:
     def _attempt(self, sweep: Path | None, work: Callable[[], T]) -> T | None:
         """What `work` returns; None when the store does not take it, which must not cost a finished run.
 
-        A store that is slow to fail is not asked again by this process, nor by the jobs of the sweep.
+        A server that is slow to fail is not asked again by this process, nor by the jobs of the sweep.
         """
         told = sweep and (read_json(sweep / AWAY) or {}).get("uri")
         if self.address == told:
             return None
         if self.address not in away:
-            start = time.monotonic()
+            start = math.inf
             try:
+                _prepare()
+                start = time.monotonic()
                 return work()
             except Exception as error:
                 log.error("tracking failed:\n%s", masked(traceback.format_exc()))
                 self._say(masked(str(error).strip().split("\n")[0])[:300] or type(error).__name__)
-                if time.monotonic() - start > SLOW_SECONDS:
+                slow = time.monotonic() - start > SLOW_SECONDS and not database_file(self.tracking_uri)
+                if slow or isinstance(error, TimeoutError):
                     away.add(self.address)
         if sweep and self.address in away:
             write_json(sweep / AWAY, {"uri": self.address})
@@ -282,6 +283,15 @@ class MLflow:
         if note not in said:
             print(note, file=sys.stderr)
         said.add(note)
+
+
+def _prepare() -> None:
+    """Import MLflow with its settings."""
+    for name, value in MLFLOW_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow.system_metrics"):  # a server that goes away is our note, not theirs
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import runner.mlflow_store  # noqa: F401
 
 
 def run_in(file: Path, target: str) -> dict[str, Any]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import shutil
+import signal
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from mlflow import MlflowClient
 
 from runner import mlflow_database, tracking
 from runner.mlflow_database import ensure
+from runner.outbox import waiting
 from runner.result import read_json, write_json
 from runner.tracking import ALIVE, AWAY, MLflow
 
@@ -256,6 +262,35 @@ def test_no_run_stays_running_after_its_job(database: Path, tmp_path: Path) -> N
     assert len(read(database, RUNS)) == 3
 
 
+def test_a_run_that_is_opened_while_ctrl_c_comes_is_closed(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = MlflowClient.create_run
+
+    def interrupted(client: MlflowClient, *arguments: object) -> object:
+        made = create(client, *arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return made
+
+    monkeypatch.setattr(MlflowClient, "create_run", interrupted)
+    tracker = MLflow(f"sqlite:///{database}", outbox=str(tmp_path / "outbox"))
+    job = job_in(tmp_path / "job")
+    with pytest.raises(KeyboardInterrupt), tracker.run(job, None, "name"):
+        pass
+    tracker.deliver(job_in(job, status="failed", error="interrupted; run it again"), None)
+    assert read(database, RUNS) == [("slimrun", "KILLED", "")]
+
+
+def test_what_an_older_version_left_waiting_is_delivered_and_its_password_gone(tmp_path: Path) -> None:
+    write_json(tmp_path / "old.json", {"folder": "/job", "sweep": None, "uri": "http://bob:s3cr3tpw@host"})
+    [entry] = waiting(tmp_path, "http://bob:***@host")
+    assert (entry.folder, entry.experiment) == ("/job", "slimrun")
+    [file] = tmp_path.iterdir()
+    assert file == entry.file(tmp_path)
+    assert "s3cr3tpw" not in file.read_text(encoding="utf-8")
+
+
 def test_an_outbox_that_cannot_be_written_costs_no_run(
     database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -338,16 +373,24 @@ def test_a_monitor_whose_server_hangs_is_left_behind(
     assert not list(tmp_path.rglob(AWAY))
 
 
-def test_records_and_messages_hold_no_password(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    secret = "s3cr3tpw"
-    tracker = MLflow(f"http://bob:{secret}@127.0.0.1:9", outbox=str(tmp_path / "outbox"))
+def test_records_and_messages_hold_no_password(
+    hung: tuple[str, list[socket.socket]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (uri, taken), secret = hung, "s3cr3tpw"
+    monkeypatch.setattr("runner.mlflow_store.ANSWER_SECONDS", 0.2)
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    tracker = MLflow(uri.replace("http://", f"http://bob:{secret}@"), outbox=str(tmp_path / "outbox"))
+    shown = uri.replace("http://", "http://bob:***@")
     sweep = sweep_in(tmp_path / "sweep")
     tracker.begin_sweep(sweep)
     run(tracker, sweep / "0", sweep)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if secret in path.read_text(encoding="utf-8")]
     [entry] = (tmp_path / "outbox").glob("*.json")
-    assert json.loads(entry.read_text())["uri"] == "http://bob:***@127.0.0.1:9"
+    assert json.loads(entry.read_text())["uri"] == shown
+    assert base64.b64encode(f"bob:{secret}".encode()).decode() in taken[0].recv(4096).decode(), "it is used"
     err = capsys.readouterr().err
-    assert "tracking.uri=http://bob:***@127.0.0.1:9 does not take the run" in err
+    assert f"tracking.uri={shown} does not take the run" in err
     assert secret not in err
