@@ -17,7 +17,7 @@ from typing import Any
 from ops.framework.base import Outline
 from runner.cache import Cache
 from runner.experiment import Experiment
-from runner.result import RESULTS, Result, read_json
+from runner.result import RESULTS, Result, covered_share, read_json
 
 DOWNLOAD_BYTES = 93_000_000  # the package of the embedded model
 PROCESS_BYTES = 620_000_000  # interpreter and libraries
@@ -113,13 +113,17 @@ class Estimate:
         """The linears that the method covers; nothing when it quantizes nothing."""
         if self.experiment.quant.quant_type == "FLOAT":
             return {}
-        ignored = self.experiment.quant.ignored(list(self.outline.linears))
-        return {name: shape for name, shape in self.outline.linears.items() if name not in ignored}
+        return self.experiment.covered(self.outline)
 
     @property
     def weights(self) -> int:
         """How many weights they have."""
         return sum(map(prod, self.covered.values()))
+
+    @property
+    def covered_share(self) -> float:
+        """Their share of the weights of linears and experts."""
+        return covered_share(self.covered, self.outline)
 
     @property
     def falling_back(self) -> int:

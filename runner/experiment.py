@@ -20,7 +20,7 @@ from ops.framework.base import Device, Framework, LoadedModel, Model, Outline, R
 from ops.quant.base import Quantizer
 from runner.cache import Cache, code_hash, digest
 from runner.display import Stages
-from runner.result import Result, not_finite, size_metrics
+from runner.result import Result, covered_share, not_finite, size_metrics
 from runner.tracking import Tracker
 
 ARTIFACT = "artifact"
@@ -126,7 +126,8 @@ class Experiment:
             self.quant.ignored(list(outline.linears))
         except ValueError as error:
             raise ValueError(f"quant.{error}") from error
-        return replace(outline, notes=(*outline.notes, *self.fit()))
+        first = self.coverage_note(outline)
+        return replace(outline, notes=(*([first] if first else []), *outline.notes, *self.fit()))
 
     def fit(self, loaded: LoadedModel | None = None) -> list[str]:
         """What a reader of the scores must know of how the texts fit the model; ValueError where they do not.
@@ -152,6 +153,20 @@ class Experiment:
         key = self.framework.reader_key(self.model, self.cache.path)
         asked = (self.calibration.texts(), _settings(self.calibration, "path", "prompts"), self.protocols())
         return self.cache.notes(look, key, *asked) if key else look()
+
+    def covered(self, outline: Outline) -> dict[str, tuple[int, int]]:
+        """The linears that the sizes are about: all but the ignored ones, gates and routers."""
+        ignored = self.quant.ignored(list(outline.linears)) | outline.kept.keys()
+        return {name: shape for name, shape in outline.linears.items() if name not in ignored}
+
+    def coverage_note(self, outline: Outline) -> str:
+        """What the run says first when its sizes are about less than half of the weights; else ""."""
+        share = covered_share(self.covered(outline), outline)
+        if share >= 0.5 or self.quant.quant_type == "FLOAT":
+            return ""
+        experts = f"; {outline.experts:,} weights of experts are no linears and stay float" if outline.experts else ""
+        told = f"the method covers {share:.1%} of the weights of linears and experts, and its sizes are about these"
+        return told + experts
 
     def run(self, output: Path, stages: Stages, outline: Outline | None = None) -> Result:
         """Do it, leaving the bundle in `output`/artifact; the caller writes and tracks the result.
@@ -192,8 +207,7 @@ class Experiment:
         if readable:
             with stages("decode"):
                 bundle.verify(artifact, tensors)
-        ignored = self.quant.ignored([layer.name for layer in layers])
-        sizes = size_metrics([layer for layer in layers if layer.name not in ignored], tensors, coded, artifact)
+        sizes = size_metrics(layers, self.covered(outline), tensors, coded, artifact)
         notes = [*known, *calibrator.notes]
         del calibrator, tensors, weights, coded
         if readable:
@@ -217,6 +231,7 @@ class Experiment:
             warnings=[*notes, *self._warnings(texts, readable)],
             metrics={
                 **sizes.metrics,
+                "size/covered_share": covered_share(self.covered(outline), outline),
                 "compress/verified": int(readable),
                 "model/fingerprint": fingerprint,
                 "artifact/logits_sha256": final.logits_checksum(),

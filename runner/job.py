@@ -47,6 +47,8 @@ def run_job(config: DictConfig) -> list[float] | float | str:
             return experiment.sweep.values(found)
         clear(output)
         outline = checked(experiment)
+        if first := experiment.coverage_note(outline):
+            print(f"note: {first}", file=sys.stderr)
         if sweep is not None and (sweep / STOPPED).exists():
             raise NotStarted("not started: another job failed, and sweep.on_error=stop")
         yaml = OmegaConf.to_yaml(config, resolve=True)

@@ -76,7 +76,7 @@ def rows(job: Estimate) -> list[list[str]]:
         ["evaluate", ", ".join(experiment.task) + baselines(job)],
         ["quantize", f"{quantized} linears of {len(outline.linears)} as {experiment.quant.quant_type}"],
         ["keep float", f"{len(kept) + job.falling_back}: {named(kept, job.falling_back)}"],
-        ["weights covered", f"{job.weights:,}"],
+        ["weights covered", f"{job.weights:,}, {job.covered_share:.1%} of those of linears and experts"],
         ["codec", type(experiment.compress).__name__],
         ["compressed", f"{size(job.compressed_bytes)}, {bits:.2f} bits a weight{SOURCES[told]}"],
         ["disk", size(job.disk_bytes)],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,7 +19,7 @@ from ops import bundle
 from ops.compress import entropy_bits
 from ops.compress.base import Parts
 from ops.files import replacing
-from ops.framework.base import Layer
+from ops.framework.base import Layer, Outline
 
 Metrics = dict[str, float | int | str]
 
@@ -30,6 +31,7 @@ SCALES = ("deq_scale", "weight_scale")  # either has one number a row, which cou
 
 HEADLINES = (
     ("bits per weight", "size/bits_per_weight", "{:.3f}"),
+    ("share of weights covered", "size/covered_share", "{:.1%}"),
     ("compression ratio", "compress/ratio", "{:.3f}"),
     ("perplexity float", "perplexity/float", "{:.2f}"),
     ("perplexity quantized", "perplexity/quant", "{:.2f}"),
@@ -85,8 +87,8 @@ class Result:
 
     def report(self, command: str) -> str:
         """The report for a person, in markdown."""
-        lines = ["# slimrun report", "", "Reproduce it with:", "", "```sh", command, "```", ""]
-        lines += [f"- note: {warning}" for warning in self.warnings] + [""]
+        lines = ["# slimrun report", "", *(f"- note: {warning}" for warning in self.warnings), ""]
+        lines += ["Reproduce it with:", "", "```sh", command, "```", ""]
         lines += _table(["", "value"], self.headlines())
         lines += ["## All numbers", "", *_table(["key", "value"], [[k, _plain(v)] for k, v in self.metrics.items()])]
         lines += [
@@ -122,18 +124,30 @@ def _ranking(layers: Sequence[Mapping[str, object]]) -> list[str]:
     return [title, "", *_table(columns, [[_plain(row[column]) for column in columns] for row in worst])]
 
 
+def covered_share(covered: Mapping[str, tuple[int, int]], outline: Outline) -> float:
+    """Share of the weights of linears and experts that the covered linears hold."""
+    return sum(map(prod, covered.values())) / (sum(map(prod, outline.linears.values())) + outline.experts)
+
+
 def size_metrics(
-    covered: Sequence[Layer], tensors: Mapping[str, Tensor], coded: Mapping[str, Parts], artifact: Path
+    layers: Sequence[Layer],
+    covered: Container[str],
+    tensors: Mapping[str, Tensor],
+    coded: Mapping[str, Parts],
+    artifact: Path,
 ) -> Sizes:
     """Sizes as the results.json keys define them, over the linears that the method covers.
+
+    The table also has the others that a note is about (gates, routers), which no sum counts.
 
     Compressed bytes hold everything that restores the weights: the coded parts (header, index, tables, checksums)
     and one float32 scale a row; a linear that stayed float counts with the bytes of its float weights.
     """
     rows: list[dict[str, object]] = []
-    weights = compressed = kept_float = 0
+    weights = compressed = linears = kept_float = 0
     entropy_sum = 0.0
-    for layer in covered:
+    listed = [layer for layer in layers if layer.name in covered or (layer.note and f"{layer.name}.weight" in tensors)]
+    for layer in listed:
         count = layer.shape[0] * layer.shape[1]
         row: dict[str, object] = {**asdict(layer), "shape": f"{layer.shape[0]}x{layer.shape[1]}", "weights": count}
         stored = tensors[f"{layer.name}.weight"]
@@ -143,23 +157,25 @@ def size_metrics(
             size = sum(part.nbytes for part in coded[layer.name].values()) + 4 * scales
             row["entropy"] = entropy_bits(stored.numpy())
             entropy_sum += float(row["entropy"]) * count  # type: ignore[arg-type]
-            kept_float += layer.fallback  # its input
         else:
             size, row["entropy"] = stored.numel() * stored.element_size(), float("nan")
-            kept_float += 1
         row["bits"] = 8 * size / count
         rows.append(row)
+        if layer.name not in covered:
+            continue
+        linears += 1
+        kept_float += layer.fallback or not layer.quantized  # fallback: its input
         weights, compressed = weights + count, compressed + size
     metrics: Metrics = {
         "size/float_bytes": 2 * weights,
         "size/int8_bytes": weights,
         "size/compressed_bytes": compressed,
         "size/bits_per_weight": 8 * compressed / weights,
-        "size/fallback_share": kept_float / len(covered),
+        "size/fallback_share": kept_float / linears,
         "size/artifact_bytes": bundle.size(artifact),
         "compress/ratio": weights / compressed,
     }
-    quantized = sum(layer.shape[0] * layer.shape[1] for layer in covered if layer.quantized)
+    quantized = sum(layer.shape[0] * layer.shape[1] for layer in layers if layer.quantized)
     if quantized:
         metrics["size/entropy_bits"] = entropy_sum / quantized
     return Sizes(metrics, rows)

@@ -15,6 +15,7 @@ import torch
 from ops.quant.base import Quantizer
 
 SOURCES = ("embedded", "pretrained", "random")
+ONE_OUTPUT = "one output: a gate or a score, it stays float"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MEMORY_SIZE = re.compile(r"\d+(\.\d+)?([KMG]i?B)?")
@@ -128,6 +129,8 @@ class Outline:
     parameters: int  # numbers in all its tensors, tied ones once
     float_bytes: int  # of the parameters, in the dtype the model is loaded in
     notes: tuple[str, ...] = ()  # what a person must know of it before it loads, one line each
+    experts: int = 0  # numbers in weights of experts that are no linear
+    kept: Mapping[str, str] = field(default_factory=dict)  # linears that stay float whatever the method, and why
 
 
 @dataclass

@@ -36,6 +36,9 @@ class Network(Smoothable, Protocol):
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name and shape [n, k] of every float linear, in module order."""
 
+    def kept(self) -> Mapping[str, str]:
+        """Linears that stay float whatever the method, and why."""
+
     def linear(self, name: str) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
         """Weight and bias of a float linear, good until the context ends."""
 
@@ -82,15 +85,12 @@ class Calibrator:
 
         The statistics of the float model go through `remember`, unless smoothing has changed that model before.
         """
-        shapes = self.network.linears()
-        self.layers = {name: Layer(name, shape, quantized=False) for name, shape in shapes.items()}
+        selected = self.select()
         if self.quantizer.quant_type == "FLOAT":
             return
         observer = self.quantizer.observer if isinstance(self.quantizer, StaticQuantizer) else ""
         if not self.samples and (observer or self.quantizer.fallback_level):
             raise ValueError("static activations need calibration samples, and there are none")
-        ignored = self.quantizer.ignored(list(shapes))
-        selected = [name for name in shapes if name not in ignored]
         if getattr(self.quantizer, "do_smooth", False):
             runs = [partial(self._run, index) for index in range(len(self.samples))]
             self.smoothed = smooth(self.network, self.quantizer, set(selected), runs)
@@ -104,6 +104,15 @@ class Calibrator:
             if not self.layers[name].fallback:
                 self._quantize_layer(name)
             progress(done + 1, len(selected))
+
+    def select(self) -> list[str]:
+        """Begin the table of layers; the linears that the method covers, in module order."""
+        shapes, kept = self.network.linears(), self.network.kept()
+        self.layers = {
+            name: Layer(name, shape, quantized=False, note=kept.get(name, "")) for name, shape in shapes.items()
+        }
+        ignored = self.quantizer.ignored(list(shapes))
+        return [name for name in shapes if name not in ignored and name not in kept]
 
     @torch.no_grad()
     def calibrate(self, progress: Progress = silent) -> list[Layer]:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,20 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, GenerationConfig
 
 from ops import bundle
+from ops.framework import weight_files
 from ops.framework.base import Model, Outline, Unavailable
 from ops.framework.int8_linear import restored_linear
 from ops.framework.mindspore_llama import Llama, rope
+from ops.framework.misfit import Misfit
 from ops.framework.pytorch import _is_path
 from ops.framework.pytorch import loading as pytorch
-from ops.framework.pytorch.outline import check_folder as check_safetensors
 from ops.framework.pytorch.outline import outline_of
 from ops.framework.pytorch.tokenizer import load_tokenizer
 
 from . import checkpoint
 from .int8_cell import quantized_cell
 from .language_model import LOADER_KEY, LlamaModel, MindSporeModel
-from .network import activation_of, add_bias, cell_of, linear_names, put
+from .network import activation_of, add_bias, cell_of, gates, linear_names, put
 from .tensors import DTYPES, to_torch
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -42,13 +44,16 @@ def outline(model: Model, folder: Path | None, cache: Path) -> Outline:
         network = call_loader(model.loader)[0]
         sizes = {parameter.name: prod(parameter.shape) for parameter in network.get_parameters()}
         width = max((parameter.itemsize for parameter in network.get_parameters()), default=4)
-        return Outline(linear_names(network), sum(sizes.values()), sum(sizes.values()) * width)
+        count = sum(sizes.values())
+        return Outline(linear_names(network), count, count * width, kept=gates(network))
+    stored = None
     if folder is not None:
-        check_folder(folder)
+        stored = check_folder(folder)
     elif model.source == "pretrained" and _is_path(model):
         raise Unavailable(f"model.path={model.path}: no such folder; give a folder or a hub id (owner/name)")
     check_config(pytorch.read_config(model), model)
-    return outline_of(model, folder, cache)
+    found = outline_of(model, folder, cache, stored)
+    return replace(found, notes=(*found.notes, *weight_files.strays(folder))) if folder and stored else found
 
 
 def load(model: Model, folder: Path | None, seed: int, fingerprint: str) -> MindSporeModel:
@@ -71,6 +76,8 @@ def load(model: Model, folder: Path | None, seed: int, fingerprint: str) -> Mind
     dtype = dtype_name(model, config)
     config.dtype = getattr(torch, dtype)
     network = Llama(config, DTYPES[dtype])
+    if lost := misfit_of(network, weights):
+        raise ValueError(lost.told(source, f"{config.model_type} here", weights, config.to_dict()))
     checkpoint.load(network, weights, source)
     return LlamaModel(network, tokenizer, model.name, fingerprint, generation)
 
@@ -124,23 +131,51 @@ def fill(
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder's safetensors, else of its .ckpt files."""
+    """All tensors of the safetensors that a folder is loaded from, else of its .ckpt files."""
     found: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            found |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - safe_open is no mapping
-    if not found:
+    if of_checkpoints(folder):
         for file in sorted(folder.glob(f"*{checkpoint.SUFFIX}")):
             found |= checkpoint.read(file)
+        return found
+    for file in weight_files.weight_files(folder):
+        with safe_open(file, framework="pt") as stored:
+            found |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - safe_open is no mapping
     return found
 
 
-def check_folder(folder: Path) -> None:
-    """Unavailable unless the folder holds config.json and whole safetensors, or .ckpt files."""
-    if not any(folder.glob(f"*{checkpoint.SUFFIX}")) or any(folder.glob("*.safetensors")):
-        check_safetensors(folder)
-    elif not (folder / "config.json").is_file():
-        raise Unavailable(f"{folder} has no config.json; put the model's beside the .ckpt")
+def of_checkpoints(folder: Path) -> bool:
+    """Whether the folder's weights are .ckpt files: it has some, and no safetensors."""
+    return any(folder.glob(f"*{checkpoint.SUFFIX}")) and not any(folder.glob("*.safetensors"))
+
+
+def check_folder(folder: Path) -> dict[str, torch.Tensor] | None:
+    """What the folder's safetensors hold, on the meta device; None of .ckpt files, which say it when they are read.
+
+    Unavailable unless the folder holds config.json and the whole weights of a float model.
+    """
+    weight_files.check_kind(folder)
+    if of_checkpoints(folder):
+        return None
+    files = weight_files.weight_files(folder)
+    if files[0].suffix != ".safetensors":
+        raise Unavailable(
+            f"{files[0]}: framework=mindspore reads .safetensors and .ckpt; save the model again with "
+            "save_pretrained, or take framework=pytorch"
+        )
+    return weight_files.read_headers(files)
+
+
+def misfit_of(network: nn.Cell, weights: Mapping[str, torch.Tensor]) -> Misfit:
+    """What the network lacks or has in another shape; what it does not know was seen when the folder was checked."""
+    own = {parameter.name: tuple(parameter.shape) for parameter in network.get_parameters()}
+    return Misfit(
+        [name for name in own if name not in weights],
+        other_shapes=[
+            (name, tuple(weights[name].shape), shape)
+            for name, shape in own.items()
+            if name in weights and tuple(weights[name].shape) != shape
+        ],
+    )
 
 
 def check_config(config: Any, model: Model) -> None:

@@ -11,6 +11,7 @@ import mindspore as ms
 import torch
 from mindspore import Parameter, Tensor, mint, nn, ops
 
+from ops.framework.base import ONE_OUTPUT
 from ops.framework.calibrator import Sample, Watcher
 from ops.framework.int8_linear import QuantizedLinear
 from ops.framework.smoothing import Observations
@@ -29,6 +30,10 @@ class MindSporeNetwork:
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name and shape [n, k] of every linear, in the order of the cells."""
         return linear_names(self.network)
+
+    def kept(self) -> dict[str, str]:
+        """Gates, which stay float."""
+        return gates(self.network)
 
     @contextmanager
     def linear(self, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -201,6 +206,11 @@ def add_bias(network: nn.Cell, name: str, bias: torch.Tensor) -> None:
 def linear_names(network: nn.Cell) -> dict[str, tuple[int, int]]:
     """Name and shape [n, k] of every quantizable cell, in the order of the cells."""
     return {name: tuple(cell.weight.shape) for name, cell in network.cells_and_names() if is_linear(cell)}
+
+
+def gates(network: nn.Cell) -> dict[str, str]:
+    """Linears that stay float whatever the method, and why."""
+    return {name: ONE_OUTPUT for name, (rows, _) in linear_names(network).items() if rows == 1}
 
 
 def is_linear(cell: Any) -> bool:

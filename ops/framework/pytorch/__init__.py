@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,11 +14,12 @@ import torch
 from ops import bundle
 from ops.framework import embedded
 from ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
+from ops.framework.weight_files import check_folder, strays
 from ops.quant.base import Quantizer
 from ops.quant.rdoq import RDOQ
 
 from .fingerprint import folder_hash, foreign_code
-from .outline import check_device, check_folder, description_key, outline_of
+from .outline import check_device, description_key, outline_of
 
 if TYPE_CHECKING:
     from ops.framework.text import TextModel
@@ -42,21 +43,22 @@ class PyTorch:
             raise Unavailable(f"model.loader={model.loader} is for framework=mindspore; allowed: null")
         check_device(device)
         folder = self.files(model, cache)
+        stored = None
         if model.source == "embedded" and folder is not None:
             try:
-                check_folder(folder)
+                stored = check_folder(folder)
             except Unavailable as error:
                 raise Unavailable(f"{error} (delete the folder and it is fetched anew)") from error
         elif model.source == "embedded":
             embedded.check_cache(cache)
         elif folder is not None:
-            check_folder(folder)
+            stored = check_folder(folder)
         elif model.source == "pretrained" and _is_path(model):
             raise Unavailable(f"model.path={model.path}: no such folder; give a folder or a hub id (owner/name)")
-        found = outline_of(model, folder, cache)
+        found = outline_of(model, folder, cache, stored)
         if not found.linears:
             raise Unavailable(f"model={model.name} has no torch.nn.Linear to quantize")
-        return found
+        return replace(found, notes=(*found.notes, *strays(folder))) if folder is not None else found
 
     def files(self, model: Model, cache: Path) -> Path | None:
         """The folder here that the model is loaded from; None when there is none (yet)."""

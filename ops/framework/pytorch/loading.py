@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from ops.bundle import Bundle
 from ops.framework.base import Device, Model, Unavailable
 from ops.framework.int8_linear import restored_linear
 
+from .checkpoint import check_loaded, quiet
 from .fingerprint import foreign_code
 from .network import add_bias, linear_names
 from .outline import first_line
@@ -33,7 +32,7 @@ def read_config(model: Model) -> Any:
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # the hub client, the json reader and custom code each raise their own
-        raise Unavailable(f"model.path={model.path}: {first_line(error)}{_config_hint(model, error)}") from error
+        raise Unavailable(f"model.path={model.path}: {first_line(error)}{_config_hint(error)}") from error
 
 
 def commits(model: Model, path: Path | str) -> list[str]:
@@ -65,23 +64,47 @@ def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
+def empty_model(config: Any, model: Model) -> Any:
+    """`skeleton` of a model as the run describes it; Unavailable when it is no causal language model."""
+    try:
+        with quiet():
+            return skeleton(config, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # the model's own code raises its own
+        if "trust_remote_code" in str(error) or "Unrecognized configuration class" not in str(error):
+            raise Unavailable(f"model={model.name}: {first_line(error)}{_code_hint(error)}") from error
+        kind = ", an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else ""
+        raise Unavailable(
+            f"model={model.name} is {config.model_type}{kind}; give a causal language model, one of transformers' "
+            "AutoModelForCausalLM"
+        ) from error
+
+
 def load_pretrained(path: Path | str, model: Model, device: Device) -> Any:
-    """The float model of a folder or hub id, on the device or spread as its device_map says."""
+    """The float model of a folder or hub id, on the device or spread as its device_map says.
+
+    ValueError unless transformers found every weight of it there, and no other.
+    """
     dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
     source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    if device.device_map is None:
-        with _quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **source).to(device.type)
-    config = AutoConfig.from_pretrained(path, **source)
-    if model.dtype != "auto":
-        config.dtype = dtype  # what the skeleton is measured in
-    empty = skeleton(config, trust_remote_code=model.trust_remote_code)
-    empty.tie_weights()
-    device_map = find_device_map(empty, device)
-    with _quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map=device_map, offload_folder=private_folder(device), **source
-        )
+    spread: dict[str, Any] = {}
+    if device.device_map is not None:
+        config = AutoConfig.from_pretrained(path, **source)
+        if model.dtype != "auto":
+            config.dtype = dtype  # what the skeleton is measured in
+        empty = skeleton(config, trust_remote_code=model.trust_remote_code)
+        empty.tie_weights()
+        spread = {"device_map": find_device_map(empty, device), "offload_folder": private_folder(device)}
+    try:
+        with quiet():
+            module, found = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **spread, **source
+            )
+    except RuntimeError as error:
+        if "conversion" in str(error):
+            raise ValueError(f"{path}: experts lack weights, or have them in other shapes; get it again") from error
+        raise
+    check_loaded(module, found, str(path))
+    return module if spread else module.to(device.type)
 
 
 def random_model(model: Model, seed: int) -> tuple[Any, Any]:
@@ -131,17 +154,12 @@ def rebuild(folder: Path, stored: Bundle, trust_remote_code: bool = False) -> tu
     return module, tokenizer
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """transformers' own loading bars would fight with the run's progress display."""
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.utils.logging.enable_progress_bar()
-
-
-def _config_hint(model: Model, error: BaseException) -> str:
+def _code_hint(error: BaseException) -> str:
     if "trust_remote_code" in str(error):
         return "; it brings its own code: add model.trust_remote_code=true if you trust it"
-    return "; give an existing folder, or a hub id while the hub can be reached: model=hf model.path=DIR_OR_HUB_ID"
+    return ""
+
+
+def _config_hint(error: BaseException) -> str:
+    way_out = "; give an existing folder, or a hub id while the hub can be reached: model=hf model.path=DIR_OR_HUB_ID"
+    return _code_hint(error) or way_out

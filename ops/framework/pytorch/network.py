@@ -18,6 +18,8 @@ from ops.framework.smoothing import Observations
 from ops.memory import give_back
 from ops.quant.base import Quantizer
 
+from .experts import float_linears
+
 
 def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Name and shape [n, k] of every `nn.Linear`, in module order."""
@@ -38,6 +40,10 @@ class TorchNetwork:
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name and shape [n, k] of every `nn.Linear`, in module order."""
         return linear_names(self.model)
+
+    def kept(self) -> dict[str, str]:
+        """Gates and routers, which stay float."""
+        return float_linears(self.model)
 
     @contextmanager
     def linear(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:

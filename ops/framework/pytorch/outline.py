@@ -11,19 +11,19 @@ import importlib
 import importlib.util
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ops.framework.base import Device, Model, Outline, Unavailable
+from ops.framework.weight_files import check_float
 
 from .fingerprint import description_hash, foreign_code, store_object
-
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def check_device(device: Device) -> None:
@@ -48,53 +48,54 @@ def check_device(device: Device) -> None:
         raise Unavailable(f"device.max_memory.{max(cards)}: torch sees {backend.device_count()} cards here, from 0 on")
 
 
-def check_folder(path: Path) -> None:
-    """Unavailable unless the folder holds config.json and whole weight files."""
-    if not (path / "config.json").is_file():
-        raise Unavailable(f"{path} has no config.json; give the folder that save_pretrained wrote")
-    files = [file for pattern in WEIGHT_PATTERNS for file in sorted(path.glob(pattern))]
-    if not files:
-        raise Unavailable(f"{path} has no weights ({', '.join(WEIGHT_PATTERNS)})")
-    for index in path.glob("*.index.json"):
-        for shard in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
-            if not (path / shard).is_file():
-                raise Unavailable(f"{path} lacks {shard}, which {index.name} lists; get it again")
-    for file in path.glob("*.safetensors"):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise Unavailable(f"{file} is truncated or damaged ({first_line(error)}); get it again") from error
+def outline_of(model: Model, folder: Path | None, cache: Path, stored: Mapping[str, Tensor] | None = None) -> Outline:
+    """The outline of a model whose files lie in `folder` (None: it has none here, or they do not describe it).
 
-
-def outline_of(model: Model, folder: Path | None, cache: Path) -> Outline:
-    """The outline of a model whose files lie in `folder` (None: it has none here, or they do not describe it)."""
+    `stored` is what its weight files hold, on the meta device; Unavailable when that is not the model's.
+    """
     if model.source == "pretrained" and (folder is None or (model.trust_remote_code and foreign_code(folder))):
-        return measure(model)  # what a hub id means may change
-    file = cache / "outlines" / f"{description_key(model, folder, cache)}.json"
+        return measure(model, stored, str(folder))  # what a hub id means may change
+    held = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in sorted((stored or {}).items())]
+    key = hashlib.sha256(json.dumps([description_key(model, folder, cache), held]).encode()).hexdigest()
+    file = cache / "outlines" / f"{key}.json"
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        linears = {name: (int(rows), int(columns)) for name, (rows, columns) in stored["linears"].items()}
-        notes = tuple(map(str, stored["notes"]))
-        return Outline(linears, int(stored["parameters"]), int(stored["float_bytes"]), notes)
-    except (OSError, ValueError, TypeError, KeyError):
-        found = measure(model)
-    store_object(file, asdict(found))
-    return found
+        found = json.loads(file.read_text(encoding="utf-8"))
+        linears = {name: (int(rows), int(columns)) for name, (rows, columns) in found["linears"].items()}
+        notes = tuple(map(str, found["notes"]))
+        kept = {str(name): str(why) for name, why in found["kept"].items()}
+        sizes = int(found["parameters"]), int(found["float_bytes"])
+        return Outline(linears, *sizes, notes, int(found["experts"]), kept)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        measured = measure(model, stored, str(folder))
+    store_object(file, asdict(measured))
+    return measured
 
 
-def measure(model: Model) -> Outline:
-    """The outline from the model's code, with parameters that take no memory."""
+def measure(model: Model, stored: Mapping[str, Tensor] | None = None, source: str = "") -> Outline:
+    """The outline from the model's code, with parameters that take no memory; Unavailable when it cannot run here.
+
+    What was stored is loaded into it in the same way, so that the loader itself says whether it fits.
+    """
     from . import loading  # transformers and the model's code take seconds to import
+    from .checkpoint import check_weights
+    from .experts import expert_parameters, float_linears
     from .network import linear_names
+    from .output_head import check_head
 
     config = loading.read_config(model)
-    module = loading.skeleton(config, trust_remote_code=model.trust_remote_code)
+    check_float(config.to_dict(), f"model={model.name}")
+    module = loading.empty_model(config, model)
     module.tie_weights()
+    if stored is not None:
+        check_weights(module, config, stored, source)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     named = None if model.dtype == "auto" else getattr(torch, model.dtype)
     dtype = named or getattr(config, "dtype", None) or torch.float32
-    return Outline(linear_names(module), parameters, parameters * dtype.itemsize)
+    experts = sum(parameter.numel() for parameter in expert_parameters(module).values())
+    check_head(module, model.name)
+    return Outline(
+        linear_names(module), parameters, parameters * dtype.itemsize, experts=experts, kept=float_linears(module)
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -81,12 +81,9 @@ class RateDistortionCalibrator(Calibrator):
     @torch.no_grad()
     def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
         """Replace every selected linear by its integers."""
-        shapes = self.network.linears()
-        self.layers = {name: Layer(name, shape, quantized=False) for name, shape in shapes.items()}
+        selected = self.select()
         if not self.samples:
             raise ValueError("what errors cost is measured on calibration samples, and there are none")
-        ignored = self.quantizer.ignored(list(shapes))
-        selected = [name for name in shapes if name not in ignored]
         folds = find_folds(self.network, [self._glance])
         statistics = self._measure(selected, remember, progress)
         head = output_layer(self.model)
