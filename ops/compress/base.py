@@ -23,6 +23,31 @@ def empty(shape: tuple[int, ...]) -> Int8Array:
     return np.empty(shape, np.int8)
 
 
+class Limited:
+    """Gives arrays of their own until they take more bytes together than coded ones of `stored` bytes plausibly do.
+
+    A few bytes can claim an array of any size. Where no model says which shapes are right, this bounds what they get:
+    256 MiB, or 64 times what is stored (an eighth of a bit a weight), whichever is more.
+    """
+
+    FLOOR: Final = 1 << 28
+    FACTOR: Final = 64
+
+    def __init__(self, stored: int) -> None:
+        """Nothing is taken before the first array."""
+        self.stored = stored
+        self.left = max(self.FLOOR, self.FACTOR * stored)
+        self._lock = threading.Lock()
+
+    def __call__(self, shape: tuple[int, ...]) -> Int8Array:
+        """An array of that shape, its content undefined; ValueError when it is too much."""
+        with self._lock:
+            self.left -= math.prod(shape)
+            if self.left < 0:
+                raise ValueError(f"claims an array of shape {shape}, more than {self.stored} bytes plausibly hold")
+        return empty(shape)
+
+
 class Codec(Protocol):
     """Lossless coding of one int8 weight matrix [n, k] into the tensors that a bundle stores for it."""
 

@@ -64,9 +64,10 @@ class NZ:
         found = _native.nz_inspect(payload, index)
         if found != shape[:2]:
             raise ValueError(f"info: a matrix [{n}, {k}] has {shape[:2]} fractals, but the payload {found}")
+        matrix = allocate((n, k))  # first: it may refuse a claim that is too large
         fractals = np.empty(shape, np.int8)
         _native.nz_decode_into(payload, index, fractals, self.threads)
-        return from_nz(fractals, n, k, allocate)
+        return from_nz(fractals, n, k, lambda _: matrix)
 
 
 def _sizes(info: npt.NDArray[np.generic]) -> tuple[int, int]:

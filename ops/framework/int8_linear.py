@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -47,6 +48,8 @@ class QuantizedLinear(nn.Module):
             raise ValueError(
                 f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, allowed: floats, one or {self.out_features}"
             )
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds NaN or infinity")
         return tensor
 
 
@@ -97,12 +100,14 @@ class Int8Linear(QuantizedLinear):
         """Take the stored tensors."""
         deq_scale = stored["deq_scale"]
         if deq_scale.dtype == torch.int64:
+            if bool((deq_scale >> 31).any()):
+                raise ValueError("deq_scale is no float32 in the low words of an int64")
             deq_scale = deq_scale.to(torch.int32).view(torch.float32)
         self.deq_scale = self._check_rows("deq_scale", deq_scale).to(torch.float32)
-        if stored["quant_bias"].shape != (self.out_features,):
+        if stored["quant_bias"].shape != (self.out_features,) or stored["quant_bias"].dtype != torch.int32:
             raise ValueError("does not hold an int8 matrix with one quant_bias a row")
         self.quant_bias = stored["quant_bias"]
-        self.grid = ActivationGrid(float(stored["input_scale"]), int(stored["input_offset"]))
+        self.grid = _stored_grid(stored["input_scale"], stored["input_offset"])
 
 
 class ScaledInt8Linear(Int8Linear):
@@ -202,10 +207,23 @@ def restored_linear(quant_type: str, stored: Mapping[str, Tensor], shape: tuple[
         raise ValueError("is no linear of the model")
     if weight.shape != shape:
         raise ValueError(f"has the shape {tuple(weight.shape)}, the model's has {shape}")
+    bias = stored.get("bias")
+    if bias is not None and (bias.shape != shape[:1] or not bias.is_floating_point()):
+        raise ValueError(f"has a bias of {bias.dtype} and shape {tuple(bias.shape)}, expected {shape[0]} floats")
     scale = stored["input_scale" if "input_scale" in kind.suffixes else "weight_scale"]
-    module = kind(weight, stored.get("bias"), scale.dtype)
+    module = kind(weight, bias, scale.dtype)
     module.restore(stored)
     return module
+
+
+def _stored_grid(scale: Tensor, offset: Tensor) -> ActivationGrid:
+    """The grid of its two stored numbers; ValueError when they are none."""
+    if scale.numel() != 1 or offset.numel() != 1:
+        raise ValueError(f"has {scale.numel()} input_scale and {offset.numel()} input_offset, expected one of each")
+    step, zero = float(scale), float(offset)
+    if not (0 < step < math.inf and -128 <= zero <= 127 and zero.is_integer()):
+        raise ValueError(f"has the input_scale {step:g} and the input_offset {zero:g}, which are no grid of int8")
+    return ActivationGrid(step, int(zero))
 
 
 def stored_scale(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:

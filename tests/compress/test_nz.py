@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ops import _native, bundle, compress
+from ops import _native, compress
+from ops.bundle.description import containers
 from ops.compress.base import FRACTAL, TILING, Parts, from_nz, to_nz
 from ops.compress.cann import Cann
 from ops.compress.nz import NZ
@@ -380,6 +381,6 @@ def test_arrays_of_other_shapes_do_not_reach_the_coder() -> None:
 
 
 def test_a_bundle_finds_its_codec_by_the_name_of_the_container() -> None:
-    known = bundle._containers()
+    known = containers()
     assert known["slimrun-nz", 1] is NZ
     assert Cann not in known.values()

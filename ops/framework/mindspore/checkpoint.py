@@ -13,7 +13,8 @@ from mindspore import Parameter, nn
 from ops.files import WEIGHT_MODE, make_folder, replacing
 from ops.quant.base import nearest
 
-from .tensors import from_torch, to_torch
+from .protobuf import read_tensors
+from .tensors import from_torch
 
 SUFFIX = ".ckpt"
 
@@ -24,10 +25,9 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"The path {path} doesn't exist or not a file.")
     try:
-        found = ms.load_checkpoint(str(path))
-    except Exception as error:  # the parser of the protocol buffer and MindSpore each raise their own
-        raise ValueError(f"{path} is no MindSpore checkpoint, or it is damaged: {_first_line(error)}") from error
-    return {name: to_torch(parameter) for name, parameter in found.items()}
+        return read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no MindSpore checkpoint, or it is damaged: {error}") from error
 
 
 def write(
@@ -76,7 +76,3 @@ def assign(parameter: Parameter, tensor: torch.Tensor) -> None:
     """Set the parameter to the tensor, cast to its dtype on the host."""
     kinds: dict[Any, torch.dtype] = {ms.float32: torch.float32, ms.float16: torch.float16, ms.bfloat16: torch.bfloat16}
     parameter.set_data(from_torch(tensor.to(kinds[parameter.dtype]) if parameter.dtype in kinds else tensor))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().split("\n") or [""])[0]

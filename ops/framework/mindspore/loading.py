@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
@@ -16,9 +15,11 @@ import torch
 from huggingface_hub import snapshot_download
 from mindspore import nn
 from safetensors import safe_open
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from ops import bundle
+from ops.bundle.description import read_object
+from ops.bundle.references import CONFIG
 from ops.framework import weight_files
 from ops.framework.base import Model, Outline, Unavailable
 from ops.framework.int8_linear import restored_linear
@@ -27,6 +28,7 @@ from ops.framework.misfit import Misfit
 from ops.framework.pytorch import _is_path
 from ops.framework.pytorch import loading as pytorch
 from ops.framework.pytorch.outline import outline_of
+from ops.framework.pytorch.restoring import open_config, open_generation_config, open_tokenizer
 from ops.framework.pytorch.tokenizer import load_tokenizer
 
 from . import checkpoint
@@ -84,26 +86,33 @@ def load(model: Model, folder: Path | None, seed: int, fingerprint: str) -> Mind
 
 def restore(folder: Path, trust_remote_code: bool) -> MindSporeModel:
     """The running model of a bundle folder; ValueError names what does not fit."""
-    stored = bundle.read(folder)
-    try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stored, described, config, tokenizer, generation = bundle.undisturbed(
+        folder, lambda place: _open(place, trust_remote_code)
+    )
     model: MindSporeModel
-    if LOADER_KEY in described:
-        if not trust_remote_code:
-            raise ValueError(f"{folder} names its own code: give trust_remote_code=True if you trust it")
+    if config is None:
         network, _ = call_loader(str(described[LOADER_KEY]))
         model = MindSporeModel(network, tokenizer, folder.name, "bundle", str(described[LOADER_KEY]))
     else:
-        source = Model(folder.name, "pretrained", str(folder))
-        config = pytorch.read_config(source)
-        check_config(config, source)
-        network = Llama(config, DTYPES[dtype_name(source, config)])
-        model = LlamaModel(network, tokenizer, folder.name, "bundle", generation_config(folder))
-    fill(network, stored.tensors, stored.types, folder)
+        network = Llama(config, DTYPES[dtype_name(Model(folder.name, "pretrained", str(folder)), config)])
+        model = LlamaModel(network, tokenizer, folder.name, "bundle", generation)
+    decoded = bundle.decode(stored, linear_names(network))
+    fill(network, decoded.tensors, decoded.types, stored.weights)
     return model
+
+
+def _open(folder: Path, trust_remote_code: bool) -> tuple[bundle.Stored, dict[str, Any], Any, Any, Any]:
+    """Weights still coded, config.json, the config (None: it names a loader), tokenizer and generation config."""
+    stored = bundle.open_stored(folder)
+    described = read_object(folder / CONFIG)
+    config = None
+    if LOADER_KEY not in described:
+        config = open_config(folder, stored)
+        with bundle.named(folder / CONFIG):
+            check_config(config, Model(folder.name, "pretrained", str(folder)))
+    elif not trust_remote_code:
+        raise ValueError(f"{folder} names its own code: give trust_remote_code=True if you trust it")
+    return stored, described, config, open_tokenizer(folder), open_generation_config(folder)
 
 
 def fill(

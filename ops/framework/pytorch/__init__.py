@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ops import bundle
 from ops.framework import embedded
 from ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
 from ops.framework.weight_files import check_folder, strays
@@ -143,14 +142,12 @@ class PyTorch:
 
     def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> TorchModel:
         """The running model of a bundle folder, from nothing but its files."""
-        from . import loading
+        from . import restoring
         from .language_model import TorchModel
         from .placement import input_device, place
 
         check_device(device)
-        stored = bundle.read(folder)
-        module, tokenizer = loading.rebuild(folder, stored, trust_remote_code)
-        del stored
+        module, tokenizer = restoring.restore(folder, trust_remote_code)
         module = place(module, device)
         return TorchModel(module, tokenizer, folder.name, "bundle", input_device(module, device))
 

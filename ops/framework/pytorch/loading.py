@@ -1,4 +1,4 @@
-"""Loading torch models: folders, hub ids, random ones, and bundles read back."""
+"""Loading torch models: folders, hub ids, random ones."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ops.bundle import Bundle
 from ops.framework.base import Device, Model, Unavailable
-from ops.framework.int8_linear import restored_linear
 
 from .checkpoint import check_loaded, quiet
 from .fingerprint import foreign_code
-from .network import add_bias, linear_names
 from .outline import first_line
 from .placement import find_device_map, private_folder
+from .skeleton import skeleton
 from .tokenizer import byte_tokenizer
 
 
@@ -56,12 +52,6 @@ def _cached(repository: str, name: str, revision: str | None) -> Path | None:
     """A file of a folder or hub id, fetched first if it must be; None when there is none."""
     file = cached_file(repository, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if file is None else Path(file)
-
-
-def skeleton(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """The model's modules with parameters on the meta device (no memory) and real buffers."""
-    with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def empty_model(config: Any, model: Model) -> Any:
@@ -113,45 +103,6 @@ def random_model(model: Model, seed: int) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(read_config(model), dtype=dtype), byte_tokenizer()
-
-
-def rebuild(folder: Path, stored: Bundle, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """(model, tokenizer) of a bundle folder from its decoded tensors; ValueError when they do not fit the config."""
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(f"{folder} brings its own code: give trust_remote_code=True if you trust it") from error
-    module = skeleton(config, trust_remote_code=trust_remote_code)
-    shapes = linear_names(module)
-    rest = dict(stored.tensors)
-    for name in stored.quantized:
-        prefix = f"{name}."
-        own = {key.removeprefix(prefix): rest.pop(key) for key in stored.tensors if key.startswith(prefix)}
-        try:
-            linear = restored_linear(stored.types[name], own, shapes.get(name))
-        except ValueError as error:
-            raise ValueError(f"{folder}: {name} {error}") from error
-        parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, linear)
-    for key in rest.keys() - module.state_dict().keys():
-        owner, _, suffix = key.rpartition(".")
-        if owner.endswith(".module") and f"{owner.removesuffix('.module')}.{suffix}" in stored.tensors:
-            del rest[key]  # msModelSlim's files hold a smoothed norm twice
-        elif suffix == "bias" and f"{owner}.weight" in rest:  # smoothing gave it one
-            add_bias(module.get_submodule(owner), rest.pop(key))
-    unexpected = module.load_state_dict(rest, strict=False, assign=True).unexpected_keys
-    tied = module.all_tied_weights_keys  # a quantized output layer is no longer the embeddings
-    module.all_tied_weights_keys = {key: source for key, source in tied.items() if key not in stored.tensors}
-    module.tie_weights(recompute_mapping=False)
-    missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
-    if missing or unexpected:
-        raise ValueError(f"{folder} does not fit its config.json: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    if (folder / "generation_config.json").is_file():
-        module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return module, tokenizer
 
 
 def _code_hint(error: BaseException) -> str:

@@ -1,0 +1,96 @@
+"""`slimrun.json`: what every tensor and file of a bundle has to be, so that no damage passes for another model.
+
+    {"version": 1,
+     "weights": "quant_model_weight_w8a8sc.safetensors",
+     "tensors": {"model.norm.weight": {"dtype": "float32", "shape": [64], "crc32c": 2849304}, ...},
+     "files": {"config.json": {"bytes": 690, "crc32c": 391830}, ...}}
+
+`tensors` are those of the weight file as they are stored, coded ones too. A bundle without a manifest is an older one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ops import _native
+
+from .description import damage, read_object
+
+NAME, VERSION = "slimrun.json", 1
+
+
+def write_manifest(folder: Path, weights: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Describe the tensors of the weight file and every other file that is in the folder."""
+    others = sorted(file for file in folder.rglob("*") if file.is_file() and file != weights)
+    content = {
+        "version": VERSION,
+        "weights": weights.name,
+        "tensors": dict(_described(tensors)),
+        "files": {str(file.relative_to(folder)): _file(file) for file in others},
+    }
+    lines = json.dumps(content, ensure_ascii=False).replace('}, "', '},\n"')  # one a tensor: a person may look for it
+    (folder / NAME).write_text(f"{lines}\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest, once the files it lists are what it says; None when there is none. ValueError names the file."""
+    file = folder / NAME
+    if not file.exists():
+        return None
+    content = read_object(file)
+    if content.get("version") != VERSION:
+        raise damage(file, f"version {content.get('version')!r} is not known here; known: {VERSION}")
+    files, tensors = content.get("files"), content.get("tensors")
+    if not isinstance(files, dict) or not isinstance(tensors, dict) or not isinstance(content.get("weights"), str):
+        raise damage(file, "lacks weights, tensors or files")
+    for name, said in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise damage(file, f"lists {name!r}, which is not inside the folder")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing, which {NAME} lists; get the bundle again")
+        if said != _file(folder / name):
+            raise ValueError(
+                f"{folder / name} is not what was written: it differs from {NAME}; get the bundle again, or delete "
+                f"{NAME} if the change is meant"
+            )
+    return content
+
+
+def check_tensors(manifest: Mapping[str, Any], weights: Path, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError names the first tensor of the weight file that is missing, too many, or not what was written."""
+    said = manifest["tensors"]
+    if manifest["weights"] != weights.name:
+        raise damage(weights.with_name(NAME), f"is of the weight file {manifest['weights']!r}, not of {weights.name}")
+    different = sorted(said.keys() ^ tensors.keys())
+    if different:
+        where = "is not in" if different[0] in said else "is in"
+        raise damage(weights, f"{different[0]} {where} the file, unlike {NAME} says; get the bundle again")
+    for name, found in _described(tensors):
+        if said[name] != found:
+            raise damage(weights, f"{name} is not what was written: it differs from {NAME}; get the bundle again")
+
+
+def _described(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Type, shape and checksum of each tensor, in their order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (name, tensor), checksum in zip(tensors.items(), pool.map(_checksum, tensors.values()), strict=True):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            yield name, {"dtype": dtype, "shape": list(tensor.shape), "crc32c": checksum}
+
+
+def _file(file: Path) -> dict[str, int]:
+    content = file.read_bytes()
+    return {"bytes": len(content), "crc32c": _native.crc32c(np.frombuffer(content, np.uint8))}
+
+
+def _checksum(tensor: Tensor) -> int:
+    return _native.crc32c(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,186 @@
+"""Reading a bundle: all files of one and the same, checked against the manifest, weights decoded."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ops.compress.base import Arena, Codec, Int8Array, Limited
+
+from .description import CKPT, FLOAT, PARTS, SAFETENSORS, damage, file_name, named, read_description
+from .manifest import check_tensors, read_manifest
+
+Read = TypeVar("Read")
+
+PATIENCE_SECONDS = 60.0  # with a folder that is replaced again and again
+PAUSES, PAUSE_SECONDS = 10, 0.01  # while a folder is away: between the two steps of a writer that cannot exchange them
+Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory: decoded tensors by name, and which linears are quantized."""
+
+    tensors: dict[str, Tensor]
+    quantized: list[str]
+    types: dict[str, str]  # of each quantized linear: its format, whether coded or not
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the files of a bundle hold, weights still coded."""
+
+    tensors: dict[str, Tensor]  # without the weights of quantized linears
+    coded: dict[str, dict[str, npt.NDArray[Any]]]  # linear -> stored parts of its weight
+    codec: Codec
+    types: dict[str, str]
+    weights: Path
+
+
+def read(folder: Path, shapes: Shapes | None = None) -> Bundle:
+    """Read a bundle and decode its weights; ValueError names the file or tensor that is wrong.
+
+    `shapes` are those of the linears that the bundle is for; without them a coded weight may claim what its bytes
+    plausibly hold.
+    """
+    return decode(undisturbed(folder, open_stored), shapes)
+
+
+def open_stored(folder: Path) -> Stored:
+    """The tensors of a bundle as they are stored; ValueError names the file that is wrong."""
+    description = read_description(folder)
+    codec = description.codec()
+    manifest = read_manifest(folder)
+    weights = folder / file_name("weight", description.quant_type, SAFETENSORS)
+    if not weights.exists() and weights.with_suffix(CKPT).exists():
+        weights = weights.with_suffix(CKPT)
+    tensors = _read_tensors(weights)
+    if manifest is not None:
+        check_tensors(manifest, weights, tensors)
+    types = description.types
+    for key in tensors:
+        if key not in types:
+            raise damage(weights, f"holds {key}, which its description does not name")
+    quantized = [
+        key.removesuffix(".weight")
+        for key, tensor in tensors.items()
+        if key.endswith(".weight") and types[key] != FLOAT and tensor.dtype == torch.int8
+    ]
+    coded = {
+        name: {part: tensors.pop(key).numpy() for part in PARTS if (key := f"{name}.{part}") in tensors}
+        for name in quantized
+    }
+    formats = {name: types[f"{name}.weight"] for name in quantized}
+    if codec.container:
+        formats = {name: kind.removesuffix("C") for name, kind in formats.items()}
+    return Stored(tensors, coded, codec, formats, weights)
+
+
+def decode(stored: Stored, shapes: Shapes | None = None) -> Bundle:
+    """Decode the weights; ValueError names the one that is damaged, or has another shape than in `shapes`.
+
+    Nothing is allocated for a shape that is wrong.
+    """
+    arena = Arena()
+    limited = Limited(sum(part.nbytes for parts in stored.coded.values() for part in parts.values()))
+
+    def weight(name: str) -> Tensor:
+        def allocate(shape: tuple[int, ...]) -> Int8Array:
+            if shapes is None:
+                return limited(shape)
+            if shape != shapes[name]:
+                raise ValueError(f"has the shape {shape}, the model's has {shapes[name]}")
+            return arena(shape)
+
+        try:
+            if shapes is not None and name not in shapes:
+                raise ValueError("is no linear of the model")
+            return torch.from_numpy(stored.codec.decode(stored.coded[name], allocate))
+        except (ValueError, KeyError) as error:
+            raise damage(stored.weights, f"{name}: {error}") from error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        weights = dict(zip(stored.coded, pool.map(weight, stored.coded), strict=True))
+    tensors = stored.tensors | {f"{name}.weight": weight for name, weight in weights.items()}
+    return Bundle(tensors, list(stored.coded), stored.types)
+
+
+def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Read the written bundle and compare every tensor bit for bit; ValueError names the first that differs."""
+    matrices = {key.removesuffix(".weight"): tensor.shape for key, tensor in tensors.items() if tensor.ndim == 2}
+    shapes = {name: (rows, columns) for name, (rows, columns) in matrices.items()}
+    found = read(folder, shapes).tensors
+    if found.keys() != tensors.keys():
+        different = sorted(found.keys() ^ tensors.keys())
+        raise ValueError(f"{folder} does not hold the model's tensors: {', '.join(different[:3])}")
+    for key, tensor in tensors.items():
+        same = found[key].dtype == tensor.dtype and found[key].shape == tensor.shape
+        if not same or not np.array_equal(_bytes(found[key]), _bytes(tensor)):
+            raise ValueError(f"{folder}: {key} read back differs from what was written")
+
+
+def undisturbed(folder: Path, work: Callable[[Path], Read]) -> Read:
+    """What `work` makes of the files of a folder, begun again whenever the folder was replaced meanwhile.
+
+    So all of them are of one bundle, and an error is one of the bundle's own.
+    """
+    end = time.monotonic() + PATIENCE_SECONDS
+    pauses = 0
+    while True:
+        place = folder.resolve()  # a link that is bent meanwhile does not matter
+        try:
+            held = os.open(place, os.O_RDONLY)  # while it is open, no new folder gets its number
+        except OSError as error:
+            if pauses == PAUSES or not isinstance(error, FileNotFoundError):
+                raise ValueError(f"{folder} is no bundle: {error.strerror}") from error
+            pauses += 1
+            time.sleep(PAUSE_SECONDS)
+            continue
+        try:
+            found = work(place)
+        except Exception:
+            if _is_still(place, held) or time.monotonic() > end:
+                raise
+        else:
+            if _is_still(place, held):
+                return found
+        finally:
+            os.close(held)
+        if time.monotonic() > end:
+            raise ValueError(f"{folder} was replaced again and again for {PATIENCE_SECONDS:.0f} s while it was read")
+
+
+def _is_still(place: Path, held: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(place), os.fstat(held))
+    except OSError:
+        return False
+
+
+def _read_tensors(weights: Path) -> dict[str, Tensor]:
+    """ValueError names the file when it is damaged, or when nothing here reads its kind."""
+    if weights.suffix == CKPT:
+        from ops.framework.mindspore import require
+
+        require()
+        from ops.framework.mindspore import checkpoint
+
+        with named(weights):
+            return checkpoint.read(weights)
+    with named(weights), safe_open(weights, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+
+
+def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return tensor.reshape(-1).view(torch.uint8).numpy()

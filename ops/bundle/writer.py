@@ -1,0 +1,139 @@
+"""Writing a bundle: all of it or nothing, in the place of an older one without the folder ever being away."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ops.compress.base import Codec, Parts
+from ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
+
+from .description import FLOAT, SAFETENSORS, STATIC, WEIGHTS_ALONE, file_name
+from .manifest import write_manifest
+
+HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
+NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # an older kernel, or a file system without it
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    coded: Mapping[str, Parts],
+    quant_type: str,
+    codec: Codec,
+    save_description: Callable[[Path], None],
+    suffix: str = SAFETENSORS,
+) -> Path:
+    """Write the bundle atomically and return the weight file's path.
+
+    `tensors` is everything the model stores, `coded` the coded parts of its int8 weights (by linear),
+    `save_description` writes config and tokenizer into a folder, `suffix` is the kind of the weight file. An existing
+    bundle is replaced only once the new one is complete on disk; on any failure nothing of the new one is left.
+    """
+    coded_sign = "C" if codec.container and coded else ""
+    own = {name: format_of(name, tensors, quant_type) + coded_sign for name in coded}
+    quant_type += coded_sign
+    stored = {key: value for key, value in tensors.items() if key.removesuffix(".weight") not in coded}
+    stored |= {
+        f"{name}.{suffix}": torch.from_numpy(part) for name, parts in coded.items() for suffix, part in parts.items()
+    }
+    types = {key: FLOAT if key.endswith(".bias") else own.get(_owner(key), FLOAT) for key in stored}
+    description: dict[str, Any] = {"model_quant_type": quant_type, **dict(sorted(types.items()))}
+    if codec.container and coded:
+        description["container"] = {"name": codec.container, "version": codec.version}
+    if folder.is_symlink():
+        folder = folder.resolve()  # the link stays
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        save_description(scratch)
+        weights = scratch / file_name("weight", quant_type, suffix)
+        _write_tensors(weights, stored)
+        text = json.dumps(description, indent=2)
+        (scratch / file_name("description", quant_type, ".json")).write_text(text + "\n", encoding="utf-8")
+        write_manifest(scratch, weights, stored)
+        for path in scratch.rglob("*"):
+            path.chmod(FOLDER_MODE if path.is_dir() else WEIGHT_MODE if path == weights else DESCRIPTION_MODE)
+            sync(path)
+        scratch.chmod(FOLDER_MODE)
+        _replace(scratch, folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return folder / weights.name
+
+
+def format_of(name: str, tensors: Mapping[str, Tensor], quant_type: str) -> str:
+    """The format of a quantized linear: the model's, or weights alone where it keeps a step but no input grid."""
+    alone = f"{name}.weight_scale" in tensors and f"{name}.input_scale" not in tensors
+    return WEIGHTS_ALONE if alone and quant_type in STATIC else quant_type
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files of the bundle."""
+    return sum(file.stat().st_size for file in folder.rglob("*"))
+
+
+def _write_tensors(weights: Path, tensors: Mapping[str, Tensor]) -> None:
+    if weights.suffix == SAFETENSORS:
+        save_file(dict(tensors), weights, metadata={"format": "pt"})
+    else:
+        from ops.framework.mindspore import checkpoint
+
+        checkpoint.write(weights, tensors)
+
+
+def _owner(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _replace(scratch: Path, folder: Path) -> None:
+    """Put the finished scratch folder in the place of `folder`; on failure the old one is back in its place."""
+    sync(scratch)
+    if not folder.exists():
+        os.rename(scratch, folder)
+    elif _exchange(scratch, folder):
+        shutil.rmtree(scratch)  # it is the old one now
+    else:
+        _rename_both(scratch, folder)
+    sync(folder.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two folders change places in one step; False where the system or its file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(HERE, os.fsencode(first), HERE, os.fsencode(second), EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(second))
+
+
+def _rename_both(scratch: Path, folder: Path) -> None:
+    """The same in two steps, between which the folder is away."""
+    previous = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-previous-"))
+    try:
+        os.rename(folder, previous)
+    except OSError:
+        previous.rmdir()
+        raise
+    try:
+        os.rename(scratch, folder)
+    except OSError:
+        os.rename(previous, folder)
+        raise
+    shutil.rmtree(previous)
