@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ops.scratch import ScratchFolder, scratch_file
 
 FOLDER_MODE, WEIGHT_MODE, DESCRIPTION_MODE = 0o750, 0o400, 0o600
 
@@ -24,19 +24,15 @@ def make_folder(path: Path) -> Path:
 def replacing(path: Path, mode: int) -> Iterator[Path]:
     """A temporary name beside `path` to write to; on success it takes the place of `path`, on failure it is gone.
 
-    The bytes reach the disk before the name does, and the old file stays until then, read-only or not.
+    The bytes reach the disk before the name does, and the old file stays until then, read-only or not. The file has
+    `mode` less what the umask forbids.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(descriptor)
-    scratch = Path(name)
-    try:
+    with scratch_file(path, mode) as scratch:
+        allowed = scratch.stat().st_mode
         yield scratch
-        scratch.chmod(mode)
+        scratch.chmod(mode & allowed)
         sync(scratch)
         os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
     sync(path.parent)
 
 
@@ -47,13 +43,10 @@ def staging(folder: Path) -> Iterator[Path]:
     On failure nothing in `folder` has changed. Other files of the folder are left alone.
     """
     make_folder(folder)
-    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".saving-"))
-    try:
+    with ScratchFolder(".saving", folder) as scratch:
         yield scratch
         for file in sorted(scratch.iterdir()):
             os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     sync(folder)
 
 

@@ -11,28 +11,28 @@ Layout, below `cache.dir`; deleting any of it is safe:
 
 A key is a sha256 of everything the arrays depend on: the model's content, the protocol or the texts, the device, the
 library versions and our own source. Parallel jobs that need the same arrays wait for the first to compute them; a
-file has its name only once it is whole.
+file has its name only once it is whole. A cache that cannot be written costs time and a note on stderr, never the run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, cast
 
 import numpy as np
-from filelock import FileLock
 
 from ops.files import replacing
 from ops.framework.base import Arrays, Remember
+from ops.scratch import clear, lock
 from runner.result import read_json, write_json
 
 SHAPES_RESULTS = ("torch", "transformers", "numpy", "sacrebleu", "rouge-score")
@@ -52,8 +52,11 @@ class Cache:
 
     @property
     def path(self) -> Path:
-        """The folder, `~` expanded."""
-        return Path(self.dir).expanduser()
+        """The folder, `~` expanded; ValueError when this user has no home."""
+        try:
+            return Path(self.dir).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"cache.dir={self.dir}: this user has no home; choose another: cache.dir=DIR") from error
 
     def has(self, kind: str, *depends_on: Any) -> bool:
         """Whether the arrays of a piece of work are stored."""
@@ -63,21 +66,19 @@ class Cache:
         """The arrays of one piece of work: stored ones if nothing it depends on has changed, else computed and stored.
 
         `what` says in the index what they are, for people. Those of a part are read from its file each time they are
-        asked for, so that many parts need not fit in memory.
+        asked for, so that many parts need not fit in memory; the file stays open, so it may be dropped meanwhile.
         """
 
         def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
             file = self._file(what["kind"], *depends_on, *([part] if part else []))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(file.with_suffix(".lock")):
-                stored = _load(file)
-                if stored is None:
-                    stored = compute()
-                    _store(file, stored)
-                if part:
-                    stored = np.load(file, allow_pickle=False)
+            with self._alone(file):
+                found = _load(file, whole=not part)
+                if found is None:
+                    found = compute()
+                    self._keep(file, found)
+                    found = (_load(file, whole=False) if part else None) or found
             self._note_use(file, what)
-            return stored
+            return found
 
         return remember
 
@@ -95,40 +96,83 @@ class Cache:
 
     def finished(self, config_hash: str) -> Path | None:
         """The folder where a job with this hash is said to have finished."""
-        content = read_json(self.path / "jobs" / f"{config_hash}.json")
-        return Path(content["folder"]) if content else None
+        content = read_json(self.path / "jobs" / f"{config_hash}.json") or {}
+        folder = content.get("folder")
+        return Path(folder) if isinstance(folder, str) else None
 
     def note_finished(self, config_hash: str, folder: Path, facts: Mapping[str, object]) -> None:
         """Say where a job has finished, with what plans of jobs like it want to know."""
-        (self.path / "jobs").mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "jobs" / f"{config_hash}.json", {"folder": str(folder.resolve()), **facts})
+        try:
+            (self.path / "jobs").mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "jobs" / f"{config_hash}.json", {"folder": str(folder.resolve()), **facts})
+        except OSError as error:
+            self._say(error)
 
     def finished_jobs(self, newest: int = 1000) -> list[dict[str, Any]]:
         """What `note_finished` left of the last jobs, the oldest first."""
-        files = sorted((self.path / "jobs").glob("*.json"), key=lambda file: file.stat().st_mtime)
-        return [content for file in files[-newest:] if (content := read_json(file))]
+        try:
+            files = sorted((self.path / "jobs").glob("*.json"), key=lambda file: file.stat().st_mtime)
+        except OSError:  # another process has removed one
+            return []
+        found = [read_json(file) or {} for file in files[-newest:]]
+        return [content for content in found if isinstance(content.get("folder"), str)]
+
+    def clear(self) -> None:
+        """Remove what processes that were killed left half written."""
+        for name in ("", "baselines", "jobs", "models", "outlines"):
+            clear(self.path / name)
 
     def _file(self, kind: str, *depends_on: Any) -> Path:
         return self.path / "baselines" / f"{digest(kind, code_hash(), *depends_on)}.npz"
 
+    @contextmanager
+    def _alone(self, file: Path) -> Iterator[None]:
+        """Inside the block no other process makes this file, as far as the folder can be written."""
+        with ExitStack() as stack:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock(file.with_suffix(".lock")))
+            except OSError as error:
+                self._say(error)
+            yield
+
+    def _keep(self, file: Path, arrays: Arrays) -> None:
+        try:
+            with replacing(file, 0o600) as scratch, scratch.open("wb") as stream:
+                np.savez(stream, allow_pickle=False, **arrays)
+        except OSError as error:
+            self._say(error)
+
     def _note_use(self, file: Path, what: Mapping[str, str]) -> None:
         """Write the index anew, and drop the least recently used files beyond the bound."""
-        with FileLock(file.parent / "index.lock"):
-            index = read_json(file.parent / "index.json") or {}
-            now = datetime.now(UTC).isoformat(timespec="microseconds")
-            index[file.name] = {**what, "used": now}
-            there = {item.name: item.stat() for item in file.parent.glob("*.npz")}
-            unknown = {"what": "unknown", "used": ""}
-            index = {name: {**index.get(name, unknown), "bytes": stat.st_size} for name, stat in there.items()}
-            total = sum(stat.st_size for stat in there.values())
-            for name in sorted(index, key=lambda name: str(index[name]["used"])):
-                if total <= self.max_gb * 1e9:
-                    break
-                if name != file.name:
-                    total -= there[name].st_size
-                    (file.parent / name).unlink()
-                    del index[name]
-            write_json(file.parent / "index.json", index)
+        folder = file.parent
+        try:
+            with lock(folder / "index.lock"):
+                clear(folder)
+                index = _entries(folder / "index.json")
+                index[file.name] = {**what, "used": datetime.now(UTC).isoformat(timespec="microseconds")}
+                there = {item.name: item.stat().st_size for item in folder.glob("*.npz")}
+                unknown = {"what": "unknown", "used": ""}
+                index = {name: {**index.get(name, unknown), "bytes": size} for name, size in there.items()}
+                total = sum(there.values())
+                for name in sorted(index, key=lambda name: str(index[name]["used"])):
+                    if total <= self.max_gb * 1e9:
+                        break
+                    if name != file.name:
+                        total -= there[name]
+                        (folder / name).unlink(missing_ok=True)
+                        del index[name]
+                write_json(folder / "index.json", index)
+        except OSError as error:
+            self._say(error)
+
+    def _say(self, error: OSError) -> None:
+        _say_once(f"note: cache.dir={self.dir} cannot be used ({error.strerror or error}); the run goes on without it")
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def digest(*parts: Any) -> str:
@@ -149,15 +193,28 @@ def code_hash() -> str:
     return total.hexdigest()
 
 
-def _load(file: Path) -> Arrays | None:
-    """The stored arrays; None when there are none or the file is damaged (it is then computed anew)."""
+def _entries(file: Path) -> dict[str, dict[str, Any]]:
+    """The index, as far as it is one."""
+    found = read_json(file) or {}
+    return {name: entry for name, entry in found.items() if isinstance(entry, dict) and "used" in entry}
+
+
+def _load(file: Path, *, whole: bool) -> Arrays | None:
+    """The stored arrays, all read once; None when there are none or one is damaged (they are then computed anew).
+
+    `whole` keeps them in memory; else each is read again from the open file.
+    """
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, BadZipFile, EOFError):
+        stored: Any = np.load(file, allow_pickle=False)
+        arrays: dict[str, Any] = {}
+        for name, array in stored.items():
+            if not isinstance(array, np.ndarray):
+                return None
+            arrays[name] = array if whole else None
+        if not arrays:
+            return None
+        if whole:
+            stored.close()
+    except Exception:  # a damaged zip or array raises whatever its reader trips over
         return None
-
-
-def _store(file: Path, arrays: Arrays) -> None:
-    with replacing(file, 0o600) as scratch, scratch.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+    return arrays if whole else cast(Arrays, stored)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from evaluation import statistics
 from evaluation.base import Outputs, Task
@@ -29,6 +32,7 @@ EXACT = (  # known without error: no interval
     ("artifact, MB", "size/artifact_bytes", "{:.1f}"),
 )
 NOT_COMPARED = ("tracking", "cache", "sweep", "plan")
+OWN_TASK = re.compile(r"evaluation\.task\.[a-z_]+\.[A-Za-z]+")  # all that a run's config.yaml may have constructed
 DONE, WRONG = 0, 2
 
 
@@ -57,17 +61,25 @@ def main() -> None:
     except ValueError as error:
         print(f"slimrun-compare: {error}", file=sys.stderr)
         sys.exit(WRONG)
+    except Exception as error:  # files that are damaged in a way that has no name
+        folders = f"{arguments.run_a} or {arguments.run_b}"
+        print(f"slimrun-compare: {folders} is damaged ({type(error).__name__}: {_line(error)})", file=sys.stderr)
+        sys.exit(WRONG)
     sys.exit(DONE)
 
 
 def read(folder: Path) -> Run:
     """The run of an output folder; ValueError when it is none, failed, or lacks what pairing needs."""
-    file = folder / RESULTS
+    file, config_file = folder / RESULTS, folder / "config.yaml"
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
-        config = OmegaConf.load(folder / "config.yaml")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no output folder of a finished run ({error})") from error
+        config = OmegaConf.load(config_file)
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{folder} is no output folder of a finished run ({_line(error)})") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{file} is damaged: it holds no JSON object; run it again")
+    if not isinstance(config, DictConfig) or "${" in config_file.read_text(encoding="utf-8"):
+        raise ValueError(f"{config_file} is not what a run writes: keys with plain values; run it again")
     if results.get("status") != "ok":
         raise ValueError(f"{folder} holds a run that failed: {results.get('error', 'no reason recorded')}")
     return Run(folder, results, config, read_outputs(folder / OUTPUTS))
@@ -123,7 +135,7 @@ def exact_rows(a: Run, b: Run) -> list[list[str]]:
 
 def rows(name: str, a: Run, b: Run) -> list[list[str]]:
     """A task's scores and, where the runs kept it, the divergence from the float model."""
-    task: Task = construct(a.config.task[name], f"task.{name}")
+    task = task_of(a, name)
     report = task.compare(name, a.outputs[name], b.outputs[name])
     found = report.metrics
     if found[f"{name}/signature"] != a.results[f"{name}/signature"]:
@@ -149,6 +161,16 @@ def rows(name: str, a: Run, b: Run) -> list[list[str]]:
     return table
 
 
+def task_of(run: Run, name: str) -> Task:
+    """The task as this run was configured; ValueError, before anything is imported, when it is none of ours."""
+    node = run.config.task[name]
+    for target in [value for key, value in flat(node).items() if key.rpartition(".")[2] == "_target_"]:
+        if not OWN_TASK.fullmatch(str(target)):
+            raise ValueError(f"{run.folder / 'config.yaml'}: task.{name}._target_={target} is no task of slimrun")
+    task: Task = construct(node, f"task.{name}")
+    return task
+
+
 def divergence_row(name: str, mine: np.ndarray, other: np.ndarray) -> list[str]:
     """KL to the float model [W, T] of both runs, paired by window as the perplexities are."""
     means = [kl.mean(axis=1, dtype=np.float64) for kl in (mine, other)]
@@ -156,6 +178,10 @@ def divergence_row(name: str, mine: np.ndarray, other: np.ndarray) -> list[str]:
     interval = f"{change.low:+.4g} to {change.high:+.4g}"
     values = [f"{side.mean():.4g}" for side in means]
     return [f"{name}: KL to float, nats", *values, f"{change.value:+.4g}", interval, f"{change.p_value:.4f}", ""]
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _signed(value: float, form: str) -> str:

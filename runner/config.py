@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose, initialize_config_module
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from ops.framework.base import Outline
@@ -31,18 +38,58 @@ class CompositionError(ConfigError):
     """It is wrong before any value is looked at: a choice, key or type that does not exist."""
 
 
-def composed(overrides: Sequence[str], config_name: str | None = None, config_dir: str | None = None) -> DictConfig:
-    """The configuration of one job, Hydra's own node included; CompositionError when it cannot be composed."""
-    search = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
+def composed(
+    overrides: Sequence[str],
+    config_name: str | None = None,
+    config_dir: str | None = None,
+    *,
+    mode: RunMode = RunMode.RUN,
+    sweeps_allowed: bool = False,
+) -> DictConfig:
+    """The configuration of one job, or what all of a multirun have in common, Hydra's own node included.
+
+    CompositionError when it cannot be composed.
+    """
+    with composing(overrides, config_name, config_dir) as hydra:
+        return hydra.compose_config(
+            config_name or CONFIG_NAME,
+            list(overrides),
+            mode,
+            from_shell=False,
+            validate_sweep_overrides=not sweeps_allowed,
+        )
+
+
+@contextmanager
+def composing(overrides: Sequence[str], config_name: str | None, config_dir: str | None) -> Iterator[Hydra]:
+    """Hydra as its command line sets it up; what it raises about these overrides is a CompositionError."""
+    version.setbase(VERSION_BASE)
+    search_path = create_config_search_path(f"pkg://{CONFIG_MODULE}")
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise CompositionError(f"--config-dir={config_dir}: no such folder")
+        path = f"file://{Path(config_dir).absolute()}"
+        search_path.prepend("command-line", path, anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
     try:
-        with initialize_config_module(CONFIG_MODULE, version_base=VERSION_BASE):
-            return compose(config_name or CONFIG_NAME, [*overrides, *search], return_hydra_config=True)
+        yield Hydra.create_main_hydra2("slimrun", search_path)
+    except ConfigError:
+        raise
     except MissingConfigException as error:
         raise CompositionError(_no_such_choice(error)) from error
     except OverrideParseException as error:
         raise CompositionError(f"{error.override}: not an override; write key=value ({_line(error)})") from error
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
         raise CompositionError(_no_such_key(error, overrides, config_name, config_dir)) from error
+    except Exception as error:  # Hydra and OmegaConf trip over values of kinds they do not expect
+        raise CompositionError(_no_choice(error, overrides)) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def typed(overrides: Any) -> list[str]:
+    """Overrides of Hydra's node as the user typed them: what they refer to stays a reference."""
+    return [str(item) for item in cast(list[object], OmegaConf.to_container(overrides, resolve=False))]
 
 
 def build(config: DictConfig) -> Experiment:
@@ -51,6 +98,7 @@ def build(config: DictConfig) -> Experiment:
     Every group is checked against the dataclass it constructs: unknown keys and wrong types raise CompositionError,
     values that a constructor refuses raise ConfigError.
     """
+    _check_references(config)
     fields = {field.name for field in dataclasses.fields(Experiment)}
     for key in map(str, config):
         if key not in fields | {"hydra"}:
@@ -130,6 +178,19 @@ def flat(config: DictConfig) -> dict[str, object]:
     return flat
 
 
+def _check_references(config: DictConfig) -> None:
+    """CompositionError when a value refers to something that is not there, or is still to be given (???)."""
+    for key in map(str, config):
+        if key == "hydra":
+            continue
+        try:
+            node = config[key]
+            if isinstance(node, Container):
+                OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise CompositionError(f"{error.full_key or key}: {_line(error)}") from error
+
+
 def _scalar(config: DictConfig, name: str) -> Any:
     """A key of the top level that holds a plain value of the type its field says."""
     field = next(field for field in dataclasses.fields(Experiment) if field.name == name)
@@ -168,8 +229,21 @@ def _no_such_choice(error: MissingConfigException) -> str:
     return f"{group or 'config'}={choice}: no such choice; allowed: {', '.join(options)}"
 
 
+def _no_choice(error: Exception, overrides: Sequence[str]) -> str:
+    """The line for a group that is set to nothing or to a number."""
+    groups = {item.name for item in resources.files(CONFIG_MODULE).iterdir() if item.is_dir()}
+    named = [item for item in overrides if item.partition("=")[0] in groups and not re.search(r"=\W*[a-z]\w*", item)]
+    named += [item for item in overrides if item.endswith("=null") and item not in named]
+    if not named:
+        key = re.search(r"full_key: (\S+)", str(error))
+        return f"{key.group(1)}: {_line(error)}" if key else _line(error)
+    return f"{named[0]}: expected a choice of this group, e.g. {named[0].partition('=')[0]}=NAME"
+
+
 def _no_such_key(error: Exception, overrides: Sequence[str], config_name: str | None, config_dir: str | None) -> str:
     """The line for an override whose key is not there, with near ones found in what composes without it."""
+    if several := re.search(r"Ambiguous value for argument '(.+)'", str(error)):
+        return f"{several.group(1)}: several values are several jobs, add -m; a list is written key=[a,b]"
     match = re.search(r"Could not override '([^']+)'", str(error))
     if match is None:
         return _line(error)

@@ -30,6 +30,10 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"slimrun-inspect: {error}", file=sys.stderr)
         sys.exit(WRONG)
+    except Exception as error:  # a file that is damaged in a way that has no name
+        reason = " ".join(str(error).split())
+        print(f"slimrun-inspect: {arguments.file} is damaged ({type(error).__name__}: {reason})", file=sys.stderr)
+        sys.exit(WRONG)
     sys.exit(DONE)
 
 

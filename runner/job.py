@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,37 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ops import scratch
+from ops.files import replacing
 from ops.framework.base import Outline
-from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, ConfigError, build, build_tracker, checked
+from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, ConfigError, build, build_tracker, checked, typed
 from runner.display import Stages, print_table
 from runner.estimate import facts
-from runner.experiment import ARTIFACT, Experiment
+from runner.experiment import Experiment
+from runner.interrupt import interruptible
+from runner.output import LOG
 from runner.result import RESULTS, UPLOADED, Result, read_json, write_json
 from runner.share import share_of_machine
 
 OK, FAILED = "ok", "failed"
 STOPPED = ".stopped"  # in the sweep's folder: a job failed, and sweep.on_error=stop
 log = logging.getLogger("slimrun")
+log.addHandler(logging.NullHandler())  # hydra/job_logging=disabled: nothing on the terminal either
 
 
 @hydra.main(version_base=VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
 def run_job(config: DictConfig) -> list[float] | float | str:
     """One job; returns its objectives. In a multirun a failure is recorded and returned: the other jobs go on."""
+    with interruptible():  # a launcher's worker
+        return _run_job(config)
+
+
+def _run_job(config: DictConfig) -> list[float] | float | str:
     context = HydraConfig.get()
     os.chdir(context.runtime.cwd)  # where the command was started; a launcher's worker may live elsewhere
     output = Path(context.runtime.output_dir)
     sweep = Path(context.sweep.dir).absolute() if context.mode == RunMode.MULTIRUN else None
-    record: dict[str, Any] = {"overrides": list(context.overrides.task), "repro": reproduce()}
+    record: dict[str, Any] = {"overrides": typed(context.overrides.task), "repro": reproduce()}
     if sweep is not None:
         record["job"] = context.job.num
     tracker = build_tracker(config)
@@ -52,7 +63,8 @@ def run_job(config: DictConfig) -> list[float] | float | str:
         if sweep is not None and (sweep / STOPPED).exists():
             raise NotStarted("not started: another job failed, and sweep.on_error=stop")
         yaml = OmegaConf.to_yaml(config, resolve=True)
-        (output / "config.yaml").write_text(yaml, encoding="utf-8")
+        with replacing(output / "config.yaml", 0o666) as file:
+            file.write_text(yaml, encoding="utf-8", errors="backslashreplace")
         log.info("effective configuration:\n%s", yaml)
         with tracker.run(output, sweep, run_name()), share_of_machine(experiment.device, sweep is not None):
             result = attempt(experiment, outline, output, record)
@@ -62,7 +74,8 @@ def run_job(config: DictConfig) -> list[float] | float | str:
         message = describe(error)
         write_json(output / RESULTS, {"status": FAILED, "error": message, **record})
         tracker.deliver(output, sweep)
-        print(f"slimrun: {message}; see {output / 'run.log'}", file=sys.stderr)
+        details = next(file for file in (output / LOG, output / RESULTS) if file.exists())
+        print(f"slimrun: {message}; see {details}", file=sys.stderr)
         if sweep is None:
             sys.exit(1)
         if config.sweep.on_error == "stop":
@@ -102,7 +115,7 @@ def adopt_finished(output: Path, experiment: Experiment, record: dict[str, Any])
     """The results of a job that ended well before, here or in another folder, from where they are then copied."""
     for folder in (output, experiment.cache.finished(record["config_hash"])):
         found = read_json(folder / RESULTS) if folder else None
-        if folder and found and found["status"] == OK and found.get("config_hash") == record["config_hash"]:
+        if folder and found and found.get("status") == OK and found.get("config_hash") == record["config_hash"]:
             if folder != output:
                 clear(output)
                 for file in (folder / name for name in UPLOADED):
@@ -115,10 +128,10 @@ def adopt_finished(output: Path, experiment: Experiment, record: dict[str, Any])
 
 
 def clear(output: Path) -> None:
-    """Remove what an attempt that was killed left; its log is written over."""
+    """Remove what attempts that were killed left, here and where temporary files go; the log is written over."""
     (output / RESULTS).unlink(missing_ok=True)
-    for scratch in output.glob(f".{ARTIFACT}-*"):
-        shutil.rmtree(scratch, ignore_errors=True)
+    for folder in (output, Path(tempfile.gettempdir())):
+        scratch.clear(folder)
 
 
 def show(result: Result, experiment: Experiment, output: Path) -> None:
@@ -138,16 +151,16 @@ def reproduce() -> str:
     flags = [flag for folder in folders for flag in ("--config-dir", folder)]
     name = str(context.job.config_name)
     flags += ["--config-name", name] if name != CONFIG_NAME else []
-    searched = [item for item in context.overrides.hydra if item.startswith("hydra.searchpath")]
+    searched = [item for item in typed(context.overrides.hydra) if item.startswith("hydra.searchpath")]
     start = shlex.join(["cd", context.runtime.cwd])
-    return f"{start} && {shlex.join(['slimrun', *flags, *searched, *context.overrides.task])}"
+    return f"{start} && {shlex.join(['slimrun', *flags, *searched, *typed(context.overrides.task)])}"
 
 
 def run_name() -> str:
     """What tells a run from its neighbours in a list: method, what the command line changed, model."""
     context = HydraConfig.get()
     named = ("model=", "quant=", "tracking", "hydra", "cache")
-    changes = [item.lstrip("+") for item in context.overrides.task if not item.lstrip("+").startswith(named)]
+    changes = [item.lstrip("+") for item in typed(context.overrides.task) if not item.lstrip("+").startswith(named)]
     return " ".join([str(context.runtime.choices["quant"]), *changes, str(context.runtime.choices["model"])])
 
 

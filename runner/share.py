@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
-import tempfile
+import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,22 @@ def _first_free(leases: ExitStack, kind: str, visible: Sequence[str]) -> str:
 
 
 def _lock(kind: str, card: str) -> Any:
-    folder = Path(tempfile.gettempdir()) / f"slimrun-leases-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return FileLock(folder / f"{kind}-{card}.lock")
+    return FileLock(lease_folder() / f"{kind}-{card}.lock")
+
+
+def lease_folder() -> Path:
+    """A folder that only this user can write, the same for all its jobs on this machine; OSError when there is none.
+
+    Below the cache, since XDG_RUNTIME_DIR goes with the last login and is not set everywhere; that one is the second
+    choice. Whoever could make the folder first could keep all cards leased.
+    """
+    cache = os.environ.get("SLIMRUN_CACHE", "~/.cache/slimrun")
+    for parent in (os.path.expanduser(cache), os.environ.get("XDG_RUNTIME_DIR", "")):
+        if os.path.isabs(parent):
+            folder = Path(parent) / f"leases-{platform.node()}-{os.geteuid()}"
+            with suppress(OSError):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                found = folder.lstat()
+                if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+                    return folder
+    raise OSError("no folder of this user's own for the leases of cards; set SLIMRUN_CACHE=DIR")

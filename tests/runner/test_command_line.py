@@ -12,6 +12,7 @@ import pytest
 
 from runner import main as command_line
 from runner.config import build, composed
+from runner.display import Stages, print_table
 
 TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
 
@@ -79,6 +80,34 @@ def slimrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["-m", "quant.fraction=0.02,abc"], "quant.fraction=abc: expected a number"),
         (["-m", "quant=w8a8s,nope"], "quant=nope: no such choice"),
         (["-m", "hydra/launcher=nope"], "hydra/launcher=nope: no such choice; allowed: basic"),
+        (
+            ["-m", "quant.fraction=interval(0.011,0.02)"],
+            "quant.fraction=interval(0.011,0.02): only a search draws from",
+        ),
+        (["quant.fraction=interval(0.011,0.02)"], "quant.fraction=interval(0.011,0.02)' requires --multirun"),
+        (["quant.fraction=0.02,0.05"], "quant.fraction=0.02,0.05: several values are several jobs, add -m"),
+        (["-m", "quant=glob(nope*)"], "quant=glob(nope*) matches no choice; allowed: lowbit, none"),
+        (["-m", "quant.fraction=glob(*)"], "quant.fraction=glob(*) matches no choice; quant.fraction is no group"),
+        (["quant.fraction=${nope.nope}"], "quant.fraction: Interpolation key 'nope.nope' not found"),
+        (["quant.ignore=[${nope}]"], "quant.ignore[0]: Interpolation key 'nope' not found"),
+        (["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
+        (["seed=???"], "seed: Missing mandatory value"),
+        (["tracking.experiment=${oc.env:NOWHERE}"], "tracking.experiment"),
+        (["hydra.run.dir=${nope}"], "hydra.run.dir: Interpolation key 'nope' not found"),
+        (["-m", "hydra.sweep.dir=${nope}"], "hydra.sweep.dir: Interpolation key 'nope' not found"),
+        (["-m", "quant.fraction=${nope}"], "quant.fraction: Interpolation key 'nope' not found"),
+        (["task=null"], "task=null: expected a choice of this group, e.g. task=NAME"),
+        (["quant=3"], "quant=3: expected a choice of this group, e.g. quant=NAME"),
+        (["-m", "quant=null"], "quant=null: expected a choice of this group"),
+        (["~quant"], "quant: expected a choice of this group"),
+        (["hydra.sweeper.params={a:1}"], "hydra.sweeper.params"),
+        (["--config-dir", "nowhere"], "--config-dir=nowhere: no such folder"),
+        (["--config-dir", "nowhere", "--cfg", "job"], "--config-dir=nowhere: no such folder"),
+        (["--config-name", "nope"], "nope: no such choice"),
+        (
+            ["-m", "--cfg", "job"],
+            "Only one of --run, --multirun, --cfg, --info and --shell_completion can be specified",
+        ),
         (["-m", "hydra/sweeper=optuna"], "sweep.objectives=[]: hydra.sweeper.direction asks for 1"),
         (
             ["sweep.objectives=[bleu]"],
@@ -146,6 +175,17 @@ def test_output_folder_that_cannot_be_written(
     assert list(locked.iterdir()) == []
 
 
+def test_what_is_in_the_way_of_the_artifact_is_named_before_work(slimrun: Console) -> None:
+    (slimrun.folder / "run").mkdir()
+    (slimrun.folder / "run" / "artifact").write_text("mine")
+    for plan in ("plan=true", "plan=false"):
+        status, _, err = slimrun(*TINY, "hydra.run.dir=run", plan)
+        assert status == 2
+        assert err.endswith("run/artifact is a file; move it, or choose another with hydra.run.dir=DIR\n")
+        assert err.count("\n") == 1
+    assert [path.name for path in (slimrun.folder / "run").iterdir()] == ["artifact"]
+
+
 def hydra_app(folder: Path, *arguments: str) -> str:
     """Output of what Hydra itself answers, in a process of its own: it takes over logging and the streams."""
     command = [sys.executable, "-m", "runner", *arguments]
@@ -184,3 +224,13 @@ def test_a_plan_loads_nothing_and_writes_nothing(slimrun: Console) -> None:
     assert status == 0
     assert "180 linears of 211 as W8A8S" in out
     assert list(slimrun.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[bold", "\\[", "{x}"])
+def test_names_are_no_markup(capfd: pytest.CaptureFixture[str], name: str) -> None:
+    with Stages() as stages, stages("load", name):
+        pass
+    print_table(name, [name, "value"], [[name, name]])
+    out, err = capfd.readouterr()
+    assert out.count(name) == 4
+    assert name in err

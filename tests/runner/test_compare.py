@@ -113,3 +113,51 @@ def test_unlike_runs_are_refused_in_one_line(
     status, out, err = slimrun_compare(monkeypatch, capsys, a, changed)
     assert (status, out) == (2, "")
     assert "task perplexity: its data changed since the runs" in err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("results.json", b"[1]", "results.json is damaged: it holds no JSON object"),
+        ("results.json", b'{"status"', "is no output folder of a finished run"),
+        ("results.json", b"[" * 100_000, "is no output folder of a finished run"),
+        ("results.json", b'{"status": "ok"}', "is damaged (KeyError: 'size/bits_per_weight')"),
+        ("config.yaml", b"- a list", "config.yaml is not what a run writes"),
+        ("config.yaml", b"a: [", "is no output folder of a finished run"),
+        ("config.yaml", b"model: ${oc.env:HOME}", "config.yaml is not what a run writes"),
+        ("config.yaml", b"model: 3", "is damaged ("),
+        ("config.yaml", b"\xff\xfe\x00", "is no output folder of a finished run"),
+        ("outputs.npz", b"PK\x05\x06" + bytes(18), "is damaged ("),
+        ("outputs.npz", b"no archive", "outputs.npz cannot be read"),
+    ],
+)
+def test_damaged_files_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    content: bytes,
+    line: str,
+) -> None:
+    a, b = finished(tmp_path / "a", 0.01), finished(tmp_path / "b", 0.02)
+    (a / file).write_bytes(content)
+    status, _, err = slimrun_compare(monkeypatch, capsys, a, b)
+    assert (status, err.count("\n")) == (2, 1)
+    assert line in err
+
+
+@pytest.mark.parametrize("target", ["os.system", "mine.Task", "evaluation.task.perplexity.Perplexity.x", "evaluation"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_nothing_that_a_config_file_names_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str, inside: bool
+) -> None:
+    a, b = finished(tmp_path / "a", 0.01), finished(tmp_path / "b", 0.02)
+    config = OmegaConf.load(a / "config.yaml")
+    OmegaConf.update(config, "task.perplexity.windows" if inside else "task.perplexity", {"_target_": target})
+    OmegaConf.save(config, a / "config.yaml")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nclass Task: pass\n")
+    status, _, err = slimrun_compare(monkeypatch, capsys, a, b)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"_target_={target} is no task of slimrun" in err
+    assert not (tmp_path / "imported").exists()

@@ -155,18 +155,25 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     assert data == {name: str(found[f"data/{name}"])[:36] for name in ("calibration", "perplexity")}
 
 
-def test_parallel_starts_on_a_fresh_database(tmp_path: Path) -> None:
-    processes = [start(tmp_path, *FAST, f"hydra.run.dir=run{number}") for number in range(3)]
+def test_parallel_starts_on_a_fresh_database_and_in_one_folder(tmp_path: Path) -> None:
+    by_time = "hydra.run.dir=outputs/${now:%Y}"  # as in one second
+    processes = [start(tmp_path, *FAST, by_time, f"seed={seed}") for seed in range(3)]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    folders = sorted((tmp_path / "outputs").iterdir())
+    assert [folder.name[4:] for folder in folders] == ["", "-1", "-2"]
+    for folder in folders:
+        [seed] = [item for item in json.loads((folder / "results.json").read_text())["overrides"] if "seed" in item]
+        assert seed.replace("=", ": ") in (folder / "config.yaml").read_text()
+    assert len({seed for folder in results(tmp_path) for seed in folder["overrides"] if "seed" in seed}) == 3
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         assert [row[0] for row in database.execute("select status from runs")] == ["FINISHED"] * 3
 
 
 def test_a_failing_run_says_why_and_where(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "artifact").write_text("in the way")
-    status, out, err = slimrun(tmp_path, *FAST, "tracking=none", "hydra.run.dir=run")
+    status, out, err = slimrun(
+        tmp_path, *FAST, "tracking=none", "hydra.run.dir=run", "model.architecture.vocab_size=10"
+    )
     assert status == 1
     assert out == ""
     assert "run.log" in err.splitlines()[-1]
@@ -174,10 +181,12 @@ def test_a_failing_run_says_why_and_where(tmp_path: Path) -> None:
     found = results(tmp_path)[0]
     assert found["status"] == "failed"
     assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
-    assert (tmp_path / "run" / "artifact").read_text() == "in the way"
+    assert not list((tmp_path / "run").glob(".*.scratch"))
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
-def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_cleanly(tmp_path: Path, sent: signal.Signals) -> None:
     text = tmp_path / "long.txt"
     text.write_text("a text that takes minutes to score " * 60_000)
     minutes = [f"task.perplexity.path={text}", "task.perplexity.windows=9999", "task.perplexity.window=512"]
@@ -185,7 +194,7 @@ def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     while not (tmp_path / "run" / "run.log").exists() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import tempfile
+import stat
 import time
 from pathlib import Path
 
@@ -21,7 +21,7 @@ NPU_MULTI = Device(name="npu_multi", type="npu", device_map="auto")
 @pytest.fixture
 def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two cards of either kind, and a folder for their leases."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("SLIMRUN_CACHE", str(tmp_path))
     monkeypatch.setattr(share, "bound", [])
     monkeypatch.setattr(share, "WAIT_SECONDS", 0.005)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
@@ -54,6 +54,31 @@ def test_no_card_is_used_by_two_jobs_at_once(pretend: Path) -> None:
         begins, ends = events[::2], events[1::2]
         assert [what for what, _ in begins] == ["begin"] * len(begins)
         assert ends == [("end", process) for _, process in begins]
+
+
+@pytest.mark.parametrize("taken", ["nobody", "open", "link", "other user"])
+def test_leases_lie_in_a_folder_that_only_this_user_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    monkeypatch.setenv("SLIMRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "session"))
+    first = share.lease_folder()
+    assert first.parent == tmp_path / "cache"
+    assert stat.S_IMODE(first.stat().st_mode) == 0o700
+    if taken == "open":
+        first.chmod(0o777)
+    elif taken == "link":
+        first.rename(tmp_path / "elsewhere")
+        first.symlink_to(tmp_path / "elsewhere")
+    elif taken == "other user":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a folder away")
+        os.chown(first, 65534, 65534)
+    assert share.lease_folder().parent == tmp_path / ("cache" if taken == "nobody" else "session")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    if taken != "nobody":
+        with pytest.raises(OSError, match="SLIMRUN_CACHE=DIR"):
+            share.lease_folder()
 
 
 def test_a_process_keeps_the_card_its_driver_has_seen(pretend: Path) -> None:

@@ -74,20 +74,26 @@ def test_jobs_that_fail_are_recorded_and_the_others_finish(tmp_path: Path) -> No
     assert "Traceback" in (artifacts / "run.log").read_text()
 
 
-def test_numbers_that_are_none_are_a_failure_and_stop_what_has_not_begun(tmp_path: Path) -> None:
-    status, _, err = slimrun(
-        tmp_path, "-m", *FAST, "tracking=none", "+model.architecture.rms_norm_eps=-1.0,1e-5", "sweep.on_error=stop"
+def test_a_sweep_in_a_config_file_whose_numbers_are_none_stops_what_has_not_begun(tmp_path: Path) -> None:
+    preset = tmp_path / "mine" / "experiment" / "broken.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      +model.architecture.rms_norm_eps: -1.0,1e-5\n"
+    )
+    status, out, err = slimrun(
+        tmp_path, *FAST, "--config-dir=mine", "experiment=broken", "tracking=none", "sweep.on_error=stop"
     )
     assert status == 1, err
+    assert [row[-2].split(":")[0] for row in table(out)] == ["failed", "failed"]
+    assert [job["status"] for job in sweep_json(tmp_path)["jobs"]] == ["failed", "failed"]
     found = jobs_in(tmp_path)
     assert found[0]["error"].startswith("ArithmeticError: the float model's logits are not finite numbers")
     assert found[1]["error"] == "not started: another job failed, and sweep.on_error=stop"
 
 
 def test_a_job_that_fails_is_tried_again(tmp_path: Path) -> None:
-    (tmp_path / "sweep" / "0").mkdir(parents=True)
-    (tmp_path / "sweep" / "0" / "artifact").write_text("in the way")
-    retry = ["sweep.retries=1", "hydra.sweep.dir=sweep", "tracking=none"]
+    retry = ["sweep.retries=1", "hydra.sweep.dir=sweep", "tracking=none", "model.architecture.vocab_size=10"]
     assert slimrun(tmp_path, "-m", *FAST, "quant.fraction=0.02", *retry)[0] == 1
     log = (tmp_path / "sweep" / "0" / "run.log").read_text()
     assert "attempts left: 1" in log
@@ -180,7 +186,7 @@ def test_what_the_server_did_not_take_is_delivered_later(tmp_path: Path) -> None
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_ctrl_c_ends_a_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_signal_ends_a_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
     text = tmp_path / "long.txt"
     text.write_text("a text that takes minutes to score " * 60_000)
     minutes = [f"task.perplexity.path={text}", "task.perplexity.windows=9999", "task.perplexity.window=512"]
@@ -188,7 +194,7 @@ def test_ctrl_c_ends_a_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
     while not (tmp_path / "sweep" / "0" / "run.log").exists() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # like Ctrl-C
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in err

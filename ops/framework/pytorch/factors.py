@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ops.quant.rdoq import Importance
+from ops.scratch import ScratchFolder
 
 
 class Factors:
@@ -18,10 +18,10 @@ class Factors:
         self.rows: dict[str, tuple[str, Tensor]] = {}  # linear -> the first that reads its input, its rows' importance
         self.corrections: dict[str, float] = {}  # linear -> of what its errors cost; 1 where not known
         self._files: dict[str, Path] = {}
-        self._folder = TemporaryDirectory(prefix="slimrun-")
+        self._folder = ScratchFolder("slimrun-factors")
 
     def __setitem__(self, first: str, known: Importance) -> None:
-        self._files[first] = Path(self._folder.name) / f"{len(self._files)}.safetensors"
+        self._files[first] = self._folder.path / f"{len(self._files)}.safetensors"
         save_file({"factor": known.factor.contiguous(), "order": known.order.contiguous()}, self._files[first])
 
     def __contains__(self, name: str) -> bool:

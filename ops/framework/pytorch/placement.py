@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import shutil
-import tempfile
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from accelerate.utils import get_balanced_memory, get_max_memory
 from torch import nn
 
 from ops.framework.base import Device
+from ops.scratch import ScratchFolder
 
 
 def place(module: Any, device: Device) -> Any:
@@ -55,9 +54,9 @@ def find_device_map(module: Any, device: Device, *, offload_buffers: bool = Fals
 
 def private_folder(device: Device) -> str:
     """A new folder for offloaded weights, readable by its owner only, removed when the process ends."""
-    folder = tempfile.mkdtemp(prefix="slimrun-offload-", dir=device.offload_folder)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    folder = ScratchFolder("slimrun-offload", device.offload_folder)
+    atexit.register(folder.remove)  # which keeps it until then
+    return str(folder.path)
 
 
 def input_device(module: Any, device: Device) -> torch.device:
