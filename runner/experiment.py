@@ -124,6 +124,8 @@ class Experiment:
         outline = self.framework.check(self.model, self.device, self.cache.path)
         try:
             self.quant.ignored(list(outline.linears))
+            if self.quant.quant_type != "FLOAT":
+                self.quant.covered(list(outline.linears))
         except ValueError as error:
             raise ValueError(f"quant.{error}") from error
         first = self.coverage_note(outline)

@@ -9,7 +9,7 @@ gives other outputs. What is measured on the float model before (tails and peaks
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
@@ -27,6 +27,12 @@ from ops.quant.observer import Observer, make_observer, range_parameter
 
 Sample = Sequence[Any] | Mapping[str, Any]  # model(*sample) or model(**sample)
 Watcher = Callable[[Tensor], None]
+WEIGHTS_ALONE = "W8A16"  # the format of a linear whose inputs stay float
+# why a linear cannot be replaced, or has no input grid
+WEIGHT_READ = "the model reads the weight itself"
+OTHER_INPUTS = "the model gives it more than an input"
+OTHER_PRODUCT = "it computes something else than weight times input plus bias"
+UNREACHED = "no calibration sample reached it"
 FLOAT_SAMPLES = 5  # how many samples the float statistics look at, as msModelSlim does
 
 
@@ -39,11 +45,17 @@ class Network(Smoothable, Protocol):
     def kept(self) -> Mapping[str, str]:
         """Linears that stay float whatever the method, and why."""
 
+    def quantized(self) -> list[str]:
+        """Names of the linears that are quantized already."""
+
+    def used_otherwise(self, names: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:
+        """Linear -> why it cannot be replaced: what the model does with it beside calling it, while `run` runs."""
+
     def linear(self, name: str) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
         """Weight and bias of a float linear, good until the context ends."""
 
-    def replace(self, name: str, linear: QuantizedLinear) -> None:
-        """Put a quantized linear in the place of the float one."""
+    def replace(self, name: str, linear: QuantizedLinear) -> Callable[[], None]:
+        """Put a quantized linear in the place of the one that is there; calling what is returned puts it back."""
 
     def watching(self, watchers: Mapping[str, Watcher]) -> AbstractContextManager[None]:
         """Meanwhile each linear's input goes to its watcher before the linear computes.
@@ -56,23 +68,40 @@ class Network(Smoothable, Protocol):
 
 
 class Calibrator:
-    """Quantizes the network in place with `quantizer`, calibrated on `samples`.
+    """Quantizes the network in place with `quantizer`, calibrated on `samples`; ValueError if it is quantized already.
 
-    `dtype` is the one in which scales are stored, None for each weight's own.
+    `dtype` is the one in which scales are stored, None for each weight's own. A linear that no sample reaches has no
+    input grid: its weights are quantized and its inputs stay float, or with `one_format` (of all quantized linears in
+    the file) it stays float as a whole.
     """
 
     def __init__(
-        self, network: Network, quantizer: Quantizer, samples: Sequence[Sample], dtype: torch.dtype | None = None
+        self,
+        network: Network,
+        quantizer: Quantizer,
+        samples: Sequence[Sample],
+        dtype: torch.dtype | None = None,
+        *,
+        one_format: bool = False,
     ) -> None:
+        if quantizer.quant_type != "FLOAT" and (done := network.quantized()):
+            raise ValueError(
+                f"the model is quantized already: {several(done)}; load the float model anew, or take quant=none"
+            )
         self.network = network
         self.quantizer = quantizer
         self.samples = samples
         self.dtype = dtype
+        self.one_format = one_format
         self.layers: dict[str, Layer] = {}
         self.notes: list[str] = []  # what a reader of the scores must know of how it went
         self.smoothed: list[str] = []  # norms that smoothing changed
         self._weights: dict[str, QuantizedWeight] = {}
         self._linears: dict[str, QuantizedLinear] = {}
+        # those with a grid that no sample has reached so far, and what puts the float one back
+        self._unreached: dict[str, Callable[[], None] | None] = {}
+        self._raised: dict[str, int] = {}  # linear -> rows whose step was raised
+        self._found: list[str] = []  # those of the notes that calibrating gave
 
     def run(self) -> list[Layer]:
         """Quantize the weights, then calibrate the inputs; returns the per-layer table."""
@@ -98,21 +127,36 @@ class Calibrator:
             statistics = (call if self.smoothed else remember)(lambda: self._measure_inputs(selected))
             for name, parameter, peak in zip(selected, statistics["range_parameter"], statistics["first_peak"]):
                 self.layers[name].range_parameter, self.layers[name].first_peak = float(parameter), float(peak)
-        for name in self._fallback(selected):
+        fallback = self._fallback(selected)
+        for name in fallback:
             self.layers[name].fallback = True
+        if len(fallback) == len(selected):
+            level = self.quantizer.fallback_level
+            self.notes.append(f"fallback_level={level}: every linear stays float, nothing is quantized")
         for done, name in enumerate(selected):
             if not self.layers[name].fallback:
                 self._quantize_layer(name)
             progress(done + 1, len(selected))
 
     def select(self) -> list[str]:
-        """Begin the table of layers; the linears that the method covers, in module order."""
+        """Begin the table of layers; the linears to quantize, in module order.
+
+        Those are the ones that the method covers and the model does nothing else with than call them.
+        """
         shapes, kept = self.network.linears(), self.network.kept()
         self.layers = {
             name: Layer(name, shape, quantized=False, note=kept.get(name, "")) for name, shape in shapes.items()
         }
-        ignored = self.quantizer.ignored(list(shapes))
-        return [name for name in shapes if name not in ignored and name not in kept]
+        if self.quantizer.quant_type == "FLOAT":
+            return []
+        covered = [name for name in self.quantizer.covered(list(shapes)) if name not in kept]
+        apart = self.network.used_otherwise(covered, partial(self._run, 0)) if self.samples else {}
+        for name, reason in apart.items():
+            self.layers[name].fallback, self.layers[name].note = True, f"kept float, because {reason}"
+        self.notes += grouped(self.layers[name] for name in covered if name in apart)
+        if len(apart) == len(covered):
+            raise ValueError(f"the model has nothing to quantize: {'; '.join(self.notes)}")
+        return [name for name in covered if name not in apart]
 
     @torch.no_grad()
     def calibrate(self, progress: Progress = silent) -> list[Layer]:
@@ -120,7 +164,7 @@ class Calibrator:
         observers = {}
         if isinstance(self.quantizer, StaticQuantizer):
             kind = self.quantizer.observer
-            observers = {name: make_observer(kind, self.layers[name].range_parameter) for name in self._weights}
+            observers = {name: make_observer(kind, self.layers[name].range_parameter) for name in self._unreached}
         watchers = {name: self._observe(name, observer) for name, observer in observers.items()}
         with self.network.watching(watchers):
             for index in range(len(self.samples) if observers else 0):
@@ -131,9 +175,38 @@ class Calibrator:
             layer = self.layers[name]
             layer.observer = type(observer).__name__.removesuffix("Observer").lower()
             layer.input_low, layer.input_high = observer.range()
-        self._weights.clear()
-        self._linears.clear()
+        if observers and len(self._unreached) == len(observers):
+            raise ValueError("no calibration sample reaches a linear that was quantized; give others")
+        for name in self._unreached:
+            self._leave_inputs(name)
+        self._raised = {name: rows for name in observers if (rows := getattr(self._linears[name], "raised_rows", 0))}
+        self._renew_notes()
+        for kept in (self._weights, self._linears, self._unreached):
+            kept.clear()
         return list(self.layers.values())
+
+    def _leave_inputs(self, name: str) -> None:
+        """What a linear becomes of whose inputs nothing is known."""
+        layer, put_back = self.layers[name], self._unreached[name]
+        layer.fallback, layer.quantized = True, put_back is None
+        layer.note = f"{'inputs ' if layer.quantized else ''}kept float, because {UNREACHED}"
+        if put_back is not None:
+            put_back()
+        else:
+            linear, weight = self._linears[name], self._weights[name]
+            self.network.replace(name, quantized_linear(WEIGHTS_ALONE, weight, linear.bias, linear.dtype))
+
+    def _renew_notes(self) -> None:
+        """Say what calibrating has found, in the place of what an earlier time has."""
+        self.notes = [note for note in self.notes if note not in self._found]
+        self._found = grouped(layer for layer in self.layers.values() if layer.note.endswith(UNREACHED))
+        raised = {name: rows for name, rows in self._raised.items() if not self.layers[name].fallback}
+        for name, rows in raised.items():
+            self.layers[name].note = f"a larger step in {rows} rows, so that int32 holds their bias"
+        if raised:
+            count = sum(raised.values())
+            self._found.append(f"{several(raised)}: a larger step in {count} rows, so that int32 holds their bias")
+        self.notes += self._found
 
     def _observe(self, name: str, observer: Observer) -> Watcher:
         """A watcher that moves the linear's grid to what its observer has seen, this input included."""
@@ -141,6 +214,9 @@ class Calibrator:
         assert isinstance(linear, Int8Linear)
 
         def watch(x: Tensor) -> None:
+            if not x.numel():  # an expert without tokens
+                return
+            self._unreached.pop(name, None)
             observer.update(x)
             linear.set_grid(weight, self._grid(observer, linear.dtype))
 
@@ -156,6 +232,8 @@ class Calibrator:
 
         def measure(name: str) -> Watcher:
             def watch(inputs: Tensor) -> None:
+                if not inputs.numel():
+                    return
                 x = inputs.detach().to(torch.float32).reshape(-1, inputs.shape[-1])
                 low, high = torch.aminmax(x, dim=0)
                 lows[name] = min(lows[name], float(low.min()))
@@ -188,8 +266,15 @@ class Calibrator:
             layer.quantized = True
             layer.sqnr_db, layer.clipped = weight_error(weight, quantized)
             linear = quantized_linear(self.quantizer.quant_type, quantized, bias, self.dtype or weight.dtype)
-        self._weights[name], self._linears[name] = quantized, linear
-        self.network.replace(name, linear)
+        self._put(name, quantized, linear)
+
+    def _put(self, name: str, weight: QuantizedWeight, linear: QuantizedLinear) -> None:
+        """The quantized linear in the place of the float one, or of that of another try."""
+        self._weights[name], self._linears[name] = weight, linear
+        self.layers[name].note = ""
+        put_back = self.network.replace(name, linear)
+        if isinstance(linear, Int8Linear):
+            self._unreached[name] = put_back if self.one_format else None
 
     def _run(self, index: int) -> Any:
         """The model on one sample; ValueError says which when it does not fit."""
@@ -202,6 +287,20 @@ class Calibrator:
             call = "model(**sample)" if isinstance(sample, Mapping) else "model(*sample)"
             first = str(error).strip().split("\n")[0]
             raise ValueError(f"calibration sample {index}: {call} fails: {first}") from error
+
+
+def grouped(layers: Iterable[Layer]) -> list[str]:
+    """A line for each note, with the layers that have it."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        found.setdefault(layer.note, []).append(layer.name)
+    return [f"{several(names)}: {note}" for note, names in found.items()]
+
+
+def several(names: Collection[str]) -> str:
+    """How many linears, and the first of them."""
+    first = ", ".join([*names][:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} linear{'s' if len(names) > 1 else ''} ({first})"
 
 
 def weight_error(weight: Tensor, quantized: QuantizedWeight) -> tuple[float, float]:

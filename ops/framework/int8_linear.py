@@ -9,7 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ops.quant.base import ActivationGrid, QuantizedWeight, dequantization, dynamic_linear, int8_linear
+from ops.quant.base import (
+    ActivationGrid,
+    QuantizedWeight,
+    dequantization,
+    dynamic_linear,
+    int8_linear,
+    rows_beyond_int32,
+    with_larger_steps,
+)
 
 
 class QuantizedLinear(nn.Module):
@@ -64,6 +72,7 @@ class Int8Linear(QuantizedLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(weight, bias, dtype)
         self.grid = ActivationGrid(1.0, 0)
+        self.raised_rows = 0  # rows with a larger step than the method's, so that int32 holds their bias
         self.register_buffer("quant_bias", torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device))
         self.register_buffer("deq_scale", torch.ones(1, device=weight.device))
 
@@ -73,6 +82,12 @@ class Int8Linear(QuantizedLinear):
     def set_grid(self, weight: QuantizedWeight, grid: ActivationGrid) -> None:
         """Fix the input grid and fold scales and bias for it."""
         self.grid = grid
+        rows = rows_beyond_int32(weight, self.bias, grid)
+        self.raised_rows = 0 if rows is None else int(rows.sum())
+        if rows is not None and self.bias is not None:
+            weight = with_larger_steps(weight, self.bias, grid, rows)
+        self.weight = weight.values
+        self.set_weight(weight)
         self.deq_scale, self.quant_bias = dequantization(weight, self.bias, grid)
 
     def forward(self, x: Tensor) -> Tensor:

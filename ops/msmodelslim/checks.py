@@ -45,13 +45,20 @@ def file_name(key: str, value: str | None, default: str) -> str:
 
 
 def check_layers(quantizer: Quantizer, names: Sequence[str], kinds: str) -> None:
-    """ValueError when the model has no linear of these kinds, or not one that `disable_names` names."""
+    """ValueError when the model has no linear of these kinds, not one that `disable_names` names, or none is left."""
+    if quantizer.quant_type == "FLOAT":
+        return
     if not names:
         raise ValueError(f"No {kinds} found in the model, please check the model.")
     for name in quantizer.ignore:
         if name not in names:
             near = nearest(name, list(names))
             raise ValueError(f"`disable_names` has invalid key `{name}`, please check your model configurations{near}.")
+    if len(quantizer.ignored(names)) == len(names):
+        raise ValueError(
+            f"Nothing is left to quantize: disable_names and disable_last_linear keep every {kinds} of the model float "
+            f"({', '.join([*names][:3])}{', ...' if len(names) > 3 else ''})."
+        )
 
 
 def check_calibrated(quantizer: Quantizer, calib_data: Sequence[Any] | None) -> None:

@@ -7,7 +7,9 @@ mindformers' Linear are quantized, on the CPU and on Ascend. `ops.msmodelslim.ch
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from ops.framework.mindspore.language_model import stored_tensors
 from ops.framework.mindspore.network import MindSporeNetwork, check_mode, linear_names
 
 __all__ = ["Calibrator", "QuantConfig"]
+
+log = logging.getLogger(__name__)
 
 SCALES = torch.float16  # of the input, in the file
 WEIGHT_DTYPES = {"int8": torch.int8, "float32": torch.float32}
@@ -74,14 +78,13 @@ class Calibrator:
         self.model = model
         self.quantizer = cfg.quantizer(disable_level)
         samples = [_tensors(index, sample) for index, sample in enumerate(calib_data or [])]
+        network = MindSporeNetwork(model, _forward(model))
+        self._calibrator = NetworkCalibrator(network, self.quantizer, samples, SCALES, one_format=True)
         check_layers(self.quantizer, list(linear_names(model)), "nn.Dense, mint.nn.Linear or mindformers Linear")
         check_calibrated(self.quantizer, samples)
         check_mode()
         self._source = checkpoint.read(Path(model_ckpt))
         checkpoint.load(model, self._source, Path(model_ckpt))
-        generate = getattr(model, "generate", None)
-        forward = None if generate is None else lambda *args, **named: generate(*args, max_new_tokens=1, **named)
-        self._calibrator = NetworkCalibrator(MindSporeNetwork(model, forward), self.quantizer, samples, SCALES)
         self._tensors: dict[str, Tensor] = {}
 
     def run(self) -> None:
@@ -92,6 +95,8 @@ class Calibrator:
             self._calibrator.run()
         finally:
             self.model.set_train(training)
+        for note in self._calibrator.notes:
+            log.warning(note)
         quantized = {layer.name for layer in self._calibrator.layers.values() if layer.quantized}
         found = stored_tensors(self.model)
         if not self._calibrator.smoothed:  # then every other entry is what the file had
@@ -125,6 +130,12 @@ class Calibrator:
         if not self._tensors:
             raise ValueError("fake_quantize_model() needs a quantized model: call run() first.")
         return self.model
+
+
+def _forward(model: Any) -> Callable[..., Any] | None:
+    """What runs a sample: one new token where the network generates, else (None) the network itself."""
+    generate = getattr(model, "generate", None)
+    return None if generate is None else lambda *args, **named: generate(*args, max_new_tokens=1, **named)
 
 
 def _tensors(index: int, sample: Any) -> Any:

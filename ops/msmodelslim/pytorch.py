@@ -31,7 +31,10 @@ GIBIBYTE = 1 << 30
 
 
 class Calibrator:
-    """msModelSlim's Calibrator: quantizes `model` in place.
+    """msModelSlim's Calibrator: quantizes `model` in place; one that torch.compile has wrapped runs compiled anew.
+
+    The files have one format, so that a linear that no sample reaches, or whose weight the model reads itself, stays
+    float; a warning names it.
 
     calib_data is a list of samples, each a list (`model(*sample)`) or a dict (`model(**sample)`). disable_level "Lk"
     keeps k linears float: those with the heaviest input tails, or with lowbit the largest inputs of the first sample.
@@ -56,12 +59,12 @@ class Calibrator:
             if value is not None:
                 raise ValueError(f"{name} is not built; allowed: None.")
         _check_device(cfg.dev_type, model)
-        self.model = model
+        self.model = pytorch.uncompiled(model)
         self.cfg = cfg
         self.quantizer = cfg.quantizer(disable_level)
-        check_layers(self.quantizer, list(pytorch.linear_names(model)), "nn.Linear")
+        self._calibrator = pytorch.Calibrator(self.model, self.quantizer, calib_data or [], one_format=True)
+        check_layers(self.quantizer, list(pytorch.linear_names(self.model)), "nn.Linear")
         check_calibrated(self.quantizer, calib_data)
-        self._calibrator = pytorch.Calibrator(model, self.quantizer, calib_data or [])
         self._tensors: dict[str, Tensor] = {}
 
     def run(self, int_infer: bool = False) -> None:
@@ -73,6 +76,8 @@ class Calibrator:
             self._calibrator.run()
         finally:
             self.model.train(training)
+        for note in self._calibrator.notes:
+            log.warning(note)
         self._tensors = stored_tensors(self.model)
 
     def save(

@@ -30,6 +30,8 @@ from ops import _native
 OBSERVERS = ("auto", "minmax", "histogram")
 NORMAL_LEVELS = 7  # the positive half of a 4-bit grid
 INT8_LEVELS = 127
+INT32_MAX = 2**31 - 1
+LEAST_ROOM = 2**24  # of a bias in int32, however long the sums are
 EXACT_FLOAT32_DEPTH = 1024  # 1024 * 128 * 127 < 2**24: a float32 sum of that many products is exact
 
 
@@ -86,6 +88,19 @@ class Quantizer:
         if self.ignore_last_linear and names:
             ignored.add(names[-1])
         return ignored
+
+    def covered(self, names: Sequence[str]) -> list[str]:
+        """Those of all linears (in module order) that the method covers; ValueError when all of them stay float."""
+        ignored = self.ignored(names)
+        found = [name for name in names if name not in ignored]
+        if not found:
+            first = ", ".join([*list(names)[:3], *(["..."] if len(names) > 3 else [])])
+            raise ValueError(
+                f"ignore=[{','.join(self.ignore)}] with ignore_last_linear={str(self.ignore_last_linear).lower()} "
+                f"leaves nothing to quantize: linear layers (torch.nn.Linear, nn.Dense) are {first or 'none'}; "
+                "keep fewer float, or take quant=none"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -207,8 +222,37 @@ def dequantization(weight: QuantizedWeight, bias: Tensor | None, grid: Activatio
     correction = weight.row_sums.to(torch.float64) * -grid.offset
     if bias is not None:
         correction = correction + bias.detach().to(torch.float64) / deq_scale.to(torch.float64)
-    limit = 2**31 - 1
-    return deq_scale, correction.round().clamp(-limit, limit).to(torch.int32)
+    return deq_scale, correction.round().clamp(-INT32_MAX, INT32_MAX).to(torch.int32)
+
+
+def rows_beyond_int32(weight: QuantizedWeight, bias: Tensor | None, grid: ActivationGrid) -> Tensor | None:
+    """bool [n]: rows whose bias, counted in steps of the output, leaves int32; None when there are none.
+
+    Such are rows whose weights are tiny beside their bias: dead neurons, a shift that is kept in the bias.
+    """
+    if bias is None:
+        return None
+    steps = weight.scale.to(torch.float64).reshape(-1) * grid.scale
+    beyond = bias.detach().to(torch.float64).abs() > steps * _room(weight)
+    return beyond if bool(beyond.any()) else None
+
+
+def with_larger_steps(weight: QuantizedWeight, bias: Tensor, grid: ActivationGrid, rows: Tensor) -> QuantizedWeight:
+    """The weight with the step at which the bias [n] just fits int32 in `rows` (bool [n]), every other row as it is.
+
+    That step times the input's is 2**-30 of the bias or less, so what the weights lose is beside it nothing.
+    """
+    steps = weight.scale.to(torch.float64).expand(len(rows), 1)
+    needed = (bias.detach().to(torch.float64).abs() / (grid.scale * _room(weight))).reshape(-1, 1)
+    larger = torch.where(rows.reshape(-1, 1), needed * (1 + 1e-6), steps)  # float32 must not round it below
+    values = weight.values.clone()
+    values[rows] = (values[rows] * (steps / larger)[rows]).round().to(torch.int8)
+    return QuantizedWeight(values, larger.to(torch.float32))
+
+
+def _room(weight: QuantizedWeight) -> int:
+    """How far a bias can reach so that products of any input, the offset's correction and it sum up within int32."""
+    return max(INT32_MAX - 256 * INT8_LEVELS * weight.values.shape[1], LEAST_ROOM)
 
 
 def quantize_activation(x: Tensor, grid: ActivationGrid) -> Tensor:
@@ -273,7 +317,7 @@ def int8_linear(x: Tensor, weight: Tensor, grid: ActivationGrid, quant_bias: Ten
     """The deployed linear: float x [..., k] -> float [..., n] in x's dtype, by the formulas of this module."""
     quantized = quantize_activation(x.reshape(-1, x.shape[-1]), grid)
     total = int8_matmul(quantized, weight)
-    return dequantize(total, quant_bias, deq_scale).to(x.dtype).reshape(*x.shape[:-1], -1)
+    return dequantize(total, quant_bias, deq_scale).to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -287,7 +331,7 @@ def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor
     out = total.to(torch.float32).mul_(scale).mul_(weight_scale.to(torch.float32).reshape(1, -1))
     if bias is not None:
         out += bias
-    return out.to(x.dtype).reshape(*x.shape[:-1], -1)
+    return out.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def nearest(pattern: str, names: Sequence[str]) -> str:

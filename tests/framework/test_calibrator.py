@@ -9,14 +9,19 @@ import torch
 import yaml
 from torch import nn
 
-from ops.framework.int8_linear import Int8Linear
-from ops.framework.pytorch import Calibrator
+from ops import bundle
+from ops.framework.int8_linear import Int8Linear, WeightOnlyLinear, quantized_linear, restored_linear
+from ops.framework.pytorch import Calibrator, PyTorch
 from ops.framework.pytorch.network import linear_names
-from ops.quant.base import activation_grid
+from ops.quant.base import ActivationGrid, Quantizer, activation_grid
+from ops.quant.lowbit import Lowbit
 from ops.quant.none import NoQuantization
+from ops.quant.rdoq import RDOQ
 from ops.quant.w8a8 import W8A8
+from ops.quant.w8a8_dynamic import W8A8Dynamic
 from ops.quant.w8a8s import W8A8S
 
+from ..conftest import TEXTS, tiny
 from .chatglm import VOCABULARY, ChatGLMForConditionalGeneration
 from .chatglm import chatglm as make_chatglm
 
@@ -125,3 +130,137 @@ def test_hooks_are_removed_when_a_sample_fails(chatglm: ChatGLMForConditionalGen
     with pytest.raises(ValueError, match=r"calibration sample 0: .*index out of range"):
         Calibrator(chatglm, W8A8(), [[torch.tensor([[VOCABULARY + 1]])]]).run()
     assert not any(module._forward_pre_hooks for module in chatglm.modules())
+
+
+def test_nothing_to_quantize_is_an_error_before_work(chatglm: ChatGLMForConditionalGeneration) -> None:
+    before = dict(chatglm.named_modules())
+    with pytest.raises(ValueError, match=r"ignore=\[\*\] .* leaves nothing .* are transformer"):
+        Calibrator(chatglm, W8A8(ignore=["*"]), samples()).run()
+    with pytest.raises(ValueError, match=r"leaves nothing to quantize: .* are none"):
+        Calibrator(nn.Sequential(nn.Embedding(4, 4)), W8A8(), samples()).run()
+    assert dict(chatglm.named_modules()) == before
+
+
+def test_a_quantized_model_is_not_quantized_again(chatglm: ChatGLMForConditionalGeneration) -> None:
+    Calibrator(chatglm, W8A8(), samples()).run()
+    with pytest.raises(ValueError, match="the model is quantized already: 8 linears"):
+        Calibrator(chatglm, W8A8Dynamic(), samples())
+    Calibrator(chatglm, NoQuantization(), []).run()
+
+
+class Experts(nn.Module):
+    """Expert 1 sees rare tokens alone; with `empty` it is called without tokens too."""
+
+    def __init__(self, empty: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.empty = empty
+        self.embed = nn.Embedding(32, 16)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16)) for _ in range(2))
+        self.lm_head = nn.Linear(16, 32)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        rare = int(ids.max()) > 30
+        if self.empty:
+            self.experts[1 - rare](x[:, :0])
+        return self.lm_head(x + self.experts[rare](x))
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["not called", "called without tokens"])
+@pytest.mark.parametrize("quantizer", [W8A8(), W8A8S(fraction=0.1), Lowbit(observer="minmax")], ids=repr)
+def test_a_linear_that_no_sample_reaches_keeps_float_inputs(quantizer: Quantizer, empty: bool) -> None:
+    model = Experts(empty)
+    weight = model.experts[1][0].weight.detach().clone()
+    calibrator = Calibrator(model, quantizer, [[torch.arange(9).reshape(1, 9)]])
+    layers = {layer.name: layer for layer in calibrator.run()}
+    unreached = ["experts.1.0", "experts.1.1"]
+    assert [name for name, layer in layers.items() if layer.fallback] == unreached
+    assert {layers[name].note for name in unreached} == {"inputs kept float, because no calibration sample reached it"}
+    assert calibrator.notes == [f"2 linears (experts.1.0, experts.1.1): {layers[unreached[0]].note}"]
+    found = model.experts[1][0]
+    assert isinstance(found, WeightOnlyLinear)
+    expected = quantizer.quantize_weight(weight)
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(found(x) - found.bias, x @ (expected.values * expected.scale).t())
+
+
+def test_a_linear_that_no_sample_reaches_stays_float_where_the_format_has_nothing_else() -> None:
+    model = Experts()
+    before = model.experts[1]
+    linear = before[0]
+    calibrator = Calibrator(model, W8A8(), [[torch.arange(9).reshape(1, 9)]], one_format=True)
+    layers = {layer.name: layer for layer in calibrator.run()}
+    assert model.experts[1][0] is linear
+    assert not layers["experts.1.0"].quantized
+    assert layers["experts.0.0"].quantized
+    assert calibrator.notes == [
+        "2 linears (experts.1.0, experts.1.1): kept float, because no calibration sample reached it"
+    ]
+
+
+def test_samples_that_reach_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="no calibration sample reaches a linear"):
+        Calibrator(Experts(), W8A8(), [[torch.arange(9).reshape(1, 9)]], forward=lambda ids: None).run()
+
+
+@pytest.mark.parametrize("method", [W8A8S(fraction=0.1), RDOQ(target_bits=4.0)], ids=["w8a8s", "rdoq"])
+def test_what_no_sample_reaches_has_a_format_of_the_bundle(method: Quantizer) -> None:
+    """A part of the model that text does not reach: a second branch, as of a vision tower."""
+    model = tiny()
+    model.module.model.branch = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64))
+    calibrator = PyTorch().calibrator(model, method, TEXTS, 32)
+    layers = calibrator.run()
+    assert [layer.name for layer in layers if layer.note] == ["model.branch.0", "model.branch.1"]
+    stored = model.tensors()
+    assert "model.branch.0.weight_scale" in stored
+    assert "model.branch.0.input_scale" not in stored
+    assert bundle.format_of("model.branch.0", stored, method.quant_type) == "W8A16"
+
+
+def dead(size: float, per_channel: bool, *biases: float) -> nn.Sequential:
+    """Rows 3 and 5 of the first linear, or all of them, are nearly zero, but not the biases of these two."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))
+    with torch.no_grad():
+        net[0].weight[[3, 5] if per_channel else slice(None)] *= size
+        net[0].bias[[3, 5]] = torch.tensor(biases)
+    return net
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e-12, 1e-30])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("kind", [W8A8S, W8A8, Lowbit])
+def test_a_bias_beyond_int32_gets_a_step_that_holds_it(kind: type[W8A8], per_channel: bool, size: float) -> None:
+    net, same = dead(size, per_channel, 5.0, -7.0), dead(size, per_channel, 0.0, 0.0)
+    batches = [[torch.randn(16, 64) * scale] for scale in (1.0, 0.01, 0.3)]  # the grid moves both ways
+    expected = net[0](batches[0][0]).detach()
+    quantizer = kind(observer="minmax", per_channel=per_channel)
+    calibrator = Calibrator(net, quantizer, batches)
+    layers = calibrator.run()
+    Calibrator(same, quantizer, batches).run()
+    found = net[0](batches[0][0])
+    torch.testing.assert_close(found[:, [3, 5]], expected[:, [3, 5]], rtol=1e-4, atol=0)
+    others = [row for row in range(32) if row not in (3, 5)]
+    if per_channel:
+        assert net[0].raised_rows == 2
+        assert torch.equal(net[0].weight[others], same[0].weight[others])
+        assert torch.equal(net[0].quant_bias[others], same[0].quant_bias[others])
+        assert torch.equal(net[0].deq_scale[others], same[0].deq_scale[others])
+    assert layers[0].note == f"a larger step in {net[0].raised_rows} rows, so that int32 holds their bias"
+    assert calibrator.notes[0].startswith("1 linear (0): a larger step in")
+    restored = restored_linear(quantizer.quant_type, net[0].stored(), (32, 64))
+    assert torch.equal(restored(batches[0][0]), found)
+
+
+def test_a_row_takes_its_own_step_again_once_the_grid_allows_it() -> None:
+    weight = W8A8().quantize_weight(1e-6 * torch.randn(4, 8))
+    linear = quantized_linear("W8A8", weight, torch.full((4,), 3.0), torch.float32)
+    assert isinstance(linear, Int8Linear)
+    linear.set_grid(weight, ActivationGrid(1.0, 0))
+    plain = linear.stored()
+    linear.set_grid(weight, ActivationGrid(1e-3, 0))
+    assert linear.raised_rows == 4
+    linear.set_grid(weight, ActivationGrid(1.0, 0))
+    assert linear.raised_rows == 0
+    assert all(torch.equal(tensor, plain[key]) for key, tensor in linear.stored().items())

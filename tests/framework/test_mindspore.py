@@ -23,7 +23,7 @@ from mindspore import Tensor, mint, nn
 
 from ops.framework.calibrator import Calibrator
 from ops.framework.mindspore import checkpoint
-from ops.framework.mindspore.int8_cell import static_product
+from ops.framework.mindspore.int8_cell import WeightOnly, static_product
 from ops.framework.mindspore.language_model import LlamaModel
 from ops.framework.mindspore.loading import outline
 from ops.framework.mindspore.network import MindSporeNetwork, linear_names
@@ -120,3 +120,33 @@ def test_models_that_are_no_llama_are_refused_with_the_way_out() -> None:
     turning = described(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
     with pytest.raises(Unavailable, match=r"rope_type=dynamic is not built"):
         outline(turning, None, Path("unused"))
+
+
+class Direct(nn.Cell):
+    """Reads one weight itself, and calls one branch for nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.read, self.unreached, self.last = (nn.Dense(16, 16) for _ in range(4))
+
+    def construct(self, x: Tensor, rare: bool = False) -> Tensor:
+        x = ms.ops.matmul(self.first(x), self.read.weight)
+        return self.last(self.unreached(x) if rare else x)
+
+
+@pytest.mark.parametrize("one_format", [False, True])
+def test_weights_that_the_network_reads_and_linears_without_samples(one_format: bool) -> None:
+    network = Direct().set_train(False)
+    expected = network(inputs(9), True).asnumpy()
+    calibrator = Calibrator(MindSporeNetwork(network), W8A8(), [[inputs()]], one_format=one_format)
+    layers = {layer.name: layer for layer in calibrator.run()}
+    assert layers["read"].note == "kept float, because the model reads the weight itself"
+    assert layers["unreached"].note.endswith("kept float, because no calibration sample reached it")
+    assert layers["unreached"].quantized is not one_format
+    assert len(calibrator.notes) == 2
+    assert isinstance(network.read, nn.Dense)
+    assert isinstance(network.unreached, nn.Dense if one_format else WeightOnly)
+    found = network(inputs(9), True).asnumpy()
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+    with pytest.raises(ValueError, match="quantized already"):
+        Calibrator(MindSporeNetwork(network), W8A8(), [[inputs()]])

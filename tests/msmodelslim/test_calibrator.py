@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ops.framework.int8_linear import Int8Linear
 from ops.msmodelslim import npy
 from ops.msmodelslim.pytorch import Calibrator, QuantConfig
 
@@ -277,3 +278,53 @@ def test_the_constructor_does_no_work_and_another_device_is_a_warning(caplog: py
         Calibrator(model, QuantConfig(**CO_SPARSE, dev_type="gpu"), SAMPLES)
     assert "dev_type=gpu, but the model is on cpu" in caplog.text
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Towers(nn.Module):
+    """The second tower is asked for pictures alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(300, 16)
+        self.first, self.second, self.last = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, ids: torch.Tensor, picture: bool = False) -> torch.Tensor:
+        x = self.embed(ids)
+        return self.last(self.second(x) if picture else self.first(x))
+
+
+def test_a_linear_that_no_sample_reaches_is_saved_float_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrator = Calibrator(Towers(), QuantConfig(**CO_SPARSE), [SAMPLES[0]])
+    calibrator.run()
+    assert "1 linear (second): kept float, because no calibration sample reached it" in caplog.text
+    calibrator.save(str(tmp_path), save_type=["numpy", "safe_tensor"])
+    assert npy.load(tmp_path / "quant_weight.npy").keys() == {"first"}
+    tensors = load_file(tmp_path / "quant_model_weight_w8a8s.safetensors")
+    types = json.loads((tmp_path / "quant_model_description_w8a8s.json").read_text())
+    assert types["second.weight"] == "FLOAT"
+    assert torch.equal(tensors["second.weight"], calibrator.model.second.weight)
+    with pytest.raises(ValueError, match="quantized already: 1 linear"):
+        Calibrator(calibrator.model, QuantConfig(**CO_SPARSE), [SAMPLES[0]])
+
+
+def test_nothing_to_quantize_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"Nothing is left to quantize: .* keep every nn.Linear of the model float"):
+        Calibrator(Towers(), QuantConfig(disable_names=["first", "second"], **CO_SPARSE), [SAMPLES[0]])
+    Calibrator(nn.Embedding(4, 4), QuantConfig(w_bit=16, a_bit=16)).run()
+
+
+def test_a_compiled_model_is_quantized_like_its_own() -> None:
+    compiled = torch.compile(Towers(), backend="eager")
+    ids = SAMPLES[0][0]
+    expected = compiled(ids).detach()
+    calibrator = Calibrator(compiled, QuantConfig(mm_tensor=False), [SAMPLES[0]])
+    calibrator.run()
+    assert calibrator._tensors["first.weight"].dtype == torch.int8
+    found = compiled(ids).detach()
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.05
+    inside = Towers()
+    inside.first.compile(backend="eager")
+    Calibrator(inside, QuantConfig(mm_tensor=False), [SAMPLES[0]]).run()
+    assert isinstance(inside.first, Int8Linear)

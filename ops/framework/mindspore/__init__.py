@@ -82,10 +82,7 @@ class MindSpore:
         folder = self.files(model, cache)
         if model.loader is None and model.source == "embedded" and folder is None:
             embedded.check_cache(cache)
-        found = loading.outline(model, folder, cache)
-        if not found.linears:
-            raise Unavailable(f"model={model.name} has no linear to quantize (nn.Dense, mint.nn.Linear)")
-        return found
+        return loading.outline(model, folder, cache)
 
     def files(self, model: Model, cache: Path) -> Path | None:
         """The folder here that the model is loaded from; None when there is none (yet)."""

@@ -37,6 +37,7 @@ class QuantizedCell(nn.Cell):
         self.activation = activation
         self.on_host = ms.get_context("device_target") == "CPU"
         self.weight = _parameter("weight", linear.weight)
+        self._values = linear.weight  # what the parameter holds
 
     def update(self) -> None:
         """Take over what changed in `linear`: calibration moves its grid."""
@@ -64,6 +65,9 @@ class StaticInt8(QuantizedCell):
     def update(self) -> None:
         """Take over grid, scales and bias."""
         linear = self.linear
+        if linear.weight is not self._values:
+            self.weight.set_data(from_torch(linear.weight))
+            self._values = linear.weight
         self.input_scale.set_data(Tensor(np.array([linear.grid.scale], np.float32)))
         self.input_offset.set_data(Tensor(np.array([linear.grid.offset], np.int32)))
         self.quant_bias.set_data(from_torch(linear.quant_bias))

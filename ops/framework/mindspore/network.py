@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from mindspore import Parameter, Tensor, mint, nn, ops
 
 from ops.framework.base import ONE_OUTPUT
-from ops.framework.calibrator import Sample, Watcher
+from ops.framework.calibrator import OTHER_INPUTS, WEIGHT_READ, Sample, Watcher
 from ops.framework.int8_linear import QuantizedLinear
 from ops.framework.smoothing import Observations
 
@@ -35,6 +35,24 @@ class MindSporeNetwork:
         """Gates, which stay float."""
         return gates(self.network)
 
+    def quantized(self) -> list[str]:
+        """Names of the quantized linears, in the order of the cells."""
+        return [name for name, cell in self.network.cells_and_names() if isinstance(cell, QuantizedCell)]
+
+    def used_otherwise(self, names: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:
+        """Linear -> why it cannot be replaced: what the network does with it beside calling it, while `run` runs."""
+        check_mode()
+        found: dict[str, str] = {}
+        asked = {name: Asked(cell_of(self.network, name), partial(found.setdefault, name)) for name in names}
+        for name, cell in asked.items():
+            put(self.network, name, cell)
+        try:
+            run()
+        finally:
+            for name, cell in asked.items():
+                put(self.network, name, cell.cell)
+        return found
+
     @contextmanager
     def linear(self, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Weight and bias."""
@@ -42,10 +60,12 @@ class MindSporeNetwork:
         bias = bias_of(cell)
         yield to_torch(cell.weight), None if bias is None else to_torch(bias).clone()
 
-    def replace(self, name: str, linear: QuantizedLinear) -> None:
-        """Put a quantized linear in the place of the float one, with its activation."""
+    def replace(self, name: str, linear: QuantizedLinear) -> Callable[[], None]:
+        """Put a quantized linear in the place of the one that is there; calling what is returned puts it back."""
         old = cell_of(self.network, name)
-        put(self.network, name, quantized_cell(name, linear, activation_of(old)))
+        activation = old.activation if isinstance(old, QuantizedCell) else activation_of(old)
+        put(self.network, name, quantized_cell(name, linear, activation))
+        return lambda: put(self.network, name, old)
 
     @contextmanager
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
@@ -129,6 +149,32 @@ class Watched(nn.Cell):
             return self.cell(x)
         with torch.no_grad():
             return self.cell.finish(from_torch(self.cell.linear(seen)))
+
+
+class Asked(nn.Cell):
+    """A linear that says when the network takes its weight to multiply with it itself."""
+
+    def __init__(self, cell: nn.Cell, say: Callable[[str], object]) -> None:
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+        self.say = say
+
+    @property
+    def weight(self) -> Parameter:
+        """[n, k]."""
+        self.say(WEIGHT_READ)
+        return self.cell.weight
+
+    @property
+    def bias(self) -> Parameter | None:
+        """[n], None for none."""
+        return bias_of(self.cell)
+
+    def construct(self, *given: Any, **named: Any) -> Tensor:
+        """x [..., k] -> [..., n]."""
+        if named or len(given) != 1:
+            self.say(OTHER_INPUTS)
+        return self.cell(*given, **named)
 
 
 class Reading(nn.Cell):

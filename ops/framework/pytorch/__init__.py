@@ -55,8 +55,6 @@ class PyTorch:
         elif model.source == "pretrained" and _is_path(model):
             raise Unavailable(f"model.path={model.path}: no such folder; give a folder or a hub id (owner/name)")
         found = outline_of(model, folder, cache, stored)
-        if not found.linears:
-            raise Unavailable(f"model={model.name} has no torch.nn.Linear to quantize")
         return replace(found, notes=(*found.notes, *strays(folder))) if folder is not None else found
 
     def files(self, model: Model, cache: Path) -> Path | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from ops.framework import calibrator
 from ops.framework.base import Progress, Remember, call, silent
 from ops.framework.calibrator import Sample, Watcher
+from ops.framework.int8_linear import QuantizedLinear
 from ops.framework.smoothing import Observations
 from ops.memory import give_back
 from ops.quant.base import Quantizer
 
 from .experts import float_linears
+from .usage import watched_use
 
 
 def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -28,6 +31,12 @@ def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that torch.compile has wrapped, or the model itself."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
 
 
 class TorchNetwork:
@@ -45,6 +54,17 @@ class TorchNetwork:
         """Gates and routers, which stay float."""
         return float_linears(self.model)
 
+    def quantized(self) -> list[str]:
+        """Names of the quantized linears, in module order."""
+        return [name for name, module in self.model.named_modules() if isinstance(module, QuantizedLinear)]
+
+    def used_otherwise(self, names: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:
+        """Linear -> why it cannot be replaced: what the model does with it beside calling it, while `run` runs."""
+        linears: Any = {name: self.model.get_submodule(name) for name in names}
+        with watched_use(linears) as found:
+            run()
+        return found
+
     @contextmanager
     def linear(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Weight and bias; an offloaded weight comes to where its linear runs."""
@@ -53,12 +73,15 @@ class TorchNetwork:
         with align_module_device(linear):
             yield linear.weight.detach(), None if linear.bias is None else linear.bias.detach().clone()
 
-    def replace(self, name: str, linear: nn.Module) -> None:
-        """Put a quantized linear in the place of the float one."""
-        if hasattr(self.model.get_submodule(name), "_hf_hook"):  # one of several devices: its inputs go there still
+    def replace(self, name: str, linear: nn.Module) -> Callable[[], None]:
+        """Put a quantized linear in the place of the one that is there; calling what is returned puts it back."""
+        old = self.model.get_submodule(name)
+        if hasattr(old, "_hf_hook"):  # one of several devices: its inputs go there still
             add_hook_to_module(linear, AlignDevicesHook(execution_device=next(linear.buffers()).device))
         parent, _, child = name.rpartition(".")
-        setattr(self.model.get_submodule(parent), child, linear)
+        owner = self.model.get_submodule(parent)
+        setattr(owner, child, linear)
+        return lambda: setattr(owner, child, old)
 
     @contextmanager
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
@@ -116,14 +139,19 @@ class TorchNetwork:
         return found
 
     def run(self, sample: Sample) -> Any:
-        """The model on one sample: `model(*sample)` or `model(**sample)`."""
-        return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
+        """The model on one sample: `model(*sample)` or `model(**sample)`; compiled parts run as they were written."""
+        with torch.compiler.set_stance("force_eager") if self._compiled() else nullcontext():
+            return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
+
+    def _compiled(self) -> bool:
+        """Whether torch.compile has a part of the model: hooks on what is in it would not be seen."""
+        return any(uncompiled(part) is not part or _is_compiled(part) for part in self.model.modules())
 
 
 class Calibrator(calibrator.Calibrator):
     """Quantizes the torch `model` in place with `quantizer`, calibrated on `samples`.
 
-    `forward` runs one sample; by default the model itself is called.
+    `forward` runs one sample; by default the model itself is called. `one_format` is that of the base class.
     """
 
     def __init__(
@@ -132,8 +160,10 @@ class Calibrator(calibrator.Calibrator):
         quantizer: Quantizer,
         samples: Sequence[Sample],
         forward: Callable[..., Any] | None = None,
+        *,
+        one_format: bool = False,
     ) -> None:
-        super().__init__(TorchNetwork(model, forward), quantizer, samples)
+        super().__init__(TorchNetwork(model, forward), quantizer, samples, one_format=one_format)
         self.model = model
 
     def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
@@ -168,6 +198,11 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
             module.register_forward_hook(lambda norm, _, out: out + norm.bias)
     else:
         had.copy_(bias)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By its own `compile()`."""
+    return getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _hook(watcher: Watcher) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
-from ops.framework.calibrator import FLOAT_SAMPLES, Sample, Watcher, weight_error
+from ops.framework.calibrator import FLOAT_SAMPLES, WEIGHTS_ALONE, Sample, Watcher, weight_error
 from ops.framework.int8_linear import quantized_linear
 from ops.memory import give_back
 from ops.quant.base import ActivationGrid, QuantizedWeight, quantize_activation
@@ -40,7 +40,6 @@ from .tuning import TunedLinear, tuned_steps
 
 log = logging.getLogger(__name__)
 
-WEIGHTS_ALONE = "W8A16"  # the format of a linear whose input stays float
 FAR = 0.1  # of the loss: a target missed by more is out of reach
 HELD_OUT = 4  # one prompt in so many is held out to measure the loss on, where it is the target
 GLANCE = 32  # tokens to see how the model is wired
@@ -81,9 +80,9 @@ class RateDistortionCalibrator(Calibrator):
     @torch.no_grad()
     def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
         """Replace every selected linear by its integers."""
-        selected = self.select()
         if not self.samples:
             raise ValueError("what errors cost is measured on calibration samples, and there are none")
+        selected = self.select()
         folds = find_folds(self.network, [self._glance])
         statistics = self._measure(selected, remember, progress)
         head = output_layer(self.model)
@@ -115,13 +114,15 @@ class RateDistortionCalibrator(Calibrator):
         if not self._calibrated and self.quantizer.quant_type != WEIGHTS_ALONE:
             weights = dict(self._weights)
             super().calibrate(progress)
+            weights = {name: weight for name, weight in weights.items() if not self.layers[name].fallback}
             for name, loss in self._input_losses(weights).items():
                 self.layers[name].input_loss = loss
             ranked = sorted(weights, key=lambda name: -self.layers[name].input_loss)
             for name in ranked[: int(self.quantizer.fallback.max_share * len(ranked))]:
                 linear: Any = self.model.get_submodule(name)
                 self.network.replace(name, quantized_linear(WEIGHTS_ALONE, weights[name], linear.bias, linear.dtype))
-                self.layers[name].fallback = True
+                self.layers[name].fallback, self.layers[name].note = True, ""
+            self._renew_notes()
         self._calibrated = True
         return list(self.layers.values())
 
@@ -311,8 +312,7 @@ class RateDistortionCalibrator(Calibrator):
             weights = self._tuned(weights, progress)
         for name, quantized in weights.items():
             linear = quantized_linear(self.quantizer.quant_type, quantized, self._biases[name], dtypes[name])
-            self._weights[name], self._linears[name] = quantized, linear
-            self.network.replace(name, linear)
+            self._put(name, quantized, linear)
 
     def _tuned(self, weights: dict[str, QuantizedWeight], progress: Progress) -> dict[str, QuantizedWeight]:
         """The weights with steps tuned on the samples."""
