@@ -124,10 +124,11 @@ class Experiment:
         outline = self.framework.check(self.model, self.device, self.cache.path)
         try:
             self.quant.ignored(list(outline.linears))
-            if self.quant.quant_type != "FLOAT":
-                self.quant.covered(list(outline.linears))
+            covered = [] if self.quant.quant_type == "FLOAT" else self.quant.covered(list(outline.linears))
         except ValueError as error:
             raise ValueError(f"quant.{error}") from error
+        if covered and not set(covered) - outline.kept.keys():
+            raise ValueError(f"quant.ignore leaves gates and routers alone: {', '.join(covered[:3])}; take quant=none")
         first = self.coverage_note(outline)
         return replace(outline, notes=(*([first] if first else []), *outline.notes, *self.fit()))
 

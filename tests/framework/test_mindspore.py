@@ -138,7 +138,7 @@ class Direct(nn.Cell):
 def test_weights_that_the_network_reads_and_linears_without_samples(one_format: bool) -> None:
     network = Direct().set_train(False)
     expected = network(inputs(9), True).asnumpy()
-    calibrator = Calibrator(MindSporeNetwork(network), W8A8(), [[inputs()]], one_format=one_format)
+    calibrator = Calibrator(MindSporeNetwork(network), W8A8(), [[inputs(9)]], one_format=one_format)
     layers = {layer.name: layer for layer in calibrator.run()}
     assert layers["read"].note == "kept float, because the model reads the weight itself"
     assert layers["unreached"].note.endswith("kept float, because no calibration sample reached it")
