@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from evaluation import statistics
 from evaluation.base import Outputs, Task
@@ -74,7 +72,7 @@ def read(folder: Path) -> Run:
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         config = OmegaConf.load(config_file)
-    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+    except Exception as error:  # a damaged file raises whatever its reader trips over
         raise ValueError(f"{folder} is no output folder of a finished run ({_line(error)})") from error
     if not isinstance(results, dict):
         raise ValueError(f"{file} is damaged: it holds no JSON object; run it again")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ops import bundle
+from ops.compress.none import NoCompression
 from ops.files import replacing, staging
 from ops.scratch import Busy, ScratchFolder, clear, lock, scratch_file
 
@@ -28,10 +30,17 @@ def write_and_wait(folder: Path, kind: str) -> None:
         with replacing(folder / "results.json", 0o644) as path:
             path.write_bytes(b"half")
             time.sleep(60)
-    else:
+    elif kind == "staging":
         with staging(folder / "bundle") as path:
             (path / "weights").write_bytes(b"w")
             time.sleep(60)
+    else:
+
+        def describe(path: Path) -> None:
+            (path / "config.json").write_text("{}")
+            time.sleep(60)
+
+        bundle.write(folder / "artifact", {}, {}, "W8A8S", NoCompression(), describe)
 
 
 def begun(folder: Path, kind: str) -> multiprocessing.process.BaseProcess:
@@ -42,7 +51,7 @@ def begun(folder: Path, kind: str) -> multiprocessing.process.BaseProcess:
     return process
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "staging"])
+@pytest.mark.parametrize("kind", ["folder", "file", "staging", "bundle"])
 def test_what_a_kill_leaves_goes_with_the_next_start_and_what_lives_stays(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "bundle" if kind == "staging" else tmp_path
     process = begun(tmp_path, kind)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ops.compress.base import Codec, Parts
 from ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
+from ops.scratch import ScratchFolder
 
 from .description import FLOAT, SAFETENSORS, STATIC, WEIGHTS_ALONE, file_name
 from .manifest import write_manifest
@@ -55,8 +56,7 @@ def write(
     if folder.is_symlink():
         folder = folder.resolve()  # the link stays
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with ScratchFolder(f".{folder.name}", folder.parent) as scratch:
         save_description(scratch)
         weights = scratch / file_name("weight", quant_type, suffix)
         _write_tensors(weights, stored)
@@ -68,9 +68,6 @@ def write(
             sync(path)
         scratch.chmod(FOLDER_MODE)
         _replace(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
     return folder / weights.name
 
 
