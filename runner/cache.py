@@ -119,7 +119,7 @@ class Cache:
 
     def clear(self) -> None:
         """Remove what processes that were killed left half written."""
-        for name in ("", "baselines", "jobs", "models", "outlines"):
+        for name in ("", "baselines", "checks", "jobs", "models", "outlines"):
             clear(self.path / name)
 
     def _file(self, kind: str, *depends_on: Any) -> Path:

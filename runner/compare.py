@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from evaluation import statistics
 from evaluation.base import Outputs, Task
 from runner.config import construct, flat
-from runner.display import print_table
+from runner.display import print_anything, print_table
 from runner.result import OUTPUTS, RESULTS, read_outputs
 
 COLUMNS = ["", "A", "B", "B - A", "95 % interval", "p", "verdict on B"]
@@ -50,6 +50,7 @@ class Run:
 
 def main() -> None:
     """Exit status 0 done, 2 the runs cannot be compared (one line on stderr)."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="slimrun-compare", description=__doc__)
     for name in ("run_a", "run_b"):
         parser.add_argument(name, type=Path, metavar=name.upper(), help="output folder of a finished run")

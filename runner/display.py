@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,13 @@ from rich.text import Text
 
 WIDE = 200  # columns
 Tick = Callable[[int, int], None]  # (done, total)
+
+
+def print_anything() -> None:
+    """Make stdout and stderr escape what the terminal's encoding lacks: a name is no reason to end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Stages:

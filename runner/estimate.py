@@ -27,6 +27,8 @@ REPORT_BYTES = 1_000_000  # tables, pictures, outputs of a run
 SCALE_BITS = 32  # a row's step
 ROW_BYTES = 8  # its deq_scale and quant_bias in the bundle
 
+KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "dict[str, str]": dict}  # in a record's file
+
 
 @dataclass(frozen=True)
 class Record:
@@ -73,8 +75,10 @@ def facts(experiment: Experiment, result: Result) -> dict[str, Any]:
 
 def recorded(cache: Cache) -> list[Record]:
     """The records of the cache, the oldest first."""
-    names = [field.name for field in fields(Record)]
-    return [Record(**{name: job[name] for name in names}) for job in cache.finished_jobs() if job.keys() >= set(names)]
+    kinds = {field.name: KINDS[str(field.type)] for field in fields(Record)}
+    found = cache.finished_jobs()
+    whole = [job for job in found if all(isinstance(job.get(name), kind) for name, kind in kinds.items())]
+    return [Record(**{name: job[name] for name in kinds}) for job in whole]
 
 
 @dataclass(frozen=True)

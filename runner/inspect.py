@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ops import bundle, compress
-from runner.display import print_table
+from runner.display import print_anything, print_table
 
 COLUMNS = ["tensor", "shape", "packed bytes", "bits", "entropy", "over", "ratio", "tiles", "model"]
 MAP_WIDTH = 64
@@ -21,6 +21,7 @@ DONE, WRONG = 0, 2
 
 def main() -> None:
     """Exit status 0 done, 2 the file is not what it has to be (one line on stderr)."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="slimrun-inspect", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a bundle's folder or weight file, or a coded array")
     parser.add_argument("--map", metavar="TENSOR", help="print bits an element of every tile of this tensor")

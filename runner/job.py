@@ -57,6 +57,7 @@ def _run_job(config: DictConfig) -> list[float] | float | str:
             tracker.deliver(output, sweep)
             return experiment.sweep.values(found)
         clear(output)
+        experiment.cache.clear()
         outline = checked(experiment)
         if first := experiment.coverage_note(outline):
             print(f"note: {first}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from argparse import Namespace
@@ -17,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner import output
 from runner.config import CompositionError, ConfigError, build, build_tracker, checked, composed, typed
+from runner.display import print_anything
 from runner.estimate import Estimate
 from runner.interrupt import interruptible
 from runner.job import run_job
@@ -33,9 +33,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: raise what goes wrong instead of
 
 def main() -> None:
     """`slimrun`: exit status 0 done, 1 a run failed, 2 the configuration is wrong."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character ends no run
+    print_anything()
     arguments = get_args_parser().parse_intermixed_args()
     # Hydra wants its flags before the overrides; people write `slimrun quant=w8a8 -m seed=1,2` too
     flags = [item for item in sys.argv[1:] if item not in arguments.overrides]

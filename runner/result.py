@@ -72,7 +72,7 @@ class Result:
         pictures.layers(output / "layers.png", self.layers)
         pictures.scores(output / "scores.png", self.reports)
         write_outputs(output / OUTPUTS, self.outputs)
-        (output / "report.md").write_text(self.report(command), encoding="utf-8")
+        (output / "report.md").write_text(self.report(command), encoding="utf-8", errors="backslashreplace")
         content = {"status": "ok", "config_hash": self.config_hash, **record, **self.metrics}
         write_json(output / RESULTS, content)
 
@@ -193,7 +193,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON object atomically."""
     with replacing(path, 0o644) as scratch:
-        scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        # the name of a folder may be no UTF-8; what replaces such a byte is JSON's own escape for it
+        scratch.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_outputs(path: Path, outputs: Mapping[str, Outputs]) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from ops.framework.base import Arrays
 from runner.cache import Cache
+from runner.estimate import recorded
 
 WHAT = {"kind": "test", "model": "none"}
 MEGABYTE = 1 << 17  # float64
@@ -122,7 +123,10 @@ def test_a_damaged_record_of_a_job_is_none(tmp_path: Path, content: str) -> None
     cache.note_finished("hash", tmp_path / "job", {})
     (tmp_path / "jobs" / "hash.json").write_text(content)
     assert cache.finished("hash") is None
-    assert cache.finished_jobs() == []
+    assert cache.finished_jobs() == recorded(cache) == []
+    numbers = {"host": 1, "device": 2, "model": [], "quant": None, "compress": "", "tasks": {}, "seconds": "x"}
+    cache.note_finished("hash", tmp_path / "job", {**numbers, "bits_per_weight": 1.0, "peak_rss_bytes": 1})
+    assert recorded(cache) == []
 
 
 @pytest.mark.parametrize("why", ["a file", "full", "read-only", "deleted"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 
 from runner import main as command_line
 from runner.config import build, composed
-from runner.display import Stages, print_table
+from runner.display import Stages, print_anything, print_table
+from runner.result import read_json, write_json
 
 TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
 
@@ -234,3 +236,23 @@ def test_names_are_no_markup(capfd: pytest.CaptureFixture[str], name: str) -> No
     out, err = capfd.readouterr()
     assert out.count(name) == 4
     assert name in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_that_lacks_a_character_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    name = os.fsdecode("caf\udce9 水".encode("utf-8", "surrogateescape"))  # a folder's name in an old encoding
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    print_anything()
+    print(name)
+    print_table(name, ["", "value"], [["bundle", name]])
+    with Stages() as stages, stages("load", name):
+        pass
+    for stream in streams:
+        stream.flush()
+        assert b"caf" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+    write_json(tmp_path / "results.json", {"repro": name})
+    assert read_json(tmp_path / "results.json") == {"repro": name}
