@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from datetime import datetime
@@ -61,18 +62,26 @@ class TextModel:
             stop.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
         return stop
 
+    def check_request(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """ValueError when the prompts are no tokens of the model, or fewer than none are asked for."""
+        self.check_tokens(prompts, "prompt")
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens={max_new_tokens} is out of range; allowed: 0 or more")
+
     def check_tokens(self, rows: Sequence[Sequence[int]], what: str) -> None:
         """ValueError when one of the rows, called `what`, is empty or holds what is no token of the model."""
-        size = self.vocabulary
+        end = self.vocabulary or sys.maxsize
         for number, row in enumerate(rows, start=1):
-            if isinstance(row, str):
-                raise ValueError(f"{what} {number} is text; give token ids: encode(text) or encode_prompt(text)")
-            if not len(row):
-                raise ValueError(f"{what} {number} is empty; give at least one token, e.g. the one of the text's begin")
-            wrong = next((token for token in row if token < 0 or (size is not None and token >= size)), None)
+            try:
+                tokens = [] if isinstance(row, str) else list(map(int, row))
+            except (TypeError, ValueError):
+                raise ValueError(f"{what} {number} is no list of token ids; encode(text) gives one") from None
+            if not tokens:
+                kind = "text" if isinstance(row, str) else "empty"
+                raise ValueError(f"{what} {number} is {kind}; give token ids, at least one: encode(text) gives them")
+            wrong = next((token for token in tokens if not 0 <= token < end), None)
             if wrong is not None:
-                allowed = "0 or more" if size is None else f"0 to {size - 1}"
-                raise ValueError(f"{what} {number} holds {wrong}, which is no token of the model; allowed: {allowed}")
+                raise ValueError(f"{what} {number} holds {wrong}, no token of the model; allowed: 0 to {end - 1}")
 
     def _rendered(self, text: str) -> str:
         """A user's turn as the chat template writes it, at a time that never changes."""

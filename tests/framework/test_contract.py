@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -112,6 +112,27 @@ def test_generation_stops_at_the_stop_token(framework: Framework) -> None:
     first = loaded(framework).generate([prompt], max_new_tokens=3)[0]
     model = loaded(framework, eos_token_id=first[1])
     assert model.generate([prompt], max_new_tokens=3) == [first[: first.index(first[1])]]
+
+
+def test_nothing_asked_is_nothing_answered_and_what_is_no_token_is_refused(framework: Framework) -> None:
+    model: Any = loaded(framework)
+    prompt = model.encode("x")
+    assert model.generate([], max_new_tokens=3) == []
+    assert model.generate([prompt, prompt], max_new_tokens=0) == [[], []]
+    assert model.continuations(prompt, []) == []
+    with pytest.raises(ValueError, match=r"^max_new_tokens=-1 is out of range; allowed: 0 or more"):
+        model.generate([prompt], max_new_tokens=-1)
+    no_list = "is no list of token ids"
+    kinds = [([], "is empty"), ("text", "is text"), ([5, 259], "holds 259, .* 0 to 258"), ([-1], "holds -1")]
+    for wrong, reason in [*kinds, (["x"], no_list), (7, no_list)]:
+        with pytest.raises(ValueError, match=rf"^prompt 2 {reason}"):
+            model.generate([prompt, wrong], max_new_tokens=3)
+        with pytest.raises(ValueError, match=rf"^prefix 1 {reason}"):
+            model.continuations(wrong, [prompt])
+        with pytest.raises(ValueError, match=rf"^option 1 {reason}"):
+            model.continuations(prompt, [wrong])
+    with pytest.raises(ValueError, match=r"^row 1 holds 300"):
+        model.hidden(np.array([[1, 300]]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

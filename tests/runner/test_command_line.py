@@ -149,10 +149,44 @@ def test_calibration_files(slimrun: Console, tmp_path: Path, content: bytes, lin
     file.write_bytes(content)
     status, _, err = slimrun(*TINY, f"calibration.path={file}")
     assert status == 2
-    assert str(file) in err
+    assert f"calibration.path={file}" in err
     assert line in err
     assert err.count("\n") == 1
     assert list(slimrun.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["task.perplexity.window=600"], "task.perplexity.window=600 is out of range; allowed: 2 to 512, the model's"),
+        (["calibration.length=600"], "calibration.length=600 is out of range; allowed: 1 to 512, the model's context"),
+        (["task=[multiple_choice]"], "task.multiple_choice.prompt: the longest question with an option has"),
+        (["task=[summarization]"], "task.summarization.prompt: the longest has "),
+        (["task=[translation]", "task.translation.limit=1", "task.translation.max_new_tokens=400"],
+         "task.translation.max_new_tokens=400 is out of range; allowed: 1 to "),
+        (["task=[translation]", "model.architecture.vocab_size=100"], "the tokenizer has 259 tokens, the model embed"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("plan", [[], ["plan=true"]], ids=["run", "plan"])
+def test_what_does_not_fit_is_seen_before_anything_loads(
+    slimrun: Console, plan: list[str], arguments: list[str], line: str
+) -> None:
+    context = "model.architecture.max_position_embeddings=512"
+    status, _, err = slimrun("model=tiny_llama", context, "tracking=none", *arguments, *plan)
+    assert status == 2
+    assert line in err
+    assert err.count("\n") == 1
+    assert list(slimrun.folder.iterdir()) == []
+
+
+def test_a_plan_says_what_is_fewer_than_asked_for(slimrun: Console, tmp_path: Path) -> None:
+    (tmp_path / "own [bold].txt").write_text("One prompt of a few words, enough for two windows.\n")
+    own = f"='{tmp_path / 'own [bold].txt'}'"
+    status, out, _ = slimrun(*TINY, "plan=true", f"calibration.path{own}", f"task.perplexity.path{own}",
+                             "task.perplexity.window=20", "task.perplexity.windows=32")  # fmt: skip
+    assert status == 0
+    assert f"calibration.samples=16 asked for, path={tmp_path}/own [bold].txt gives 1" in out.replace("\n", "")
+    assert "task.perplexity.windows=32 asked for, the text gives 2" in out
 
 
 def test_truncated_weights_are_seen_before_anything_loads(slimrun: Console, tiny_folder: Path) -> None:

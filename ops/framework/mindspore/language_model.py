@@ -54,6 +54,7 @@ class MindSporeModel(TextModel):
 
     def hidden(self, ids: IntArray) -> FloatArray:
         """Logits [B, T, V] of tokens [B, T]."""
+        self.check_tokens(ids, "row")
         batch, length = ids.shape
         width = max(SHORTEST, 1 << (length - 1).bit_length())
         padded = np.zeros((batch, width), np.int32)
@@ -70,6 +71,10 @@ class MindSporeModel(TextModel):
 
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         """Token log-probabilities of each option after the prefix."""
+        self.check_tokens([prefix], "prefix")
+        self.check_tokens(options, "option")
+        if len(options) == 0:
+            return []
         length = len(prefix) + max(map(len, options))
         rows = [[*prefix, *option, *[0] * (length - len(prefix) - len(option))] for option in options]
         scores = self.hidden(np.array(rows, np.int64))[:, len(prefix) - 1 :]
@@ -77,6 +82,9 @@ class MindSporeModel(TextModel):
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of all prompts in one batch, stop token not included."""
+        self.check_request(prompts, max_new_tokens)
+        if len(prompts) == 0 or max_new_tokens == 0:
+            return [[] for _ in prompts]
         stop = self.stop_tokens()
         answers: list[list[int]] = [[] for _ in prompts]
         going = set(range(len(prompts)))
@@ -159,6 +167,7 @@ class LlamaModel(MindSporeModel):
 
     def hidden(self, ids: IntArray) -> FloatArray:
         """Hidden states [B, T, H] before the output head, of tokens [B, T], in one call."""
+        self.check_tokens(ids, "row")
         width = _rounded(ids.shape[1], CHUNK)
         states, _ = self._advance(ids, width, 0, self.network.new_cache(len(ids), width))
         return states
@@ -188,6 +197,10 @@ class LlamaModel(MindSporeModel):
 
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         """Token log-probabilities of each option after the prefix, which is run once."""
+        self.check_tokens([prefix], "prefix")
+        self.check_tokens(options, "option")
+        if len(options) == 0:
+            return []
         count, length = len(options), max(map(len, options))
         cache = self.network.new_cache(1, _rounded(len(prefix) + length, WIDTH))
         tokens = np.array([prefix])
@@ -204,6 +217,9 @@ class LlamaModel(MindSporeModel):
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of all prompts in one batch, stop token not included."""
+        self.check_request(prompts, max_new_tokens)
+        if len(prompts) == 0 or max_new_tokens == 0:
+            return [[] for _ in prompts]
         return self.network.generate(prompts, max_new_tokens, self.stop_tokens(), self._graph())
 
     def save_description(self, folder: Path) -> None:

@@ -45,6 +45,7 @@ class TorchModel(TextModel):
     @torch.inference_mode()
     def hidden(self, ids: IntArray) -> FloatArray:
         """Hidden states [B, T, H] before the output head, of tokens [B, T]."""
+        self.check_tokens(ids, "row")
         states = self._base(input_ids=self._tensor(ids), use_cache=False).last_hidden_state
         return _float_array(states)
 
@@ -66,6 +67,10 @@ class TorchModel(TextModel):
     @torch.inference_mode()
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         """Token log-probabilities of each option after the prefix, which is run once."""
+        self.check_tokens([prefix], "prefix")
+        self.check_tokens(options, "option")
+        if len(options) == 0:
+            return []
         cache = self._new_cache()
         first = self._base(input_ids=self._tensor([list(prefix)]), past_key_values=cache, use_cache=True)
         start = first.last_hidden_state[:, -1:]
@@ -83,6 +88,9 @@ class TorchModel(TextModel):
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of all prompts in one batch, stop token not included."""
+        self.check_request(prompts, max_new_tokens)
+        if len(prompts) == 0 or max_new_tokens == 0:
+            return [[] for _ in prompts]
         stop = self.stop_tokens()
         filler = min(stop, default=0)
         longest = max(len(prompt) for prompt in prompts)
