@@ -122,7 +122,8 @@ class Calibrator:
             raise ValueError("static activations need calibration samples, and there are none")
         if getattr(self.quantizer, "do_smooth", False):
             runs = [partial(self._run, index) for index in range(len(self.samples))]
-            self.smoothed = smooth(self.network, self.quantizer, set(selected), runs)
+            self.smoothed, notes = smooth(self.network, self.quantizer, set(selected), runs)
+            self.notes += notes
         if self.quantizer.fallback_level or observer == "auto":
             statistics = (call if self.smoothed else remember)(lambda: self._measure_inputs(selected))
             for name, parameter, peak in zip(selected, statistics["range_parameter"], statistics["first_peak"]):

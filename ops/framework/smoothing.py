@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,8 +14,12 @@ from torch import Tensor
 from ops.quant.base import Quantizer
 from ops.quant.smooth import Smoothing, find_smoothing
 
+OFFSETS = (0.0, 1.0)  # what norms add to their weight: Gemma's and their like are stored around zero
+OTHER_FUNCTION = "the model computes something else with it"
+NOT_REACHED = "linears that may read it were not reached"
 SAMPLE_TOKENS = 128  # outputs of each norm that the search looks at
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = 1e-5  # of what a whole network gives with powers of two as scales, which round nothing,
+HALF_TOLERANCE = 1e-3  # but the smallest numbers of half precision
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Observations:
 
     def __init__(self, runs: int) -> None:
         self.norms: dict[str, Norm] = {}
+        self.reached: dict[str, None] = {}  # linears in the order in which they first ran
         self._wanted = SAMPLE_TOKENS // runs + 1
         self._given: dict[int, tuple[str, Any]] = {}  # keeps the tensors alive, so that no id is used twice in a run
 
@@ -46,6 +52,7 @@ class Observations:
 
     def read(self, name: str, given: Any) -> None:
         """The linear was given the framework's tensor `given`."""
+        self.reached.setdefault(name)
         if id(given) in self._given:
             readers = self.norms[self._given[id(given)][0]].readers
             if name not in readers:
@@ -59,17 +66,23 @@ class Observations:
 class Smoothable(Protocol):
     """What smoothing needs of a model."""
 
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name and shape [n, k] of every float linear."""
+
     def observing(self, seen: Observations) -> AbstractContextManager[None]:
         """Meanwhile every norm (by class name, with a weight [c]) and every linear reports to `seen`."""
+
+    def foldable(self, norms: Mapping[str, Sequence[str]], run: Callable[[], Any]) -> dict[str, float]:
+        """Of norms, each with the linears that read it, those that can give something else if the linears make up.
+
+        With each what it adds to its weight: 0, or 1 where it is stored around zero. `run` runs the model.
+        """
 
     def affine(self, name: str) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of a norm or a linear."""
 
-    def set_affine(self, name: str, weight: Tensor, bias: Tensor) -> None:
-        """Give a norm or a linear this weight and this bias, one that had none too."""
-
-    def apply(self, name: str, rows: Tensor) -> Tensor:
-        """What the norm or linear gives for rows [m, c]."""
+    def set_affine(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
+        """Give a norm or a linear this weight and this bias, one that had none too; None: what it has stays."""
 
     def first_tensor(self, output: Any) -> Tensor:
         """The first tensor of what a run gave."""
@@ -78,65 +91,113 @@ class Smoothable(Protocol):
 @torch.no_grad()
 def smooth(
     network: Smoothable, quantizer: Quantizer, selected: set[str], runs: Sequence[Callable[[], Any]]
-) -> list[str]:
-    """Smooth every norm that feeds a selected linear; returns the names of the changed norms.
+) -> tuple[list[str], list[str]]:
+    """Smooth every norm that feeds a selected linear; returns the names of the changed norms, and notes.
 
-    `runs` run the model once for each calibration sample. ValueError when a norm is not an affine one, or when the
-    model computes something else afterwards (it then uses a norm's output in a way that nobody can see).
+    `runs` run the model once for each calibration sample. A norm that is no affine one, or whose output the model uses
+    in another way than through linears, stays as it is, and a note says so.
     """
     seen = Observations(len(runs))
     with network.observing(seen):
-        outputs = []
         for run in runs:
-            outputs.append(run())
+            run()
             seen.end_run()
-            del outputs[1:]
-    before = network.first_tensor(outputs[0]).clone()
-    changed = []
-    for name, norm in seen.norms.items():
-        if selected.intersection(norm.readers):
-            weights = [network.affine(reader)[0] for reader in norm.readers]
-            smoothing = find_smoothing(norm.tokens, norm.low, norm.high, weights, quantizer.quantize_weight)
-            _fold_norm(network, name, smoothing)
-            for reader in norm.readers:
-                _fold_linear(network, reader, smoothing)
-            changed.append(name)
-    after = network.first_tensor(runs[0]())
-    distance = float((after.float() - before.float()).norm() / before.float().norm())
-    if not distance <= TOLERANCE.get(before.dtype, 1e-1):
-        raise ValueError(
-            f"do_smooth=true changes what this model computes by {distance:.1%}: a norm's output is used beside its "
-            "linears; take do_smooth=false"
-        )
-    return changed
+    norms = {name: norm.readers for name, norm in seen.norms.items() if selected.intersection(norm.readers)}
+    linears = network.linears()
+    hidden = [name for name, readers in norms.items() if others_may_read(linears, (name, *readers), seen.reached)]
+    without = dict.fromkeys(hidden, NOT_REACHED)
+    offsets = network.foldable({name: readers for name, readers in norms.items() if name not in without}, runs[0])
+    without |= {name: OTHER_FUNCTION for name in norms if name not in without and name not in offsets}
+    for name, offset in offsets.items():
+        norm = seen.norms[name]
+        weights = [network.affine(reader)[0] for reader in norm.readers]
+        smoothing = find_smoothing(norm.tokens, norm.low, norm.high, weights, quantizer.quantize_weight)
+        scale = _fold_norm(network, name, smoothing, offset)
+        for reader in norm.readers:
+            weight, bias = network.affine(reader)
+            moved = weight.float() @ smoothing.shift
+            network.set_affine(reader, weight.float() * scale, moved if bias is None else bias.float() + moved)
+    return list(offsets), skipped("do_smooth=true", without)
 
 
-def _fold_norm(network: Smoothable, name: str, smoothing: Smoothing) -> None:
+def others_may_read(linears: Mapping[str, tuple[int, int]], parts: Sequence[str], reached: Collection[str]) -> bool:
+    """Whether a linear that did not run stands among `parts`, the last of which reads an input of the same width.
+
+    Experts without a token show nothing of what they would read.
+    """
+    around = common_path(parts)
+    return any(
+        name not in reached and shape[1] == linears[parts[-1]][1] and name.split(".")[: len(around)] == around
+        for name, shape in linears.items()
+    )
+
+
+def common_path(parts: Sequence[str]) -> list[str]:
+    """The names that lead to the smallest module that holds all these modules."""
+    shared = []
+    for names in zip(*(part.split(".")[:-1] for part in parts)):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return shared
+
+
+def skipped(key: str, places: Mapping[str, str]) -> list[str]:
+    """Notes, one a kind of place, that no scale is folded into these modules, and why; `key` asked for it."""
+    counts = Counter(
+        (".".join(part for part in name.split(".") if not part.isdecimal()), why) for name, why in places.items()
+    )
+    return [
+        f"{key}: {count} fold{'s' * (count > 1)} into {kind} skipped, {why}" for (kind, why), count in counts.items()
+    ]
+
+
+def divided(weight: Tensor, scale: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """Weight float32 [c] of a norm whose outputs are divided by `scale` [c], and the scale as the stored weight has it.
+
+    A weight that is stored less an offset keeps few digits of what is near zero, so the readers must take what it says.
+    """
+    weight, dtype = weight.float(), weight.dtype
+    if not offset:
+        return weight / scale, scale
+    whole = weight + offset
+    largest = whole.abs() / (4 * torch.finfo(dtype).eps)
+    scale = torch.where(largest > 0, torch.minimum(scale, largest), 1.0)
+    stored = (whole / scale - offset).to(dtype).float()
+    return stored, torch.where(largest > 0, whole / (stored + offset), 1.0)
+
+
+def foldable_by_runs(
+    network: Smoothable, norms: Mapping[str, Sequence[str]], run: Callable[[], Any]
+) -> dict[str, float]:
+    """`Smoothable.foldable` by what the whole network gives with scaled weights, norm after norm."""
+    exact = network.first_tensor(run()).clone().float()
+    found = {}
+    for name, readers in norms.items():
+        saved = {part: network.affine(part)[0].clone() for part in (name, *readers)}
+        weight, bias = network.affine(name)
+        bias = None if bias is None else bias.clone()
+        scale = torch.exp2(torch.arange(len(weight), device=weight.device) % 5 - 2)
+        for offset in OFFSETS:
+            weight = (saved[name].float() + offset) / scale - offset
+            network.set_affine(name, weight, None if bias is None else bias / scale)
+            for reader in readers:
+                network.set_affine(reader, saved[reader] * scale, None)
+            given = network.first_tensor(run())
+            distance = float((given.float() - exact).norm() / exact.norm())
+            network.set_affine(name, saved[name], bias)
+            for reader in readers:
+                network.set_affine(reader, saved[reader], None)
+            if distance <= (TOLERANCE if given.dtype == torch.float32 else HALF_TOLERANCE):
+                found[name] = offset
+                break
+    return found
+
+
+def _fold_norm(network: Smoothable, name: str, smoothing: Smoothing, offset: float) -> Tensor:
+    """Give the norm the smoothing; the scale [c] that it then divides by."""
     weight, bias = network.affine(name)
-    probe = _probe(weight)
-    before = network.apply(name, probe).float()
+    stored, scale = divided(weight, smoothing.scale, offset)
     old = 0 if bias is None else bias.float()
-    network.set_affine(name, weight.float() / smoothing.scale, (old - smoothing.shift) / smoothing.scale)
-    expected = (before - smoothing.shift) / smoothing.scale
-    if not _close(network.apply(name, probe), expected):
-        raise ValueError(f"do_smooth=true: the norm {name} is not normalization times weight")
-
-
-def _fold_linear(network: Smoothable, name: str, smoothing: Smoothing) -> None:
-    weight, bias = network.affine(name)
-    probe = _probe(weight)
-    expected = network.apply(name, probe)
-    moved = weight.float() @ smoothing.shift
-    network.set_affine(name, weight.float() * smoothing.scale, moved if bias is None else bias.float() + moved)
-    if not _close(network.apply(name, ((probe.float() - smoothing.shift) / smoothing.scale).to(probe.dtype)), expected):
-        raise ValueError(f"do_smooth=true: the linear {name} is not weight times input plus bias")
-
-
-def _probe(weight: Tensor) -> Tensor:
-    """One input [1, c] of a norm or linear."""
-    return torch.linspace(-1, 1, weight.shape[-1], dtype=weight.dtype, device=weight.device).reshape(1, -1)
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    error = float((found.float() - expected.float()).abs().max())
-    return error <= TOLERANCE.get(found.dtype, 1e-1) * float(expected.float().abs().max())
+    network.set_affine(name, stored, (old - smoothing.shift) / scale)
+    return scale

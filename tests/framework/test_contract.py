@@ -151,7 +151,8 @@ def test_smoothing_leaves_the_float_function(framework: Framework) -> None:
     calibrator = cast(Calibrator, framework.calibrator(model, Lowbit(do_smooth=True), TEXTS, 64))
     network, ids = calibrator.network, np.array([model.encode("a text to see the difference on")])
     runs = [partial(network.run, sample) for sample in calibrator.samples]
-    smoothed = smooth(network, calibrator.quantizer, set(network.linears()) - {"lm_head"}, runs)
+    smoothed, notes = smooth(network, calibrator.quantizer, set(network.linears()) - {"lm_head"}, runs)
+    assert notes == []
     kinds = ("input_layernorm", "post_attention_layernorm")
     assert set(smoothed) == {f"model.layers.{layer}.{kind}" for layer in (0, 1) for kind in kinds}
     np.testing.assert_allclose(model.hidden(ids), before.hidden(ids), rtol=1e-3, atol=1e-4)

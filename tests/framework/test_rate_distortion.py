@@ -20,9 +20,8 @@ from ops.framework.pytorch import PyTorch, TorchModel, gradients, rate_distortio
 from ops.framework.pytorch.attribution import AttributedLinear, corrections, loss_shares
 from ops.framework.pytorch.factors import Factors
 from ops.framework.pytorch.fisher import FisherStatistics, Statistics, first_readers, head_gradient, surprise
-from ops.framework.pytorch.folding import find_folds, fold
 from ops.framework.pytorch.loading import byte_tokenizer
-from ops.framework.pytorch.network import TorchNetwork, linear_names
+from ops.framework.pytorch.network import linear_names
 from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator
 from ops.framework.pytorch.search import PASSES, Search, next_level
 from ops.quant.base import QuantizedWeight, Quantizer, round_to_grid
@@ -32,7 +31,6 @@ from ops.quant.w8a8 import W8A8
 from ops.quant.w8a8s import W8A8S
 
 from ..conftest import TEXTS, tiny
-from .chatglm import VOCABULARY
 from .chatglm import chatglm as make_chatglm
 
 CHANGES: dict[str, Any] = {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
@@ -43,47 +41,6 @@ def calibrator(model: TorchModel, quantizer: RDOQ = QUANTIZER) -> RateDistortion
     found = PyTorch().calibrator(model, quantizer, TEXTS, 64)
     assert isinstance(found, RateDistortionCalibrator)
     return found
-
-
-def scales(folds: list[Any]) -> list[tuple[Any, Tensor]]:
-    """Each fold with a scale that its producer can take."""
-    generator = torch.Generator().manual_seed(0)
-    return [(one, one.per_producer(torch.rand(one.of.numel(), generator=generator) * 3 + 0.2)) for one in folds]
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_folds_of_a_llama_leave_its_outputs(kv_heads: int) -> None:
-    model = tiny(**CHANGES, num_key_value_heads=kv_heads).module
-    ids = torch.arange(3, 60).unsqueeze(0)
-    network, run = TorchNetwork(model, model.base_model), partial(model.base_model, input_ids=ids)
-    folds = find_folds(network, [run])
-    assert len(folds) == 2 * 4  # of each layer: two norms, value -> output, up -> down
-    before = model(input_ids=ids).logits.detach()
-    weight = model.model.layers[1].self_attn.o_proj.weight.clone()
-    fold(network, scales(folds), run)
-    torch.testing.assert_close(model(input_ids=ids).logits.detach(), before, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(model.model.layers[1].self_attn.o_proj.weight, weight)
-
-
-def test_folds_of_chatglm_leave_its_outputs() -> None:
-    model = make_chatglm()
-    ids = torch.randint(0, VOCABULARY, (1, 9), generator=torch.Generator().manual_seed(0))
-    network, run = TorchNetwork(model), partial(model, ids)
-    folds = [one for one in find_folds(network, [run]) if "output_layer" not in one.readers[0]]
-    assert {one.producer.rpartition(".")[2] for one in folds} >= {"query_key_value", "dense_h_to_4h", "input_layernorm"}
-    before = model(ids).logits.detach()
-    fold(network, scales(folds), run)
-    torch.testing.assert_close(model(ids).logits.detach(), before, rtol=1e-4, atol=1e-5)
-
-
-def test_a_fold_that_changes_the_model_is_refused() -> None:
-    model = tiny().module
-    run = partial(model.base_model, input_ids=torch.arange(3, 60).unsqueeze(0))
-    network = TorchNetwork(model, model.base_model)
-    one, scale = scales(find_folds(network, [run]))[0]
-    wrong = type(one)(one.readers[:1], one.producer, one.of)
-    with pytest.raises(ValueError, match="folding scales changes what this model computes"):
-        fold(network, [(wrong, scale)], run)
 
 
 def measured(model: TorchModel, length: int = 40) -> FisherStatistics:

@@ -38,6 +38,11 @@ class OffsetRMSNorm(nn.RMSNorm):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
 
 
+class SquareRMSNorm(OffsetRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.weight
+
+
 def heavy_input() -> Tensor:
     x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
     x[:, 3] *= 80
@@ -51,10 +56,11 @@ def test_a_llama_computes_the_same_and_every_norm_before_linears_has_a_bias() ->
         before = model(input_ids=TOKENS[0]).logits
         names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
         runs = [lambda ids=ids: model.model(input_ids=ids) for ids in TOKENS]
-        smoothed = smooth(TorchNetwork(model), QUANTIZER, names, runs)
+        smoothed, notes = smooth(TorchNetwork(model), QUANTIZER, names, runs)
         after = model(input_ids=TOKENS[0]).logits
     norms = {f"model.layers.{i}.{kind}" for i in (0, 1) for kind in ("input_layernorm", "post_attention_layernorm")}
     assert set(smoothed) == norms
+    assert notes == []
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
     keys = model.state_dict().keys()
     assert {f"{name}.bias" for name in norms} <= keys
@@ -76,13 +82,39 @@ def test_smoothed_models_lose_less(norm: type[nn.Module]) -> None:
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_a_norm_whose_output_goes_elsewhere_is_refused() -> None:
-    model = Gated(nn.RMSNorm(32), beside=True)
-    with pytest.raises(ValueError, match=r"changes what this model computes.*do_smooth=false"):
-        smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_norm_whose_output_goes_elsewhere_stays(dtype: torch.dtype) -> None:
+    model, x = Gated(nn.RMSNorm(32), beside=True).to(dtype), heavy_input().to(dtype)
+    before = model(x)
+    found = smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(x)])
+    assert found == ([], ["do_smooth=true: 1 fold into norm skipped, the model computes something else with it"])
+    assert torch.equal(model(x), before)
 
 
-def test_a_norm_that_is_not_its_weight_times_something_is_refused() -> None:
+def test_a_norm_may_add_one_to_its_weight() -> None:
     model = Gated(OffsetRMSNorm(32, eps=1e-6))
-    with pytest.raises(ValueError, match="the norm norm is not normalization times weight"):
-        smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])
+    with torch.no_grad():
+        before = model(heavy_input())
+        assert smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])[0] == [
+            "norm"
+        ]
+        torch.testing.assert_close(model(heavy_input()), before, rtol=1e-4, atol=1e-4)
+
+
+class Doubled(nn.Linear):
+    """Knows nothing of a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (2 * self.weight).t()
+
+
+@pytest.mark.parametrize("kind", [SquareRMSNorm, Doubled])
+def test_parts_that_are_no_norms_and_linears_stay(kind: type[nn.Module]) -> None:
+    model = Gated(nn.RMSNorm(32) if kind is Doubled else SquareRMSNorm(32, eps=1e-6))
+    if kind is Doubled:
+        model.second = Doubled(32, 48, bias=False)
+    before = model(heavy_input())
+    changed, notes = smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])
+    assert changed == []
+    assert len(notes) == 1
+    assert torch.equal(model(heavy_input()), before)

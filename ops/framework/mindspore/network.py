@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 from ops.framework.base import ONE_OUTPUT
 from ops.framework.calibrator import OTHER_INPUTS, WEIGHT_READ, Sample, Watcher
 from ops.framework.int8_linear import QuantizedLinear
-from ops.framework.smoothing import Observations
+from ops.framework.smoothing import Observations, foldable_by_runs
 
 from .int8_cell import QuantizedCell, quantized_cell
 from .tensors import from_torch, to_torch
@@ -109,18 +109,24 @@ class MindSporeNetwork:
         weight = cell.cell.weight if isinstance(cell, Biased) else cell.weight
         return to_torch(weight), None if bias is None else to_torch(bias)
 
-    def set_affine(self, name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Give a norm or a linear this weight and this bias."""
+    def foldable(self, norms: Mapping[str, Sequence[str]], run: Callable[[], Any]) -> dict[str, float]:
+        """Norms that can give something else, by what the whole network then gives; with each its offset."""
+
+        def takes_shift(name: str) -> bool:
+            cell = cell_of(self.network, name)
+            return activation_of(cell) is None or bias_of(cell) is not None
+
+        return foldable_by_runs(
+            self, {name: given for name, given in norms.items() if all(map(takes_shift, given))}, run
+        )
+
+    def set_affine(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Give a norm or a linear this weight and this bias; None: what it has stays."""
         cell = cell_of(self.network, name)
-        if activation_of(cell) is not None and bias_of(cell) is None:
-            raise ValueError(f"do_smooth=true: {name} has an activation but no bias to take the shift")
         parameter = cell.cell.weight if isinstance(cell, Biased) else cell.weight
         parameter.set_data(from_torch(weight.to(to_torch(parameter).dtype)))
-        add_bias(self.network, name, bias.to(to_torch(parameter).dtype))
-
-    def apply(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """What the norm or linear gives for rows [m, c]."""
-        return to_torch(cell_of(self.network, name)(from_torch(rows)))
+        if bias is not None:
+            add_bias(self.network, name, bias.to(to_torch(parameter).dtype))
 
     def first_tensor(self, output: Any) -> torch.Tensor:
         """The first tensor of what the network gave: a Tensor or a tuple."""

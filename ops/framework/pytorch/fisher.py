@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -85,8 +85,7 @@ class FisherStatistics:
             if self.first[name] == name:
                 handles.append(linear.register_forward_pre_hook(partial(self._read, name, id(linear) in later)))
             handles.append(linear.register_forward_hook(partial(self._gave, name, id(linear) in later)))
-        # gradients begin behind the embeddings, whose table needs none
-        handles.append(model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_()))
+        handles += [table.register_forward_hook(_begin_gradients) for table in embeddings(model)]
         try:
             yield
         finally:
@@ -124,6 +123,20 @@ class FisherStatistics:
         self.weights[name] = torch.cat([self.weights.get(name, weights[:0]), weights])
         reach = x.abs().amax(dim=0)
         self.reach[name] = torch.maximum(self.reach.get(name, reach), reach)
+
+
+def embeddings(model: Any) -> list[nn.Module]:
+    """Where gradients begin, so that no table needs one: what the model calls its embeddings, and all like them."""
+    found: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    with suppress(NotImplementedError, AttributeError):  # custom code rarely says
+        own = model.get_input_embeddings()
+        if isinstance(own, nn.Module) and own not in found:
+            found.append(own)
+    return found
+
+
+def _begin_gradients(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+    return out.requires_grad_().clone()  # a model may change its embeddings in place
 
 
 @dataclass

@@ -2,95 +2,182 @@
 
 Dividing the inputs of a linear by a scale and multiplying its columns with it changes nothing, if what makes the
 inputs is divided: the weight of a norm, or rows of another linear with nothing but products and sums between. Such are
-value -> output of attention (query heads that share a key head share the scale) and up -> down of a gated MLP.
+value -> output of attention (query heads that share a key head share the scale), up -> down of a gated MLP, or either
+linear of one with ReLU. Which of them a model has is tried (`probe`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ops.framework.smoothing import TOLERANCE, Observations
+from ops.framework.smoothing import NOT_REACHED, OTHER_FUNCTION, Observations, divided, others_may_read
+from ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ, balanced_scale, importance, smoothing_scale
 
+from .fisher import Statistics
 from .network import TorchNetwork, linear_names
+from .probe import Fold, folds_of_norm, folds_that_hold
+
+HEADS = ("head_dim", "v_head_dim", "kv_channels", "attention_head_size")  # what models call the width of a head
 
 
-@dataclass(frozen=True)
-class Fold:
-    """The linears that read one input [k], and the module that takes the scale: its weight's entry or row `of[i]`."""
+def find_folds(
+    network: TorchNetwork, run: Callable[[], Any], selected: Collection[str] | None = None
+) -> tuple[list[Fold], dict[str, str]]:
+    """Every fold into `selected` linears (None: all) that leaves what the model computes; places without one, and why.
 
-    readers: tuple[str, ...]
-    producer: str
-    of: Tensor  # int64 [k]
-
-    def per_producer(self, values: Tensor) -> Tensor:
-        """The largest of values [k] of all inputs that an entry or row makes, for each input [k]."""
-        largest = torch.full((int(self.of.max()) + 1,), -torch.inf).scatter_reduce(0, self.of, values, "amax")
-        return largest[self.of]
-
-
-def find_folds(network: TorchNetwork, runs: Sequence[Callable[[], Any]]) -> list[Fold]:
-    """Every fold of the model; `runs` run it once for each of some samples."""
-    seen = Observations(len(runs))
+    `run` runs the model on a few tokens. A place is a norm, or the last linear that a module runs.
+    """
+    seen = Observations(1)
     with network.observing(seen):
-        for run in runs:
-            run()
-            seen.end_run()
-    model = network.model
-    folds = [
-        Fold(tuple(norm.readers), name, torch.arange(norm.low.numel()))
-        for name, norm in seen.norms.items()
-        if norm.readers
-    ]
-    shapes = linear_names(model)
-    pairs = _pairs(model.config)
-    for name, _ in model.named_modules():
-        for maker, reader, rows in pairs:
-            if f"{name}.{maker}" in shapes and f"{name}.{reader}" in shapes:
-                of = rows(shapes[f"{name}.{maker}"][0], shapes[f"{name}.{reader}"][1])
-                folds.append(Fold((f"{name}.{reader}",), f"{name}.{maker}", of))
-    return folds
+        run()
+    model, shapes = network.model, linear_names(network.model)
+    wanted = set(shapes if selected is None else selected)
+    of_norms = {name: norm.readers for name, norm in seen.norms.items() if norm.readers}
+    candidates = {name: folds_of_norm(model, name, readers) for name, readers in of_norms.items()}
+    known = {reader for readers in of_norms.values() for reader in readers}
+    candidates |= {
+        place: folds
+        for place, folds in _between_linears(model, list(seen.reached), shapes).items()
+        if place not in known
+    }
+    candidates = {place: folds for place, folds in candidates.items() if wanted.issuperset(folds[0].readers)}
+    tried = {
+        place: folds
+        for place, folds in candidates.items()
+        if not others_may_read(shapes, (folds[0].producer, *folds[0].readers), seen.reached)
+    }
+    found = dict(zip(tried, folds_that_hold(model, list(tried.values()), run)))
+    without = {
+        place: OTHER_FUNCTION if place in tried else NOT_REACHED for place in candidates if found.get(place) is None
+    }
+    return [fold for fold in found.values() if fold is not None], without
 
 
 @torch.no_grad()
-def fold(network: TorchNetwork, folds: Sequence[tuple[Fold, Tensor]], run: Callable[[], Any]) -> None:
-    """Divide the inputs of each fold by its scale [k]; ValueError when the model then computes something else."""
-    before = network.first_tensor(run()).clone()
-    for one, scale in folds:
-        producer: Any = network.model.get_submodule(one.producer)
-        by_row = torch.ones(producer.weight.shape[0])
-        by_row[one.of] = scale
+def smooth_inputs(network: TorchNetwork, folds: Sequence[Fold], statistics: Statistics, quantizer: RDOQ) -> None:
+    """Smooth the inputs of all folds, in the model and in its statistics."""
+    rows = statistics.rows
+    for name in statistics.first:
+        with suppress(KeyError):
+            rows[name] = statistics[f"{name}.rows"].clone()
+    scales: list[tuple[Fold, Tensor]] = []
+    for one in folds:
+        if not all(name in rows for name in one.readers):
+            continue
+        scale = storable(network, one, _scale(network, one, statistics, quantizer))
+        scales.append((one, scale))
+        statistics.scales[statistics.first[one.readers[0]]] = scale
+        if one.producer in rows:  # its outputs are divided, so their gradients grow
+            rows[one.producer] *= one.by_row(scale.square(), len(rows[one.producer]))
+    for one, scale in scales:
+        fold(network, one, scale)
+
+
+def storable(network: TorchNetwork, one: Fold, scale: Tensor) -> Tensor:
+    """The scale [k] as the producer's weight can be stored."""
+    if not one.offset:
+        return scale
+    weight = network.affine(one.producer)[0]
+    return divided(weight, scale.to(weight.device), one.offset)[1].to(scale)
+
+
+@torch.no_grad()
+def fold(network: TorchNetwork, one: Fold, scale: Tensor) -> None:
+    """Divide the inputs of a fold by its scale [k]."""
+    producer: Any = network.model.get_submodule(one.producer)
+    by_row = one.by_row(scale, producer.weight.shape[0])
+    if one.offset:
+        producer.weight.copy_(divided(producer.weight, by_row.to(producer.weight.device), one.offset)[0])
+    else:
         producer.weight.div_(by_row.reshape(-1, *[1] * (producer.weight.ndim - 1)).to(producer.weight))
-        if getattr(producer, "bias", None) is not None:
-            producer.bias.div_(by_row.to(producer.bias))
-        for reader in one.readers:
-            linear: Any = network.model.get_submodule(reader)
-            linear.weight.mul_(scale.to(linear.weight))
-    after = network.first_tensor(run())
-    distance = float((after.float() - before.float()).norm() / before.float().norm())
-    if not distance <= TOLERANCE.get(before.dtype, 1e-1):
-        raise ValueError(
-            f"smooth_alpha: folding scales changes what this model computes by {distance:.1%}; take smooth_alpha=null"
-        )
+    if getattr(producer, "bias", None) is not None:
+        producer.bias.div_(by_row.to(producer.bias))
+    for reader in one.readers:
+        linear: Any = network.model.get_submodule(reader)
+        linear.weight.mul_(scale.to(linear.weight))
 
 
-def _pairs(config: Any) -> list[tuple[str, str, Callable[[int, int], Tensor]]]:
-    """(linear that makes, linear that reads, function of their rows and columns: which row makes each input)."""
-    head = getattr(config, "kv_channels", None) or getattr(config, "head_dim", None)
-    head = int(head or config.hidden_size // config.num_attention_heads)
+def _scale(network: TorchNetwork, one: Fold, statistics: Statistics, quantizer: RDOQ) -> Tensor:
+    """What to divide the inputs [k] of a fold by.
 
-    def shared(first: int, rows: int, width: int) -> Tensor:
-        """Rows from `first` on, query heads in a row sharing a key head."""
-        return torch.arange(first, first + rows).reshape(-1, 1, head).expand(-1, width // rows, head).reshape(-1)
+    Where a norm takes the scale, all that is known decides; where rows of a linear do, the reach of inputs that few
+    tokens make large, and so it does for a grid whose steps follow the largest weights.
+    """
+    first = statistics.first[one.readers[0]]
+    weights = [network.affine(name)[0].float().cpu() for name in one.readers]
+    reach = one.per_producer(statistics[f"{first}.reach"])
+    if isinstance(network.model.get_submodule(one.producer), nn.Linear) or quantizer.grid is not None:
+        weight_reach = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
+        assert quantizer.smooth_alpha is not None
+        return smoothing_scale(reach, one.per_producer(weight_reach), quantizer.smooth_alpha)
+    known = importance(statistics.moment(first), statistics.rows[first], quantizer.damping)
+    columns = torch.empty_like(known.columns)
+    columns[known.order] = known.columns
+    noise, sensitivity = 0.0, torch.zeros_like(reach)
+    for name, weight in zip(one.readers, weights):
+        rows, bits = statistics.rows[name], quantizer.expected_bits((weight.shape[0], weight.shape[1]))
+        noise += float(rows @ weight.var(dim=1, correction=0)) * GAUSSIAN_NOISE * 4.0**-bits
+        if quantizer.activations != "float":
+            sensitivity += rows @ weight.square()
+    return balanced_scale(reach, columns, sensitivity, noise)
 
-    return [
-        ("up_proj", "down_proj", lambda rows, width: torch.arange(width)),  # LLaMA
-        ("v_proj", "o_proj", lambda rows, width: shared(0, rows, width)),
-        ("dense_h_to_4h", "dense_4h_to_h", lambda rows, width: torch.arange(rows - width, rows)),  # ChatGLM2: gate, up
-        # query [width], key and value of one size
-        ("query_key_value", "dense", lambda rows, width: shared((rows + width) // 2, (rows - width) // 2, width)),
-    ]
+
+def _between_linears(
+    model: nn.Module, reached: Sequence[str], shapes: dict[str, tuple[int, int]]
+) -> dict[str, list[Fold]]:
+    """The last linear that each module runs -> folds that its other linears could take, the last of them first."""
+    called: dict[str, list[str]] = {}
+    for name in reached:
+        called.setdefault(name.rpartition(".")[0], []).append(name)
+    found = {}
+    for owner, module in model.named_modules():
+        *makers, reader = called.get(owner) or [""]
+        width = shapes[reader][1] if makers else 0
+        folds = [
+            Fold((reader,), maker, of)
+            for maker in reversed(makers)
+            for of in _layouts(shapes[maker][0], width, _heads(module, model))
+        ]
+        if folds:
+            found[reader] = folds
+    return found
+
+
+def _layouts(rows: int, width: int, heads: Sequence[int]) -> Iterator[Tensor]:
+    """Which of a linear's rows may make each of the inputs [width] of another, in all orders that models have."""
+    if rows == width:
+        yield torch.arange(width)
+    if rows == 2 * width:  # gate and up, up and gate
+        yield torch.arange(width, rows)
+        yield torch.arange(width)
+    for head in heads:
+        if width % head or rows % head:
+            continue
+        queries, fused = width // head, max(0, rows - width) // (2 * head)  # heads of values beside queries and keys
+        if fused and rows == width + 2 * fused * head and queries % fused == 0:
+            yield _values(torch.arange(rows - fused * head, rows), head, queries)  # all queries, all keys, all values
+        # values alone; groups of queries, a key and a value; heads of a key and a value
+        for groups in dict.fromkeys((rows // head, fused, queries)):
+            if groups and rows % groups == 0 and rows // groups >= head and queries % groups == 0:
+                yield _values(torch.arange(rows).reshape(groups, -1)[:, -head:], head, queries)
+
+
+def _values(rows: Tensor, head: int, queries: int) -> Tensor:
+    """Rows of values [groups * head], query heads in a row sharing a head of them, for each of the inputs."""
+    rows = rows.reshape(-1, 1, head)
+    return rows.expand(-1, queries // len(rows), head).reshape(-1)
+
+
+def _heads(module: nn.Module, model: Any) -> list[int]:
+    """Widths that the heads of this module may have."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    found = [getattr(owner, key, None) for owner in (module, config) for key in HEADS]
+    count = getattr(config, "num_attention_heads", None)
+    if isinstance(count, int) and count:
+        found.append(getattr(config, "hidden_size", 0) // count)
+    return list(dict.fromkeys(head for head in found if isinstance(head, int) and head > 0))

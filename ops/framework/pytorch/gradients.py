@@ -29,7 +29,9 @@ def gradients(model: nn.Module, of: Collection[nn.Parameter] = ()) -> Iterator[S
     it runs once more. A model that names no blocks keeps everything until its gradients are due.
     """
     kinds = set(getattr(model, "_no_split_modules", None) or ())
-    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
+    named = [module for module in model.modules() if type(module).__name__ in kinds]
+    inner = {id(module) for block in named for module in block.modules() if module is not block}
+    blocks = [block for block in named if id(block) not in inner]
     within = {id(module) for block in blocks for module in block.modules()}
     forwards: dict[nn.Module, Callable[..., Any]] = {
         block: partial(

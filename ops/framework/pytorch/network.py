@@ -21,6 +21,7 @@ from ops.memory import give_back
 from ops.quant.base import Quantizer
 
 from .experts import float_linears
+from .probe import folds_of_norm, folds_that_hold, takes_bias
 from .usage import watched_use
 
 
@@ -120,17 +121,22 @@ class TorchNetwork:
         module: Any = self.model.get_submodule(name)
         return module.weight, getattr(module, "bias", None)
 
-    def set_affine(self, name: str, weight: Tensor, bias: Tensor) -> None:
-        """Give a norm or a linear this weight and this bias."""
+    def foldable(self, norms: Mapping[str, Sequence[str]], run: Callable[[], Any]) -> dict[str, float]:
+        """Norms that can give something else, by what their blocks then give; with each its offset."""
+        candidates = {
+            name: folds_of_norm(self.model, name, readers)
+            for name, readers in norms.items()
+            if all(takes_bias(self.model.get_submodule(part)) for part in (name, *readers))
+        }
+        found = folds_that_hold(self.model, list(candidates.values()), run)
+        return {fold.producer: fold.offset for fold in found if fold is not None}
+
+    def set_affine(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
+        """Give a norm or a linear this weight and this bias; None: what it has stays."""
         module: Any = self.model.get_submodule(name)
         module.weight.copy_(weight)
-        add_bias(module, bias.to(module.weight.dtype))
-
-    def apply(self, name: str, rows: Tensor) -> Tensor:
-        """What the norm or linear gives for rows [m, c]."""
-        found = self.model.get_submodule(name)(rows)
-        assert isinstance(found, Tensor)
-        return found
+        if bias is not None:
+            add_bias(module, bias.to(module.weight.dtype))
 
     def first_tensor(self, output: Any) -> Tensor:
         """The first tensor of what the model gave: a tensor, a tuple, or a ModelOutput."""
@@ -193,8 +199,9 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
     """Give a norm or linear that has none a bias [c], stored as `.bias` beside its `.weight`."""
     had = getattr(module, "bias", None)
     if had is None:
+        known = "bias" in module._parameters  # as None: linears and nn.LayerNorm, whose own forward adds it
         module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
-        if not isinstance(module, nn.Linear):  # a norm's own forward knows no bias
+        if not known:
             module.register_forward_hook(lambda norm, _, out: out + norm.bias)
     else:
         had.copy_(bias)

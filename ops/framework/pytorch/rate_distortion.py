@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -16,25 +15,20 @@ from torch import Tensor, nn
 from ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
 from ops.framework.calibrator import FLOAT_SAMPLES, WEIGHTS_ALONE, Sample, Watcher, weight_error
 from ops.framework.int8_linear import quantized_linear
+from ops.framework.smoothing import skipped
 from ops.memory import give_back
 from ops.quant.base import ActivationGrid, QuantizedWeight, quantize_activation
-from ops.quant.rdoq import (
-    BITS,
-    GAUSSIAN_NOISE,
-    RDOQ,
-    balanced_scale,
-    importance,
-    smoothing_scale,
-)
+from ops.quant.rdoq import BITS, RDOQ, importance
 
 from .attribution import AttributedLinear, corrections, loss_shares
 from .factors import Factors
 from .fisher import FisherStatistics, Statistics, first_readers
-from .folding import Fold, find_folds, fold
+from .folding import find_folds, smooth_inputs
 from .gradients import gradients, multiply
 from .language_model import output_layer
 from .moments import packed_size
 from .network import Calibrator, TorchNetwork
+from .probe import Fold
 from .search import KL_TOLERANCE, PASSES, Search, next_level
 from .tuning import TunedLinear, tuned_steps
 
@@ -83,12 +77,12 @@ class RateDistortionCalibrator(Calibrator):
         if not self.samples:
             raise ValueError("what errors cost is measured on calibration samples, and there are none")
         selected = self.select()
-        folds = find_folds(self.network, [self._glance])
+        folds = self._folds(selected)
         statistics = self._measure(selected, remember, progress)
         head = output_layer(self.model)
         folded = any(self.model.get_submodule(name) is head for name in selected)
         self._float_head = deepcopy(head) if folded else head
-        self._fold(folds if self.quantizer.smooth_alpha is not None else [], statistics)
+        smooth_inputs(self.network, folds, statistics, self.quantizer)
         for name in selected:
             self._floats[name], self._biases[name] = self.network.affine(name)
         self._token_weights = {  # of each linear, times its mean squared gradient
@@ -125,6 +119,14 @@ class RateDistortionCalibrator(Calibrator):
             self._renew_notes()
         self._calibrated = True
         return list(self.layers.values())
+
+    def _folds(self, selected: list[str]) -> list[Fold]:
+        """Where scales of inputs go; notes say where they cannot."""
+        if self.quantizer.smooth_alpha is None:
+            return []
+        folds, places = find_folds(self.network, self._glance, selected)
+        self.notes += skipped(f"smooth_alpha={self.quantizer.smooth_alpha}", places)
+        return folds
 
     def _input_losses(self, weights: dict[str, QuantizedWeight]) -> dict[str, float]:
         """Fisher estimate of what the input grid of each linear costs, over the first samples."""
@@ -191,50 +193,6 @@ class RateDistortionCalibrator(Calibrator):
         states = base(**_inputs(sample)).last_hidden_state
         assert isinstance(states, Tensor)
         return states
-
-    def _fold(self, folds: Sequence[Fold], statistics: Statistics) -> None:
-        """Smooth the inputs of all folds, in the model and in its statistics."""
-        rows = statistics.rows
-        for name in statistics.first:
-            with suppress(KeyError):
-                rows[name] = statistics[f"{name}.rows"].clone()
-        scales: list[tuple[Fold, Tensor]] = []
-        for one in folds:
-            if not all(name in rows for name in one.readers):
-                continue
-            first = statistics.first[one.readers[0]]
-            scale = self._scale(one, statistics)
-            scales.append((one, scale))
-            statistics.scales[first] = scale
-            if one.producer in rows:  # its outputs are divided, so their gradients grow
-                by_row = torch.ones_like(rows[one.producer])
-                by_row[one.of] = scale.square()
-                rows[one.producer] *= by_row
-        fold(self.network, scales, self._glance)
-
-    def _scale(self, one: Fold, statistics: Statistics) -> Tensor:
-        """What to divide the inputs [k] of a fold by.
-
-        Where a norm takes the scale, all that is known decides; where rows of a linear do, the reach of inputs that
-        few tokens make large, and so it does for a grid whose steps follow the largest weights.
-        """
-        first = statistics.first[one.readers[0]]
-        weights = [self.network.affine(name)[0].float().cpu() for name in one.readers]
-        reach = one.per_producer(statistics[f"{first}.reach"])
-        if one.producer in statistics.rows or self.quantizer.grid is not None:
-            weight_reach = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
-            assert self.quantizer.smooth_alpha is not None
-            return smoothing_scale(reach, one.per_producer(weight_reach), self.quantizer.smooth_alpha)
-        known = importance(statistics.moment(first), statistics.rows[first], self.quantizer.damping)
-        columns = torch.empty_like(known.columns)
-        columns[known.order] = known.columns
-        noise, sensitivity = 0.0, torch.zeros_like(reach)
-        for name, weight in zip(one.readers, weights):
-            rows, bits = statistics.rows[name], self.quantizer.expected_bits((weight.shape[0], weight.shape[1]))
-            noise += float(rows @ weight.var(dim=1, correction=0)) * GAUSSIAN_NOISE * 4.0**-bits
-            if self.quantizer.activations != "float":
-                sensitivity += rows @ weight.square()
-        return balanced_scale(reach, columns, sensitivity, noise)
 
     def _factors(self, statistics: Statistics) -> Factors:
         """What errors cost, by linear; inputs that are shared are factored once."""
