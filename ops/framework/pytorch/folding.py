@@ -22,6 +22,7 @@ from .fisher import Statistics
 from .network import TorchNetwork, linear_names
 from .probe import Fold, folds_of_norm, folds_that_hold
 
+FLOAT_READER = "a linear that stays float reads it too"
 HEADS = ("head_dim", "v_head_dim", "kv_channels", "attention_head_size")  # what models call the width of a head
 
 
@@ -40,21 +41,18 @@ def find_folds(
     of_norms = {name: norm.readers for name, norm in seen.norms.items() if norm.readers}
     candidates = {name: folds_of_norm(model, name, readers) for name, readers in of_norms.items()}
     known = {reader for readers in of_norms.values() for reader in readers}
-    candidates |= {
-        place: folds
-        for place, folds in _between_linears(model, list(seen.reached), shapes).items()
-        if place not in known
-    }
-    candidates = {place: folds for place, folds in candidates.items() if wanted.issuperset(folds[0].readers)}
-    tried = {
-        place: folds
-        for place, folds in candidates.items()
-        if not others_may_read(shapes, (folds[0].producer, *folds[0].readers), seen.reached)
-    }
+    between = _between_linears(model, list(seen.reached), shapes)
+    candidates |= {place: folds for place, folds in between.items() if place not in known}
+    candidates = {place: folds for place, folds in candidates.items() if wanted.intersection(folds[0].readers)}
+    without: dict[str, str] = {}
+    for place, (first, *_) in candidates.items():
+        if not wanted.issuperset(first.readers):
+            without[place] = FLOAT_READER
+        elif others_may_read(shapes, (first.producer, *first.readers), seen.reached):
+            without[place] = NOT_REACHED
+    tried = {place: folds for place, folds in candidates.items() if place not in without}
     found = dict(zip(tried, folds_that_hold(model, list(tried.values()), run)))
-    without = {
-        place: OTHER_FUNCTION if place in tried else NOT_REACHED for place in candidates if found.get(place) is None
-    }
+    without |= {place: OTHER_FUNCTION for place, fold in found.items() if fold is None}
     return [fold for fold in found.values() if fold is not None], without
 
 
