@@ -68,7 +68,8 @@ def test_a_password_from_a_file_is_masked_before_hydra_writes_it(
     file.write_text(f"_target_: runner.tracking.MLflow\nuri: {WITH_PASSWORD[0]}\n", encoding="utf-8")
     command = ["slimrun", "--config-dir", str(tmp_path / "mine"), "tracking=team", "--cfg", "job"]
     monkeypatch.setattr("sys.argv", command)
-    main.main()
+    with pytest.raises(SystemExit, match="0"):
+        main.main()
     out = capsys.readouterr().out
     assert "uri: http://bob:***@127.0.0.1:9" in out
     assert MLflow("http://bob:***@127.0.0.1:9").tracking_uri == WITH_PASSWORD[0]
