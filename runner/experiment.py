@@ -231,7 +231,7 @@ class Experiment:
             reports=reports,
             outputs=quant_outputs,
             weight_file=weight_file,
-            warnings=[*notes, *self._warnings(texts, readable)],
+            warnings=[*notes, *final.notes, *self._warnings(texts, readable)],
             metrics={
                 **sizes.metrics,
                 "size/covered_share": covered_share(self.covered(outline), outline),

@@ -169,6 +169,7 @@ class LoadedModel(Reader, Protocol):
     """
 
     name: str
+    notes: list[str]  # what a reader of the scores must know of how they came about, one line each
     fingerprint: str  # hash of the weights' content and everything that shapes the float outputs
 
     def output_head(self) -> Callable[[FloatArray], FloatArray]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -51,6 +53,10 @@ class QuantizedLinear(nn.Module):
         """Take the tensors that `stored` gave; ValueError when one has another shape or dtype."""
         raise NotImplementedError
 
+    def floats(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [n, k] and bias [n] as float32."""
+        raise NotImplementedError
+
     def _check_rows(self, name: str, tensor: Tensor) -> Tensor:
         if tensor.numel() not in (1, self.out_features) or not tensor.dtype.is_floating_point:
             raise ValueError(
@@ -93,6 +99,12 @@ class Int8Linear(QuantizedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k] -> [..., n]."""
         return int8_linear(x, self.weight, self.grid, self.quant_bias, self.deq_scale)
+
+    def floats(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [n, k] and bias [n] as float32."""
+        sums = self.weight.sum(dim=1, dtype=torch.int32)
+        bias = (self.quant_bias + self.grid.offset * sums) * self.deq_scale
+        return self.weight * (self.deq_scale.reshape(-1, 1) / self.grid.scale), bias
 
     def stored(self) -> dict[str, Tensor]:
         """Weight, input grid, and scales and bias folded for the fixed-point operator.
@@ -167,8 +179,11 @@ class WeightOnlyLinear(QuantizedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k] -> [..., n]."""
-        weight = (self.weight * self.weight_scale.to(torch.float32)).to(x.dtype)
-        return nn.functional.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+        return float_product(self, x)
+
+    def floats(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [n, k] and bias [n] as float32."""
+        return self.weight * self.weight_scale.to(torch.float32), None if self.bias is None else self.bias.float()
 
     def stored(self) -> dict[str, Tensor]:
         """Weight, weight_scale and weight_offset."""
@@ -239,6 +254,31 @@ def _stored_grid(scale: Tensor, offset: Tensor) -> ActivationGrid:
     if not (0 < step < math.inf and -128 <= zero <= 127 and zero.is_integer()):
         raise ValueError(f"has the input_scale {step:g} and the input_offset {zero:g}, which are no grid of int8")
     return ActivationGrid(step, int(zero))
+
+
+def float_product(linear: QuantizedLinear, x: Tensor) -> Tensor:
+    """x [..., k] times the dequantized weight, plus bias: [..., n]."""
+    weight, bias = linear.floats()
+    return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+@contextmanager
+def float_products(module: nn.Module) -> Iterator[None]:
+    """Meanwhile quantized linears leave their inputs float."""
+    linears = [child for child in module.modules() if isinstance(child, QuantizedLinear)]
+    # accelerate's hooks, which move inputs between devices, keep what they call under another name
+    places = [(vars(linear), "_old_forward" if hasattr(linear, "_hf_hook") else "forward") for linear in linears]
+    own = [place.get(name) for place, name in places]
+    for linear, (place, name) in zip(linears, places):
+        place[name] = partial(float_product, linear)
+    try:
+        yield
+    finally:
+        for (place, name), before in zip(places, own):
+            if before is None:
+                del place[name]
+            else:
+                place[name] = before
 
 
 def stored_scale(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:

@@ -23,6 +23,7 @@ class TextModel:
         self.tokenizer = tokenizer
         self._config = config
         self._generation_config = generation_config
+        self.notes: list[str] = []  # what a reader of the scores must know of how they came about
         self.prompt_date = ""  # ISO 8601, once a prompt was encoded whose chat template asks for the time
 
     @property

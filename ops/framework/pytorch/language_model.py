@@ -12,23 +12,27 @@ import numpy.typing as npt
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import DynamicCache
 from transformers.dynamic_module_utils import custom_object_save
 
-from ops.framework.int8_linear import QuantizedLinear
+from ops.framework.int8_linear import QuantizedLinear, float_products
 from ops.framework.text import CHECKSUM_PROMPTS, TextModel
+
+from .cached_steps import MORE, READ, CachedSteps
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+NO_CACHE = "the model's cache does not give what a pass over the whole text gives"
 
 
 class TorchModel(TextModel):
     """A causal language model of transformers with its tokenizer, in evaluation mode.
 
     Scores come from the base model's last hidden states and the output head apart, so that a caller runs the head
-    only where it needs it. One prefix is run once for all its continuations; generation is one left-padded batch
-    with a KV cache. All results depend on the call's shapes alone, never on earlier calls. The module may be spread
-    over several devices: `device` is where its inputs go, and results come back to it.
+    only where it needs it. One prefix is run once for all its continuations; generation is one left-padded batch with
+    a cache: both where the cache gives what a full pass gives. All results depend on the call's shapes alone, never on
+    earlier calls. The module may be spread over several devices: `device` is where its inputs go, and results come
+    back to it.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class TorchModel(TextModel):
         self.device = device or torch.device(module.device)
         self._base = module.base_model
         self._head = output_layer(module)
+        self._steps = CachedSteps(self._base, module.config, self.device)
 
     @torch.inference_mode()
     def hidden(self, ids: IntArray) -> FloatArray:
@@ -71,16 +76,9 @@ class TorchModel(TextModel):
         self.check_tokens(options, "option")
         if len(options) == 0:
             return []
-        cache = self._new_cache()
-        first = self._base(input_ids=self._tensor([list(prefix)]), past_key_values=cache, use_cache=True)
-        start = first.last_hidden_state[:, -1:]
-        count, length = len(options), max(len(option) for option in options)
+        length = max(len(option) for option in options)
         padded = self._tensor([[*option, *[0] * (length - len(option))] for option in options])
-        states = start.expand(count, -1, -1)
-        if length > 1:
-            cache.batch_repeat_interleave(count)
-            later = self._base(input_ids=padded[:, :-1], past_key_values=cache, use_cache=True).last_hidden_state
-            states = torch.cat([states, later], dim=1)
+        states = self._cached_steps().after_prefix(self._tensor([list(prefix)]), padded[:, :-1])
         scores = torch.log_softmax(self._head(states).to(self.device).float(), dim=-1)
         chosen = scores.gather(2, padded.unsqueeze(2)).squeeze(2)
         return [_float_array(row[: len(option)]) for row, option in zip(chosen, options)]
@@ -93,29 +91,16 @@ class TorchModel(TextModel):
             return [[] for _ in prompts]
         stop = self.stop_tokens()
         filler = min(stop, default=0)
-        longest = max(len(prompt) for prompt in prompts)
-        ids = self._tensor([[*[filler] * (longest - len(prompt)), *prompt] for prompt in prompts])
-        lengths = self._tensor([len(prompt) for prompt in prompts])
-        columns = torch.arange(longest + max_new_tokens, device=self.device)
-        mask = (columns >= longest - lengths.unsqueeze(1)).long()
-        cache = self._new_cache()
-        positions = (mask[:, :longest].cumsum(1) - 1).clamp_min(0)
+        batch = self._cached_steps().batch(prompts, max_new_tokens, filler)
         produced: list[Tensor] = []
         finished = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
-        for step in range(max_new_tokens):
-            out = self._base(
-                input_ids=ids,
-                attention_mask=mask[:, : longest + step],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            token = self._head(out.last_hidden_state[:, -1]).argmax(dim=-1).to(self.device)
+        for _ in range(max_new_tokens):
+            token = self._head(batch.last_states()).argmax(dim=-1).to(self.device)
             finished |= torch.isin(token, self._tensor(sorted(stop)))
             produced.append(torch.where(finished, torch.full_like(token, -1), token))
             if bool(finished.all()):
                 break
-            ids, positions = token.unsqueeze(1), lengths.unsqueeze(1) + step
+            batch.append(token)
         rows = torch.stack(produced, dim=1).tolist()
         return [[token for token in row if token >= 0] for row in rows]
 
@@ -149,9 +134,21 @@ class TorchModel(TextModel):
             self.module.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _new_cache(self) -> DynamicCache:
-        config = self.module.config  # without num_hidden_layers (custom code) the cache grows by what it is given
-        return DynamicCache(config=config) if hasattr(config, "num_hidden_layers") else DynamicCache()
+    def _cached_steps(self) -> CachedSteps:
+        """The base model with its cache, tried on first use.
+
+        Quantized linears compute in floats meanwhile: static int8 differs as much between shapes as wrong states do.
+        """
+        steps = self._steps
+        if not steps.tried:
+            tokens = [*self.encode(CHECKSUM_PROMPTS[0]), 0] * (READ + MORE)
+            with float_products(self.module):
+                steps.try_out(tokens[: READ + MORE])
+            if not steps.generates:
+                self.notes.append(f"{NO_CACHE}: answers are generated without one, from the whole text for each token")
+            elif not steps.keeps_prefix:
+                self.notes.append(f"{NO_CACHE}, for several tokens at once: a prompt is read anew for each option")
+        return steps
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, dtype=torch.long, device=self.device)

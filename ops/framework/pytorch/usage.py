@@ -6,7 +6,7 @@ itself, and nobody asks the module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -33,42 +33,39 @@ def watched_use(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def _watched(linear: nn.Linear, say: Any) -> Iterator[None]:
-    """Meanwhile `say` is told how the linear is used otherwise than by `linear(x)`."""
+def _watched(linear: nn.Linear, say: Callable[[str], object]) -> Iterator[None]:
+    """Meanwhile `say` is told how the linear is used otherwise than by `linear(x)`.
+
+    By another class, because torch's encoder layers compute otherwise while there are hooks.
+    """
     kind: Any = type(linear)
-    own = type(linear).forward is nn.Linear.forward and ("forward" not in vars(linear) or hasattr(linear, "_hf_hook"))
+    own = kind.forward is nn.Linear.forward and ("forward" not in vars(linear) or hasattr(linear, "_hf_hook"))
     calls = 0  # of the linear that are under way
 
-    def weight(module: nn.Module) -> Any:
-        if not calls:
-            say(WEIGHT_READ)
-        return super(kind_with_weight, module).__getattr__("weight")
+    class Watched(kind):  # type: ignore[misc]
+        def __call__(self, *given: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            try:
+                out = super().__call__(*given, **named)
+                if named or len(given) != 1:
+                    say(OTHER_INPUTS)
+                elif not own and not _is_product(self, given[0], out):
+                    say(OTHER_PRODUCT)
+            finally:
+                calls -= 1
+            return out
 
-    def enter(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        nonlocal calls
-        calls += 1
-        if named or len(given) != 1:
-            say(OTHER_INPUTS)
+        def __getattribute__(self, name: str) -> Any:
+            if name == "weight" and not calls:
+                say(WEIGHT_READ)
+            return super().__getattribute__(name)
 
-    def leave(module: nn.Linear, given: tuple[Any, ...], _: dict[str, Any], out: Any) -> None:
-        nonlocal calls
-        if not own and out is not None and len(given) == 1 and not _is_product(module, given[0], out):
-            say(OTHER_PRODUCT)
-        calls -= 1
-
-    handles = [
-        linear.register_forward_pre_hook(enter, with_kwargs=True),
-        linear.register_forward_hook(leave, with_kwargs=True, always_call=True),
-    ]
-    kind_with_weight: Any = type(kind.__name__, (kind,), {"weight": property(weight)})
-    if "weight" in linear._parameters:  # else it is computed (weight norm, parametrizations)
-        linear.__class__ = kind_with_weight
+    linear.__class__ = Watched
     try:
         yield
     finally:
         linear.__class__ = kind
-        for handle in handles:
-            handle.remove()
 
 
 def _is_product(linear: nn.Linear, x: Tensor, out: Any) -> bool:

@@ -1,0 +1,166 @@
+"""Running a model token by token with a cache of what it has read, where that gives what one pass over all gives.
+
+It does where the cache holds keys and values. Recurrent models (Mamba, RWKV) go on as if each step were the first, or
+take padding on the left for text, and hybrids have states that several tokens at once do not find again. What a model
+does shows in what it computes: a few tokens are tried, and a cache that fails is not used.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+READ, MORE = 6, 3  # tokens that are tried: read at once, and then step by step
+SHORTER = 2  # tokens that the second of two prompts lacks
+# distance of states, over their norm. Right ones on 48 random layers and SmolLM2: 1e-6, 4e-3, 2.4e-2; wrong ones of
+# eight architectures: 2e-4 to 1, those of generation from 0.13 on
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+FAILURES = (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError, NotImplementedError)
+
+
+class Batch(Protocol):
+    """Prompts that grow by a token a step."""
+
+    def last_states(self) -> Tensor:
+        """States [B, H] of the last token of each."""
+
+    def append(self, tokens: Tensor) -> None:
+        """One token [B] more for each."""
+
+
+class CachedSteps:
+    """A base model that reads some tokens at a time. Until `try_out` says otherwise its cache is trusted."""
+
+    def __init__(self, base: Any, config: Any, device: torch.device) -> None:
+        self.base = base
+        self.config = config
+        self.device = device
+        self.tried = False
+        self.generates = True  # a batch of prompts, step by step
+        self.keeps_prefix = True  # for several texts that begin with it
+        # what transformers 5.24 calls cache was past_key_values before, and is in custom code
+        self._name = "cache" if "cache" in inspect.signature(type(base).forward).parameters else "past_key_values"
+
+    @torch.inference_mode()
+    def try_out(self, tokens: Sequence[int]) -> None:
+        """Compare steps with full passes on READ + MORE tokens."""
+        self.tried = True
+        self.generates = self._right(self._padded_states, tokens)
+        recurrent = any(hasattr(layer, "conv_states") for layer in self.new_cache().layers)  # several tokens at once
+        self.keeps_prefix = self.generates and not recurrent and self._right(self._prefix_states, tokens)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache; without num_hidden_layers (custom code) it grows by what it is given."""
+        return DynamicCache(config=self.config) if hasattr(self.config, "num_hidden_layers") else DynamicCache()
+
+    def run(self, ids: Tensor, cache: DynamicCache, **named: Tensor) -> Tensor:
+        """States [B, T, H] of the tokens [B, T] that come next."""
+        out = self.base(input_ids=ids, use_cache=True, **{self._name: cache}, **named)
+        states: Tensor = out.last_hidden_state
+        return states
+
+    def full(self, ids: Tensor) -> Tensor:
+        """States [B, T, H] of all tokens [B, T] in one pass."""
+        states: Tensor = self.base(input_ids=ids, use_cache=False).last_hidden_state
+        return states
+
+    def after_prefix(self, prefix: Tensor, later: Tensor) -> Tensor:
+        """States [B, 1 + T, H] of the last token of a prefix [1, P] and of the tokens [B, T] after it."""
+        count, length = later.shape
+        if not self.keeps_prefix:
+            return self.full(torch.cat([prefix.expand(count, -1), later], dim=1))[:, prefix.shape[1] - 1 :]
+        cache = self.new_cache()
+        states = self.run(prefix, cache)[:, -1:].expand(count, -1, -1)
+        if length:
+            cache.batch_repeat_interleave(count)
+            states = torch.cat([states, self.run(later, cache)], dim=1)
+        return states
+
+    def batch(self, prompts: Sequence[Sequence[int]], more: int, filler: int) -> Batch:
+        """The prompts in one batch, for `more` steps."""
+        return PaddedBatch(self, prompts, more, filler) if self.generates else WholeBatch(self, prompts, filler)
+
+    def _right(self, states: Any, tokens: Sequence[int]) -> bool:
+        try:
+            pairs = states(list(tokens))
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES:  # each family of models fails in its own way on a cache that is not its own
+            return False
+        return all(
+            float((found - expected).float().norm())
+            <= TOLERANCE.get(expected.dtype, TOLERANCE[torch.bfloat16]) * float(expected.float().norm())
+            for found, expected in pairs
+        )
+
+    def _padded_states(self, tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """(found, expected) of two prompts in a batch, one padded, at each step."""
+        starts = (0, SHORTER)
+        full = [self.full(torch.tensor([tokens[start:]], device=self.device))[0] for start in starts]
+        batch = PaddedBatch(self, [tokens[start:READ] for start in starts], MORE, tokens[0])
+        pairs = []
+        for step in range(MORE):
+            states = batch.last_states()
+            pairs += [(states[row], full[row][READ - 1 + step - start]) for row, start in enumerate(starts)]
+            batch.append(torch.tensor([tokens[READ + step]] * 2, device=self.device))
+        return pairs
+
+    def _prefix_states(self, tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """(found, expected) of two texts after a prefix."""
+        prefix = torch.tensor([tokens[:READ]], device=self.device)
+        later = torch.tensor([tokens[READ:], tokens[:MORE]], device=self.device)
+        found = self.after_prefix(prefix, later)
+        full = [self.full(torch.cat([prefix[0], row]).unsqueeze(0))[0, READ - 1 :] for row in later]
+        return list(zip(found, full))
+
+
+class PaddedBatch:
+    """Prompts padded on the left with `filler`; each token is read once."""
+
+    def __init__(self, steps: CachedSteps, prompts: Sequence[Sequence[int]], more: int, filler: int) -> None:
+        self.steps = steps
+        self.cache = steps.new_cache()
+        self.longest = self.width = max(map(len, prompts))
+        rows = [[*[filler] * (self.longest - len(prompt)), *prompt] for prompt in prompts]
+        self.ids = torch.tensor(rows, device=steps.device)
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=steps.device)
+        columns = torch.arange(self.longest + more, device=steps.device)
+        self.mask = (columns >= self.longest - self.lengths.unsqueeze(1)).long()
+        self.positions = (self.mask[:, : self.longest].cumsum(1) - 1).clamp_min(0)
+
+    def last_states(self) -> Tensor:
+        """States [B, H] of the last token of each."""
+        mask = self.mask[:, : self.width]
+        return self.steps.run(self.ids, self.cache, attention_mask=mask, position_ids=self.positions)[:, -1]
+
+    def append(self, tokens: Tensor) -> None:
+        """One token [B] more for each."""
+        self.ids = tokens.unsqueeze(1)
+        self.positions = (self.lengths + self.width - self.longest).unsqueeze(1)
+        self.width += 1
+
+
+class WholeBatch:
+    """Prompts padded on the right, which nothing before it sees; all of them are read anew at each step."""
+
+    def __init__(self, steps: CachedSteps, prompts: Sequence[Sequence[int]], filler: int) -> None:
+        self.steps = steps
+        self.rows = [list(prompt) for prompt in prompts]
+        self.filler = filler
+
+    def last_states(self) -> Tensor:
+        """States [B, H] of the last token of each."""
+        longest = max(map(len, self.rows))
+        padded = [[*row, *[self.filler] * (longest - len(row))] for row in self.rows]
+        states = self.steps.full(torch.tensor(padded, device=self.steps.device))
+        return states[torch.arange(len(self.rows)), torch.tensor([len(row) - 1 for row in self.rows])]
+
+    def append(self, tokens: Tensor) -> None:
+        """One token [B] more for each."""
+        for row, token in zip(self.rows, tokens.tolist()):
+            row.append(token)
