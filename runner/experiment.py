@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -187,10 +188,10 @@ class Experiment:
         }
         references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
 
-        with stages("quantize") as tick:
+        with stages("quantize") as tick, _as_typed("quant", self.quant):
             calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
             calibrator.quantize(self._known_statistics(model, texts), tick)
-        with stages("calibrate") as tick:
+        with stages("calibrate") as tick, _as_typed("quant", self.quant):
             layers = calibrator.calibrate(tick)
         with stages("compress") as tick:
             tensors = model.tensors()
@@ -211,7 +212,7 @@ class Experiment:
             with stages("decode"):
                 bundle.verify(artifact, tensors)
         sizes = size_metrics(layers, self.covered(outline), tensors, coded, artifact)
-        notes = [*known, *calibrator.notes]
+        notes = [*known, *(as_typed("quant", self.quant, note) for note in calibrator.notes)]
         del calibrator, tensors, weights, coded
         if readable:
             del model
@@ -339,6 +340,24 @@ def _named(key: str) -> Iterator[None]:
         raise  # of the model, whatever was asked of it
     except ValueError as error:
         raise ValueError(f"{key}.{error}") from error
+
+
+@contextmanager
+def _as_typed(key: str, knobs: Any) -> Iterator[None]:
+    """A ValueError names knobs as `as_typed` does."""
+    try:
+        yield
+    except ValueError as error:
+        text = as_typed(key, knobs, str(error))
+        if text == str(error):
+            raise
+        raise ValueError(text) from error
+
+
+def as_typed(key: str, knobs: Any, text: str) -> str:
+    """A text that names knobs as Python does (ignore=..., fallback.max_share) with their names on the command line."""
+    names = "|".join(field.name for field in fields(knobs))
+    return re.sub(rf"(?<![\w.-])({names})(?==|\.\w)", rf"{key}.\1", text)
 
 
 def _settings(value: Any, *without: str) -> tuple[str, dict[str, Any]]:

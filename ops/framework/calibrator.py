@@ -39,9 +39,6 @@ FLOAT_SAMPLES = 5  # how many samples the float statistics look at, as msModelSl
 class Network(Smoothable, Protocol):
     """What the Calibrator needs of a model: its linears by name, as torch tensors that share their memory."""
 
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Name and shape [n, k] of every float linear, in module order."""
-
     def kept(self) -> Mapping[str, str]:
         """Linears that stay float whatever the method, and why."""
 

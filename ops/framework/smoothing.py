@@ -67,7 +67,7 @@ class Smoothable(Protocol):
     """What smoothing needs of a model."""
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Name and shape [n, k] of every float linear."""
+        """Name and shape [n, k] of every float linear, in module order."""
 
     def observing(self, seen: Observations) -> AbstractContextManager[None]:
         """Meanwhile every norm (by class name, with a weight [c]) and every linear reports to `seen`."""

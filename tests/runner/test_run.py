@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from runner.config import build, composed
+from runner.display import Stages
+from runner.experiment import as_typed
+
 ROOT = Path(__file__).parents[2]
 TINY = ["model=tiny_llama", "task.perplexity.windows=4", "task.perplexity.window=64", "calibration.samples=4"]
 KINDS = ("float", "quant")
@@ -227,3 +231,18 @@ def test_a_stream_that_only_hardware_reads_is_written_and_said_to_be_unread(tmp_
     assert err.count("\n") == 1
     assert "compress.executor=nowhere" in err
     assert not (tmp_path / "other").exists()
+
+
+def test_messages_of_methods_name_keys_as_typed(tmp_path: Path) -> None:
+    overrides = [*FAST, "quant=rdoq", "quant.target_kl=0.02", "calibration.samples=1", f"cache.dir={tmp_path}"]
+    experiment = build(composed(overrides))
+    expected = r"^quant\.target_kl=0.02 is measured on prompts held out: 2 or more are needed, not 1$"
+    with Stages() as stages, pytest.raises(ValueError, match=expected):
+        experiment.run(tmp_path, stages)
+    said = (
+        "target_bits=2 is out of reach (fallback.max_share, activations=float); model.ignore=x, ignore_last_linear. A"
+    )
+    assert as_typed("quant", experiment.quant, said) == (
+        "quant.target_bits=2 is out of reach (quant.fallback.max_share, quant.activations=float); model.ignore=x, "
+        "ignore_last_linear. A"
+    )

@@ -60,7 +60,10 @@ class RateDistortionCalibrator(Calibrator):
         count = 0
         if quantizer.target_kl is not None:
             if len(samples) < 2:
-                raise ValueError(f"target_kl is measured on prompts held out: 2 samples or more, not {len(samples)}")
+                raise ValueError(
+                    f"target_kl={quantizer.target_kl} is measured on prompts held out: 2 or more are needed, "
+                    f"not {len(samples)}"
+                )
             count = max(1, len(samples) // HELD_OUT)
         super().__init__(model, quantizer, samples[: len(samples) - count], forward)
         self.held_out = samples[len(samples) - count :]
