@@ -1,4 +1,4 @@
-"""Weights that are not the model's, said in one line: which ones, and what they look like instead."""
+"""Weights that are not the model's, or no numbers, said in one line: which ones, what they look like instead."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 SHOWN = 3  # names of each kind
@@ -66,6 +67,18 @@ class Misfit:
         if self.missing and not extra and all(name.count(".") == 1 for name in self.missing):
             return "they look like a base model's without its output layer, or config.json lacks tie_word_embeddings"
         return "get it again, or give the config.json that belongs to it"
+
+
+def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
+    """ArithmeticError names the first tensor with NaN or infinite numbers; tensors on the meta device are not seen."""
+    for name, tensor in weights:
+        if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
+            continue
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all()):
+            raise ArithmeticError(
+                f"the float model's {name} holds numbers that are not finite; get its weights again, or choose another "
+                "model.dtype"
+            )
 
 
 def common_prefix(extra: Sequence[str], missing: Iterable[str]) -> str:

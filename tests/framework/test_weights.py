@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from ops.framework.base import Model, Outline, Unavailable
+from ops.framework import mindspore
+from ops.framework.base import Framework, Model, Outline, Unavailable
 from ops.framework.misfit import holes
 from ops.framework.pytorch import PyTorch
 from ops.framework.pytorch.loading import load_pretrained
+from ops.framework.pytorch.tokenizer import byte_tokenizer
 from tests.conftest import ARCHITECTURE, CPU
 
 from .architectures import BASE, KINDS, save
@@ -201,3 +203,43 @@ def test_logits_that_are_not_the_output_layers_are_seen_in_the_config(
 def test_scales_of_one_change_nothing(tmp_path: Path) -> None:
     for changes in ({"model_type": "granite"}, {"model_type": "gemma2", "final_logit_softcapping": None}):
         PyTorch().check(Model("mine", "random", architecture={**BASE, **changes}), CPU, tmp_path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_float_model_with_broken_numbers_is_named_with_its_tensor(llama: Path, number: float) -> None:
+    def spoil(tensors: Tensors) -> Tensors:
+        tensors["model.embed_tokens.weight"][200, 3] = number  # of a token that no probe asks for
+        return tensors
+
+    rewrite(llama, spoil)
+    byte_tokenizer().save_pretrained(llama)
+    with pytest.raises(ArithmeticError, match=r"float model.s model\.embed_tokens\.weight holds numbers that are not"):
+        PyTorch().load(Model("mine", "pretrained", str(llama)), CPU, llama.parent / "cache", seed=0)
+
+
+def test_both_frameworks_say_the_same(framework: Framework, llama: Path) -> None:
+    model = Model("mine", "pretrained", str(llama))
+    whole = load_file(llama / "model.safetensors")
+    byte_tokenizer().save_pretrained(llama)
+    (llama / "consolidated.safetensors").write_bytes(b"cut off")
+    assert len(framework.check(model, CPU, llama.parent).notes) == 1
+    rewrite(llama, lambda _: {name: tensor for name, tensor in whole.items() if "norm.weight" not in name})
+    line = (
+        r"does not hold the weights of .*: it lacks model.layers.0.input_layernorm.weight, .* and 2 more; get it again"
+    )
+    with pytest.raises(Unavailable, match=line):
+        framework.check(model, CPU, llama.parent)
+    with pytest.raises(ValueError, match=line):
+        framework.load(model, CPU, llama.parent, 0)
+    rewrite(llama, lambda _: whole | {"lm_head.weight": torch.zeros(259, 64) / 0})
+    with pytest.raises(ArithmeticError, match=r"the float model's lm_head.weight holds numbers that are not finite"):
+        framework.load(model, CPU, llama.parent, 0)
+
+
+@pytest.mark.mindspore
+def test_pickled_weights_are_for_pytorch(llama: Path) -> None:
+    mindspore.require()
+    torch.save(load_file(llama / "model.safetensors"), llama / "pytorch_model.bin")
+    (llama / "model.safetensors").unlink()
+    with pytest.raises(Unavailable, match=r"pytorch_model.bin: framework=mindspore reads .safetensors and .ckpt; save"):
+        mindspore.MindSpore().check(Model("mine", "pretrained", str(llama)), CPU, llama.parent)

@@ -24,7 +24,7 @@ from ops.framework import weight_files
 from ops.framework.base import Model, Outline, Unavailable
 from ops.framework.int8_linear import restored_linear
 from ops.framework.mindspore_llama import Llama, rope
-from ops.framework.misfit import Misfit
+from ops.framework.misfit import Misfit, check_finite
 from ops.framework.pytorch import _is_path
 from ops.framework.pytorch import loading as pytorch
 from ops.framework.pytorch.outline import outline_of
@@ -79,7 +79,8 @@ def load(model: Model, folder: Path | None, seed: int, fingerprint: str) -> Mind
     config.dtype = getattr(torch, dtype)
     network = Llama(config, DTYPES[dtype])
     if lost := misfit_of(network, weights):
-        raise ValueError(lost.told(source, f"{config.model_type} here", weights, config.to_dict()))
+        raise ValueError(lost.told(source, "LlamaForCausalLM", weights, config.to_dict()))
+    check_finite(weights.items())
     checkpoint.load(network, weights, source)
     return LlamaModel(network, tokenizer, model.name, fingerprint, generation)
 

@@ -13,6 +13,7 @@ import torch
 
 from ops.framework import embedded
 from ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
+from ops.framework.misfit import check_finite
 from ops.framework.weight_files import check_folder, strays
 from ops.quant.base import Quantizer
 from ops.quant.rdoq import RDOQ
@@ -115,6 +116,7 @@ class PyTorch:
             folder = embedded.folder(cache) if model.source == "embedded" else self.files(model, cache)
             path = folder or str(model.path)
             module, tokenizer = loading.load_pretrained(path, model, device), load_tokenizer(path, model)
+        check_finite(module.named_parameters())
         fingerprint = str(self.fingerprint(model, cache, seed))
         loaded = TorchModel(module, tokenizer, model.name, fingerprint, input_device(module, device))
         check_output_head(loaded)

@@ -1,0 +1,45 @@
+"""How much of a model the sizes are about, said first where it is less than half."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from runner.config import build, composed
+from runner.display import Stages
+from runner.estimate import Estimate
+from runner.plan import rows
+from tests.framework.architectures import BASE, MIXTURES
+
+SMALL = ["task=[perplexity]", "task.perplexity.windows=1", "task.perplexity.window=32", "calibration.samples=1"]
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "deepseek_v3"])
+def test_a_mixture_says_first_which_share_its_sizes_are_about(kind: str, tmp_path: Path) -> None:
+    settings = {"model_type": kind, **BASE, **MIXTURES[kind]}
+    architecture = [f"++model.architecture.{name}={value}" for name, value in settings.items()]
+    experiment = build(
+        composed(["model=tiny_llama", *architecture, *SMALL, "tracking=none", f"cache.dir={tmp_path / 'cache'}"])
+    )
+    outline = experiment.check()
+    job = Estimate(experiment, outline)
+    with Stages() as stages:
+        result = experiment.run(tmp_path, stages, outline)
+    linears = sum(n * k for n, k in outline.linears.values())
+    share = result.metrics["size/int8_bytes"] / (linears + outline.experts)  # type: ignore[operator]
+    assert result.metrics["size/covered_share"] == pytest.approx(share)
+    assert share < 0.5
+    assert result.warnings[0].startswith(f"the method covers {share:.1%} of the weights of linears and experts")
+    assert f"{outline.experts:,} weights of experts" in result.warnings[0]
+    assert dict(rows(job))["weights covered"].endswith(f"{share:.1%} of those of linears and experts")
+    assert ["share of weights covered", f"{share:.1%}"] in result.headlines()
+    result.write(tmp_path, "", {})
+    assert (tmp_path / "report.md").read_text().splitlines()[2] == f"- note: {result.warnings[0]}"
+    table = list(csv.DictReader((tmp_path / "layers.csv").open()))
+    gates = [row for row in table if "shared_expert_gate" in row["name"]]
+    assert len(gates) == (2 if kind == "qwen2_moe" else 0)
+    assert all(row["quantized"] == "False" and "it stays float" in row["note"] for row in gates)
+    assert json.loads((tmp_path / "results.json").read_text())["size/covered_share"] == pytest.approx(share)
