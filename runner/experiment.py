@@ -65,7 +65,7 @@ class Calibration:
                     f"length={self.length} is out of range; allowed: 1 to {model.context}, the model's context"
                 )
         lacking = self.prompts is None and len(texts) < self.samples
-        return [f"samples={self.samples} asked for, {self.source} gives {len(texts)}"] if lacking else []
+        return [f"samples={self.samples} asked for, the text gives {len(texts)}"] if lacking else []
 
     @property
     def source(self) -> str:
