@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ops import bundle, compress
+from ops.compress.base import Limited
 from runner.display import print_anything, print_table
 
 COLUMNS = ["tensor", "shape", "packed bytes", "bits", "entropy", "over", "ratio", "tiles", "model"]
@@ -58,19 +59,20 @@ def tensors(path: Path) -> Iterator[tuple[str, dict[str, npt.NDArray[np.generic]
     """(name, stored parts, decoded array) of every coded tensor; every checksum is verified on the way."""
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.suffix in (bundle.SAFETENSORS, bundle.CKPT):
-        stored = bundle.open_stored(folder)
+        stored = bundle.undisturbed(folder, bundle.open_stored)
         for name, parts in stored.coded.items():
+            limited = Limited(sum(part.nbytes for part in parts.values()))
             try:
-                yield name, parts, stored.codec.decode(parts)
+                yield name, parts, stored.codec.decode(parts, limited)
             except ValueError as error:
-                raise ValueError(f"{stored.weights}: {name}: {error}") from error
+                raise bundle.damage(stored.weights, f"{name}: {error}") from error
         return
     packed = np.fromfile(path, np.uint8)
     try:
         sections = compress.split(packed)
-        array = compress.decode(packed)
+        array = compress.decode_sections(*sections, out=Limited(packed.nbytes))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise bundle.damage(path, error) from error
     yield path.name, {"info": sections.info, "index": sections.index, "weight": sections.payload}, array
 
 

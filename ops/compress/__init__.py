@@ -6,6 +6,7 @@ contiguous form that `encode` returns. The format is described in `ops/csrc/cont
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -69,14 +70,27 @@ def encode_sections(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: in
     return split(_encode(array, tile_size, threads))
 
 
-def decode(buffer: Buffer, out: NDArray[np.int8] | None = None, *, threads: int = 0) -> NDArray[np.int8]:
+def decode(
+    buffer: Buffer, out: NDArray[np.int8] | None = None, *, threads: int = 0, max_bytes: int | None = None
+) -> NDArray[np.int8]:
     """Decode a container and verify every checksum.
 
     `out`, if given, is a C-contiguous int8 array or CPU tensor of the container's shape, which is filled and returned;
     after an error its content is undefined. `buffer` may be a view of a mapped file: nothing of it is copied.
+    Every 12 bytes of a container may claim 2^20 elements: give `out` or `max_bytes` for one that you do not trust.
     Raises ValueError that says what is wrong with the bytes or with `out`.
     """
-    return decode_sections(*split(buffer), out=out, threads=threads)
+
+    def allocate(shape: tuple[int, ...]) -> NDArray[np.int8]:
+        size = math.prod(shape)
+        if max_bytes is not None and size > max_bytes:
+            raise ValueError(f"container: claims {size} bytes, more than max_bytes = {max_bytes}")
+        try:
+            return np.empty(shape, np.int8)
+        except MemoryError:
+            raise ValueError(f"container: claims {size} bytes, for which there is no memory") from None
+
+    return decode_sections(*split(buffer), out=allocate if out is None else out, threads=threads)
 
 
 def decode_sections(

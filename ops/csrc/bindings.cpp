@@ -145,7 +145,9 @@ void nz_decode_into(const py::array& payload, const py::array& index, py::array 
 }
 
 uint32_t checksum(const py::array& data, bool portable) {
-    return portable ? crc32c_portable(bytes_of(data)) : crc32c(bytes_of(data));
+    const Bytes bytes = bytes_of(data);
+    py::gil_scoped_release release;
+    return portable ? crc32c_portable(bytes) : crc32c(bytes);
 }
 
 double entropy(const py::array& values) {

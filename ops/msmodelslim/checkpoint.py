@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ops.compress.base import Int8Array
+from ops.compress.base import Int8Array, Limited
 from ops.compress.nz import NZ
 from ops.framework.mindspore import require
 from ops.msmodelslim import npy
@@ -93,12 +93,13 @@ def restore(checkpoint: str | Path) -> dict[str, Tensor]:
     container = tensors.pop(CONTAINER, None)
     if container is None or container.numpy().tobytes() != _container():
         raise ValueError(f"{checkpoint} was not merged here: {CONTAINER} is not {_container().decode()}")
+    limited = Limited(Path(checkpoint).stat().st_size)
     for key in [key for key in tensors if key.endswith(".info")]:
         stem = key.removesuffix(".info")
         found = {part: tensors.pop(f"{stem}.{part}", None) for part in PARTS}
         parts = {part: np.empty(0, np.int8) if tensor is None else tensor.numpy() for part, tensor in found.items()}
         try:
-            tensors[f"{stem}{WEIGHT}"] = torch.from_numpy(NZ().decode(parts))
+            tensors[f"{stem}{WEIGHT}"] = torch.from_numpy(NZ().decode(parts, limited))
         except ValueError as error:
             raise ValueError(f"{checkpoint}: {stem}{WEIGHT}: {error}") from error
     return tensors

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops import bundle
-from ops.compress.base import Int8Array
+from ops.compress.base import Int8Array, Limited
 from ops.compress.nz import NZ
 from ops.msmodelslim import npy
 from ops.msmodelslim.matrices import as_array
@@ -28,7 +28,7 @@ def read_dat(weight_root: str | Path, index_root: str | Path, info_root: str | P
         index, info = Path(index_root) / path.name, Path(info_root) / path.name
         parts = {"weight": _read(path, "i1"), "index": _read(index, "i1"), "info": _read(info, "<i8")}
         try:
-            restored[key] = NZ().decode(parts)
+            restored[key] = NZ().decode(parts, Limited(sum(part.nbytes for part in parts.values())))
         except ValueError as error:
             raise ValueError(f"{path}, with index and info of this name: {error}") from error
     return restored
