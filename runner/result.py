@@ -126,7 +126,7 @@ def _ranking(layers: Sequence[Mapping[str, object]]) -> list[str]:
 
 def covered_share(covered: Mapping[str, tuple[int, int]], outline: Outline) -> float:
     """Share of the weights of linears and experts that the covered linears hold."""
-    return sum(map(prod, covered.values())) / (sum(map(prod, outline.linears.values())) + outline.experts)
+    return sum(map(prod, covered.values())) / max(1, sum(map(prod, outline.linears.values())) + outline.experts)
 
 
 def size_metrics(
@@ -170,10 +170,10 @@ def size_metrics(
         "size/float_bytes": 2 * weights,
         "size/int8_bytes": weights,
         "size/compressed_bytes": compressed,
-        "size/bits_per_weight": 8 * compressed / weights,
-        "size/fallback_share": kept_float / linears,
+        "size/bits_per_weight": 8 * compressed / max(1, weights),  # quant=none takes models without linears
+        "size/fallback_share": kept_float / max(1, linears),
         "size/artifact_bytes": bundle.size(artifact),
-        "compress/ratio": weights / compressed,
+        "compress/ratio": weights / compressed if compressed else 1.0,
     }
     quantized = sum(layer.shape[0] * layer.shape[1] for layer in layers if layer.quantized)
     if quantized:
@@ -221,7 +221,7 @@ def read_outputs(path: Path) -> dict[str, Outputs]:
 def write_layers(path: Path, layers: Sequence[Mapping[str, object]]) -> None:
     """The per-layer table as CSV."""
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(layers[0]))
+        writer = csv.DictWriter(stream, fieldnames=list(layers[0] if layers else Layer.__annotations__))
         writer.writeheader()
         writer.writerows(layers)
 

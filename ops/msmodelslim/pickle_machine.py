@@ -159,6 +159,8 @@ class Machine:
                 self.stack.append(function(*arguments))
             case "BUILD":
                 state, target = self._pop(), self._top()
+                if type(target) is dict and type(state) is dict and state.keys() == {"_metadata"}:
+                    return  # a state_dict's: the versions of torch's modules
                 if not isinstance(target, Unfinished):
                     raise ValueError(f"the state of a {type(target).__name__} is refused: only arrays have one")
                 target.build(state)

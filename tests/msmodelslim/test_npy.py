@@ -99,6 +99,14 @@ def test_files_of_numpy_1_and_2_are_read(tmp_path: Path, core: bytes) -> None:
     assert all(same(found[key], value) for key, value in MANY.items())
 
 
+def test_what_numpy_saves_of_a_state_dict_is_read(tmp_path: Path) -> None:
+    state = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3)).state_dict()
+    np.save(tmp_path / "state.npy", state)
+    found = npy.load(tmp_path / "state.npy")
+    assert list(found) == list(state)
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
 def test_parameters_become_tensors_and_numbers_arrays(tmp_path: Path) -> None:
     content = {"p": torch.nn.Parameter(torch.ones(2)), "f": np.float32(2), "i": 3, "x": 0.5, "b": np.bool_(True)}
     found = npy.load(write(tmp_path / "x.npy", dumped(content)))

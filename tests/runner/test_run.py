@@ -17,6 +17,7 @@ import pytest
 from runner.config import build, composed
 from runner.display import Stages
 from runner.experiment import as_typed
+from runner.result import size_metrics, write_layers
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model=tiny_llama", "task.perplexity.windows=4", "task.perplexity.window=64", "calibration.samples=4"]
@@ -246,3 +247,12 @@ def test_messages_of_methods_name_keys_as_typed(tmp_path: Path) -> None:
         "quant.target_bits=2 is out of reach (quant.fallback.max_share, quant.activations=float); model.ignore=x, "
         "ignore_last_linear. A"
     )
+
+
+def test_sizes_of_a_model_without_linears(tmp_path: Path) -> None:
+    """quant=none takes any model."""
+    sizes = size_metrics([], {}, {}, {}, tmp_path)
+    assert sizes.metrics["compress/ratio"] == 1.0
+    assert sizes.metrics["size/bits_per_weight"] == 0.0
+    write_layers(tmp_path / "layers.csv", sizes.layers)
+    assert (tmp_path / "layers.csv").read_text().startswith("name,shape,quantized")
