@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -69,7 +69,7 @@ class TextModel:
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens={max_new_tokens} is out of range; allowed: 0 or more")
 
-    def check_tokens(self, rows: Sequence[Sequence[int]], what: str) -> None:
+    def check_tokens(self, rows: Iterable[Any], what: str) -> None:
         """ValueError when one of the rows, called `what`, is empty or holds what is no token of the model."""
         end = self.vocabulary or sys.maxsize
         for number, row in enumerate(rows, start=1):
