@@ -48,8 +48,8 @@ def test_jobs_that_fail_are_recorded_and_the_others_finish(tmp_path: Path) -> No
     assert status == 1, err
     found = jobs_in(tmp_path)
     assert [found[number]["status"] for number in range(6)] == ["ok", *["failed"] * 5]
-    assert found[1]["error"].startswith("IndexError: ")
-    assert found[2]["error"].startswith("out of memory (RuntimeError): ")
+    assert found[1]["error"].startswith("model=tiny_llama: the tokenizer has 259 tokens, the model embeddings for 10")
+    assert found[2]["error"].startswith("out of memory (")
     assert found[3]["error"] == "quant.fraction=0.5 is out of range; allowed: 0.01 to 0.1"
     assert found[2]["overrides"][-1] == "model.architecture.vocab_size=100000000000000"
     for number in range(1, 4):
@@ -93,7 +93,8 @@ def test_a_sweep_in_a_config_file_whose_numbers_are_none_stops_what_has_not_begu
 
 
 def test_a_job_that_fails_is_tried_again(tmp_path: Path) -> None:
-    retry = ["sweep.retries=1", "hydra.sweep.dir=sweep", "tracking=none", "model.architecture.vocab_size=10"]
+    (tmp_path / "sweep" / "0" / "layers.csv").mkdir(parents=True)  # found when the report is written
+    retry = ["sweep.retries=1", "hydra.sweep.dir=sweep", "tracking=none"]
     assert slimrun(tmp_path, "-m", *FAST, "quant.fraction=0.02", *retry)[0] == 1
     log = (tmp_path / "sweep" / "0" / "run.log").read_text()
     assert "attempts left: 1" in log
