@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ops.framework.pytorch.network import Calibrator, TorchNetwork
-from ops.framework.smoothing import smooth
+from ops.framework.smoothing import foldable_by_runs, smooth
 from ops.quant.lowbit import Lowbit
 
 from ..conftest import tiny
@@ -118,3 +118,40 @@ def test_parts_that_are_no_norms_and_linears_stay(kind: type[nn.Module]) -> None
     assert changed == []
     assert len(notes) == 1
     assert torch.equal(model(heavy_input()), before)
+
+
+class Sampled(nn.Module):
+    """Gives a token, as a network's `generate` does: what is folded wrongly shows in the numbers before it."""
+
+    def __init__(self, inner: Gated) -> None:
+        super().__init__()
+        self.inner, self.last = inner, nn.RMSNorm(48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(x)).argmax(dim=-1) * 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "beside", "dtype", "offsets"),
+    [
+        (nn.RMSNorm, False, torch.float32, {"inner.norm": 0.0}),
+        (nn.RMSNorm, False, torch.float16, {"inner.norm": 0.0}),
+        (OffsetRMSNorm, False, torch.float32, {"inner.norm": 1.0}),
+        (SquareRMSNorm, False, torch.float32, {}),
+        (nn.RMSNorm, True, torch.float32, {}),
+        (nn.RMSNorm, True, torch.float16, {}),
+    ],
+)
+def test_whole_networks_show_it_too(
+    norm: type[nn.RMSNorm], beside: bool, dtype: torch.dtype, offsets: dict[str, float]
+) -> None:
+    """What a framework without a probe of blocks does; the weights stay."""
+    torch.manual_seed(0)
+    whole = Sampled(Gated(norm(32, eps=1e-6), beside)).to(dtype)
+    nn.init.normal_(whole.inner.norm.weight, 0.5, 0.3)
+    weights = {key: tensor.clone() for key, tensor in whole.state_dict().items()}
+    readers = {"inner.norm": ["inner.first", "inner.second"]}
+    with torch.no_grad():
+        assert foldable_by_runs(TorchNetwork(whole), readers, lambda: whole(heavy_input().to(dtype))) == offsets
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, weights[key]), key
