@@ -181,10 +181,12 @@ def test_a_small_file_that_claims_a_large_matrix_allocates_nothing(
 
 def test_a_config_that_asks_for_more_than_the_file_holds_allocates_nothing(artifact: Path) -> None:
     (artifact / MANIFEST).unlink()
-    for change in ({"hidden_size": 1 << 40}, {"vocab_size": 1 << 50}, {"head_dim": 1 << 36}):
-        edit(artifact / "config.json", **change)
+    whole = (artifact / "config.json").read_text()
+    for key, value in {"hidden_size": 40, "vocab_size": 50, "head_dim": 36, "num_hidden_layers": 40}.items():
+        edit(artifact / "config.json", **{key: 1 << value})
         with pytest.raises(ValueError, match=f"{artifact}"):
             load_bundle(artifact)
+        (artifact / "config.json").write_text(whole)
 
 
 @pytest.fixture(params=["exchange", "rename"])
@@ -226,6 +228,7 @@ def test_files_of_two_bundles_are_never_taken_for_one(
     from ops.framework.pytorch import restoring
 
     look: Callable[..., Any] = restoring.open_tokenizer
+    monkeypatch.setattr(writer, "GRACE_SECONDS", 0.0)  # a writer that does not wait for this reader
     turns = iter([True])
 
     def replaced_meanwhile(folder: Path, *arguments: Any) -> Any:

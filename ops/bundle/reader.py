@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -148,6 +150,10 @@ def undisturbed(folder: Path, work: Callable[[Path], Read]) -> Read:
             time.sleep(PAUSE_SECONDS)
             continue
         try:
+            with suppress(
+                OSError
+            ):  # a writer waits a little for its readers; one that is about to replace it has it now
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
             found = work(place)
         except Exception:
             if _is_still(place, held) or time.monotonic() > end:

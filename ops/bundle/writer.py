@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from .description import FLOAT, SAFETENSORS, STATIC, WEIGHTS_ALONE, file_name
 from .manifest import write_manifest
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
+GRACE_SECONDS, PAUSE_SECONDS = 5.0, 0.01  # how long a writer waits for readers, and between two looks
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # an older kernel, or a file system without it
 
 
@@ -100,11 +104,32 @@ def _replace(scratch: Path, folder: Path) -> None:
     sync(scratch)
     if not folder.exists():
         os.rename(scratch, folder)
-    elif _exchange(scratch, folder):
-        shutil.rmtree(scratch)  # it is the old one now
     else:
-        _rename_both(scratch, folder)
+        with _readers_done(folder):
+            exchanged = _exchange(scratch, folder)
+            if not exchanged:
+                _rename_both(scratch, folder)
+        if exchanged:
+            shutil.rmtree(scratch)  # it is the old one now
     sync(folder.parent)
+
+
+@contextmanager
+def _readers_done(folder: Path) -> Iterator[None]:
+    """Let those who read the folder finish, for a while: each of them would have to begin again."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        for _ in range(int(GRACE_SECONDS / PAUSE_SECONDS)):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(PAUSE_SECONDS)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _exchange(first: Path, second: Path) -> bool:

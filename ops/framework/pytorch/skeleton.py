@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ class _Building(threading.local):
     """Whether this thread builds a skeleton: modules that other threads make meanwhile keep their memory."""
 
     now = False
+    left = math.inf  # how many parameters more the model may have
 
 
 _building = _Building()
@@ -43,10 +45,17 @@ class Shapes:
     computed_bytes: int  # of the buffers that no file holds, which building the model fills
 
 
-def shapes_of(config: Any) -> Shapes:
-    """The shapes of a model of transformers, buffers included, without their memory."""
+def shapes_of(config: Any, most: float = math.inf) -> Shapes:
+    """The shapes of a model of transformers, buffers included, without their memory.
+
+    ValueError as soon as it has more than `most` parameters: a config can ask for any number of layers.
+    """
     with _one_at_a_time, torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        _building.left = most
+        try:
+            module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        finally:
+            _building.left = math.inf
     stored = module.state_dict()
     computed = [tensor for name, tensor in module.named_buffers() if name not in stored]
     return Shapes(stored, linear_names(module), sum(tensor.nbytes for tensor in computed))
@@ -54,6 +63,9 @@ def shapes_of(config: Any) -> Shapes:
 
 def _without_memory(module: nn.Module, name: str, parameter: Tensor | None) -> Tensor | None:
     """What is registered instead of a parameter; None leaves it."""
+    _building.left -= 1
+    if _building.left < 0:
+        raise ValueError("asks for more parameters than the weight file has")
     if not _building.now or parameter is None or parameter.is_meta:
         return None
     return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
