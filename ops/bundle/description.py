@@ -41,7 +41,7 @@ class Description:
         if self.container not in known:
             name, version = self.container
             listed = ", ".join(f"{name} {version}" for name, version in known if name)
-            raise ValueError(f"{self.file}: container {name} {version} is not known here; known: {listed}")
+            raise damage(self.file, f"container {name} {version} is not known here; known: {listed}")
         return known[self.container]()
 
 
@@ -108,11 +108,11 @@ def damage(file: Path, problem: object) -> ValueError:
     text = str(problem).strip() or type(problem).__name__
     if isinstance(problem, KeyError):
         text = f"{text} is not known"
-    line = text if text.isprintable() else text.split("\n")[0].encode("unicode_escape", "replace").decode()
-    if isinstance(problem, ValueError) and line.startswith(str(file.parent)):  # it has a name already
-        return ValueError(line)
-    shown = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
-    return ValueError(f"{file}: {shown}")
+    line = text.split("\n")[0] if isinstance(problem, BaseException) else text
+    if not (isinstance(problem, ValueError) and line.startswith(str(file.parent))):  # it has a name already
+        shown = line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} ..."
+        line = f"{file}: {shown}"
+    return ValueError(line if line.isprintable() else line.encode("unicode_escape", "replace").decode())
 
 
 def _container(file: Path, said: Any) -> tuple[str, int] | None:

@@ -56,12 +56,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise damage(file, f"lists {name!r}, which is not inside the folder")
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing, which {NAME} lists; get the bundle again")
+            raise damage(folder / name, f"is missing, which {NAME} lists; get the bundle again")
         if said != _file(folder / name):
-            raise ValueError(
-                f"{folder / name} is not what was written: it differs from {NAME}; get the bundle again, or delete "
-                f"{NAME} if the change is meant"
-            )
+            problem = f"is not what was written: it differs from {NAME}; get the bundle again, or delete {NAME} if the "
+            raise damage(folder / name, f"{problem}change is meant")
     return content
 
 
