@@ -224,6 +224,21 @@ def test_steps_of_another_method_do_not_clip_what_smoothing_made_large() -> None
     assert float((found.values * found.scale - weight)[:, 3].abs().max()) <= 0.51 * float(found.scale.max())
 
 
+@pytest.mark.parametrize(("nearest", "met"), [(3.49, True), (3.4, False)])
+def test_a_target_that_is_missed_by_leaps_is_nearly_met(
+    nearest: float, met: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = Search(RDOQ(), {"a": torch.ones(4, 64)}, Factors(), silent)
+    sizes = iter([3.6, nearest] * (PASSES // 2))
+    monkeypatch.setattr(search, "bits", lambda weights: next(sizes))
+    if met:
+        assert search.at_bits(3.5).keys() == {"a"}
+    else:
+        with pytest.raises(ValueError, match=r"target_bits=3\.5 is out of reach: 10 roundings end at 3\.4"):
+            search.at_bits(3.5)
+    assert next(sizes, None) is None
+
+
 def test_weights_alone() -> None:
     model = tiny()
     layers = calibrator(model, RDOQ(target_bits=5.0, activations="float")).run()

@@ -20,7 +20,8 @@ from .factors import Factors
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 0.001  # of the bits that a search may miss
+TOLERANCE = 0.001  # of the bits that a search may miss,
+LAST_TOLERANCE = 0.01  # its last try: small models change by leaps
 KL_TOLERANCE = 0.01  # of the loss
 JITTER = 0.003  # of the level's logarithm: nearer tries say nothing new
 PASSES = 10  # of rounding, at most
@@ -62,7 +63,7 @@ class Search:
             found = self.at(level)
             reached = self.bits(found)
             log.info("rounding %d: level %.4g gives %.4f bits a weight", attempt + 1, level, reached)
-            if abs(reached - target) <= TOLERANCE * target:
+            if abs(reached - target) <= (TOLERANCE if attempt < PASSES - 1 else LAST_TOLERANCE) * target:
                 return found
             del found  # before the next ones come
             level *= 2 ** (reached - target)  # twice the step, a bit less
