@@ -26,6 +26,7 @@ INT8_COPIES = 1.4  # of the int8 weights
 REPORT_BYTES = 1_000_000  # tables, pictures, outputs of a run
 SCALE_BITS = 32  # a row's step
 ROW_BYTES = 8  # its deq_scale and quant_bias in the bundle
+NAME_BYTES = 1750  # of a linear's tensors in header, description and manifest
 
 KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "dict[str, str]": dict}  # in a record's file
 
@@ -182,7 +183,8 @@ class Estimate:
         kept_float = round((self.outline.parameters - self.weights) * self.width)
         folder = self.folder
         beside = [] if folder is None else [file for file in folder.iterdir() if file.suffix in {".json", ".model"}]
-        return self.compressed_bytes + ROW_BYTES * rows + kept_float + sum(file.stat().st_size for file in beside)
+        named = NAME_BYTES * len(self.covered) + sum(file.stat().st_size for file in beside)
+        return self.compressed_bytes + ROW_BYTES * rows + kept_float + named
 
     @property
     def folder(self) -> Path | None:
