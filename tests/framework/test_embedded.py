@@ -100,6 +100,7 @@ class TestUsersModels:
     def test_missing_shard(self, tiny_folder: Path) -> None:
         index = '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
         (tiny_folder / "model.safetensors.index.json").write_text(index)
+        (tiny_folder / "model.safetensors").unlink()  # it would be loaded, whatever an index says
         with pytest.raises(Unavailable, match=r"lacks model-00001-of-00002\.safetensors"):
             self.check(tiny_folder)
 

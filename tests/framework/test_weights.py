@@ -238,7 +238,7 @@ def test_both_frameworks_say_the_same(framework: Framework, llama: Path) -> None
 
 @pytest.mark.mindspore
 def test_pickled_weights_are_for_pytorch(llama: Path) -> None:
-    mindspore.require()
+    pytest.importorskip("mindspore")
     torch.save(load_file(llama / "model.safetensors"), llama / "pytorch_model.bin")
     (llama / "model.safetensors").unlink()
     with pytest.raises(Unavailable, match=r"pytorch_model.bin: framework=mindspore reads .safetensors and .ckpt; save"):
