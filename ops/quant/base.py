@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import timeit
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -277,11 +278,11 @@ def dequantize(total: Tensor, quant_bias: Tensor, deq_scale: Tensor) -> Tensor:
 def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """Exact int32 product of int8 x [m, k] and int8 weight [n, k] transposed: [m, n].
 
-    `torch._int_mm` where it exists and is exact, else `exact_matmul`. On CUDA it wants more than 16 rows and
+    `torch._int_mm` where it exists, is exact and no detour, else `exact_matmul`. On CUDA it wants more than 16 rows and
     multiples of 8, which padding gives.
     """
     rows, depth = x.shape
-    if depth == 1 or not has_exact_int8_product(x.device.type):  # torch 2.13 returns zeros for k = 1 on the CPU
+    if depth == 1 or not has_int8_product(x.device.type):  # torch 2.13 returns zeros for k = 1 on the CPU
         return exact_matmul(x, weight)
     if x.device.type == "cuda":
         out = weight.shape[0]
@@ -292,16 +293,27 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @cache
-def has_exact_int8_product(device: str) -> bool:
-    """Whether `torch._int_mm` works on the device and does not saturate.
+def has_int8_product(device: str) -> bool:
+    """Whether `torch._int_mm` works on the device, does not saturate and, on a CPU, is worth calling.
 
-    Tried at the extremes: on x86 without VNNI instructions a product of pairs may saturate at 16 bits.
+    Tried at the extremes: on x86 without VNNI instructions a product of pairs may saturate at 16 bits, or run 20
+    times slower than float32, which gives the same integers.
     """
-    extremes = torch.tensor([-128, 127, 127, -128], dtype=torch.int8, device=device).repeat(32, 16)
+    extremes = torch.tensor([-128, 127, 127, -128], dtype=torch.int8, device=device).repeat(128, 256)
+
+    def integers() -> Tensor:
+        return torch._int_mm(extremes, extremes.t())
+
+    def floats() -> Tensor:
+        return exact_matmul(extremes, extremes)
+
     try:
-        return torch.equal(torch._int_mm(extremes, extremes.t()), exact_matmul(extremes, extremes))
+        if not torch.equal(integers(), floats()):
+            return False
     except (RuntimeError, NotImplementedError):
         return False
+    # twice: a moment's noise must not turn the answer of a machine that has the instructions
+    return device != "cpu" or min(timeit.repeat(integers, number=1)) < 2 * min(timeit.repeat(floats, number=1))
 
 
 def exact_matmul(x: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from ops.quant.base import (
     dequantization,
     dequantize,
     exact_matmul,
-    has_exact_int8_product,
+    has_int8_product,
     int8_linear,
     int8_matmul,
     quantize_activation,
@@ -38,13 +40,26 @@ def test_a_product_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch) -
     def saturating(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return exact_matmul(x, weight.t()).clamp(-32768, 32767)
 
-    has_exact_int8_product.cache_clear()
+    has_int8_product.cache_clear()
     monkeypatch.setattr(torch, "_int_mm", saturating)
     x = torch.full((2, 64), 127, dtype=torch.int8)
     try:
         assert int8_matmul(x, x).unique().tolist() == [127 * 127 * 64]
     finally:
-        has_exact_int8_product.cache_clear()
+        has_int8_product.cache_clear()
+
+
+def test_a_product_slower_than_float32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def detour(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # what oneDNN's is without VNNI
+        time.sleep(0.05)
+        return exact_matmul(x, weight.t())
+
+    has_int8_product.cache_clear()
+    monkeypatch.setattr(torch, "_int_mm", detour)
+    try:
+        assert not has_int8_product("cpu")
+    finally:
+        has_int8_product.cache_clear()
 
 
 def test_products_stay_exact_at_the_extremes_of_a_deep_matrix() -> None:
