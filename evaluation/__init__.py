@@ -1,1 +1,1 @@
-"""Measuring a model through the small protocol of `evaluation.base`."""
+"""Measuring a model through the small protocol of `slimrun.evaluation.base`."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.base import SAMPLES, LanguageModel, Outputs, Progress, Reader, batches
+from slimrun.evaluation.base import SAMPLES, LanguageModel, Outputs, Progress, Reader, batches
 
 
 def encoded(model: Reader, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:

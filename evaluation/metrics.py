@@ -11,9 +11,9 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
-from evaluation.base import FloatArray, IntArray
-from evaluation.statistics import Values
-from evaluation.text import cjk_share, words
+from slimrun.evaluation.base import FloatArray, IntArray
+from slimrun.evaluation.statistics import Values
+from slimrun.evaluation.text import cjk_share, words
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 # Those that need no download; 13a and intl split at spaces and punctuation, which Chinese does not have.

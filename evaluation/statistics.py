@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.text import words
+from slimrun.evaluation.text import words
 
 Values = npt.NDArray[np.float64]
 

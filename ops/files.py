@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ops.scratch import ScratchFolder, scratch_file
+from slimrun.ops.scratch import ScratchFolder, scratch_file
 
 FOLDER_MODE, WEIGHT_MODE, DESCRIPTION_MODE = 0o750, 0o400, 0o600
 

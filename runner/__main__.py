@@ -1,6 +1,6 @@
-"""`python -m runner` is `slimrun`."""
+"""`python -m slimrun` is `slimrun`."""
 
-from runner.main import main
+from slimrun.runner.main import main
 
 if __name__ == "__main__":
     main()

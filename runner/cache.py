@@ -30,10 +30,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from ops.files import replacing
-from ops.framework.base import Arrays, Remember
-from ops.scratch import clear, lock
-from runner.result import read_json, write_json
+from slimrun.ops.files import replacing
+from slimrun.ops.framework.base import Arrays, Remember
+from slimrun.ops.scratch import clear, lock
+from slimrun.runner.result import read_json, write_json
 
 SHAPES_RESULTS = ("torch", "transformers", "numpy", "sacrebleu", "rouge-score")
 

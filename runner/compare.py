@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from evaluation import statistics
-from evaluation.base import Outputs, Task
-from runner.config import construct, flat
-from runner.display import print_anything, print_table
-from runner.result import OUTPUTS, RESULTS, read_outputs
+from slimrun.evaluation import statistics
+from slimrun.evaluation.base import Outputs, Task
+from slimrun.runner.config import construct, flat
+from slimrun.runner.display import print_anything, print_table
+from slimrun.runner.result import OUTPUTS, RESULTS, read_outputs
 
 COLUMNS = ["", "A", "B", "B - A", "95 % interval", "p", "verdict on B"]
 EXACT = (  # known without error: no interval
@@ -30,7 +30,8 @@ EXACT = (  # known without error: no interval
     ("artifact, MB", "size/artifact_bytes", "{:.1f}"),
 )
 NOT_COMPARED = ("tracking", "cache", "sweep", "plan")
-OWN_TASK = re.compile(r"evaluation\.task\.[a-z_]+\.[A-Za-z]+")  # all that a run's config.yaml may have constructed
+# all that a run's config.yaml may have constructed
+OWN_TASK = re.compile(r"slimrun\.evaluation\.task\.[a-z_]+\.[A-Za-z]+")
 DONE, WRONG = 0, 2
 
 

@@ -22,11 +22,11 @@ from hydra.utils import get_class
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from ops.framework.base import Outline
-from runner.experiment import Experiment
-from runner.tracking import Tracker
+from slimrun.ops.framework.base import Outline
+from slimrun.runner.experiment import Experiment
+from slimrun.runner.tracking import Tracker
 
-CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "conf", "config", "1.3"
+CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "slimrun.conf", "config", "1.3"
 TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 

@@ -14,10 +14,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ops.framework.base import Outline
-from runner.cache import Cache
-from runner.experiment import Experiment
-from runner.result import RESULTS, Result, covered_share, read_json
+from slimrun.ops.framework.base import Outline
+from slimrun.runner.cache import Cache
+from slimrun.runner.experiment import Experiment
+from slimrun.runner.result import RESULTS, Result, covered_share, read_json
 
 DOWNLOAD_BYTES = 93_000_000  # the package of the embedded model
 PROCESS_BYTES = 620_000_000  # interpreter and libraries

@@ -11,18 +11,18 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from evaluation.base import LanguageModel, Outputs, Reference, Task
-from evaluation.statistics import overlap
-from evaluation.text import pinned, read_prompts
-from ops import bundle
-from ops.compress.base import Codec
-from ops.compress.compressor import Compressor
-from ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Reader, Remember, Unavailable
-from ops.quant.base import Quantizer
-from runner.cache import Cache, code_hash, digest
-from runner.display import Stages
-from runner.result import Result, covered_share, not_finite, size_metrics
-from runner.tracking import Tracker
+from slimrun.evaluation.base import LanguageModel, Outputs, Reference, Task
+from slimrun.evaluation.statistics import overlap
+from slimrun.evaluation.text import pinned, read_prompts
+from slimrun.ops import bundle
+from slimrun.ops.compress.base import Codec
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Reader, Remember, Unavailable
+from slimrun.ops.quant.base import Quantizer
+from slimrun.runner.cache import Cache, code_hash, digest
+from slimrun.runner.display import Stages
+from slimrun.runner.result import Result, covered_share, not_finite, size_metrics
+from slimrun.runner.tracking import Tracker
 
 ARTIFACT = "artifact"
 PINNED_CALIBRATION = "wikipedia_calibration"

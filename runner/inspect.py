@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ops import bundle, compress
-from ops.compress.base import Limited
-from runner.display import print_anything, print_table
+from slimrun.ops import bundle, compress
+from slimrun.ops.compress.base import Limited
+from slimrun.runner.display import print_anything, print_table
 
 COLUMNS = ["tensor", "shape", "packed bytes", "bits", "entropy", "over", "ratio", "tiles", "model"]
 MAP_WIDTH = 64

@@ -16,17 +16,26 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ops import scratch
-from ops.files import replacing
-from ops.framework.base import Outline
-from runner.config import CONFIG_MODULE, CONFIG_NAME, VERSION_BASE, ConfigError, build, build_tracker, checked, typed
-from runner.display import Stages, print_table
-from runner.estimate import facts
-from runner.experiment import Experiment
-from runner.interrupt import interruptible
-from runner.output import LOG
-from runner.result import RESULTS, UPLOADED, Result, read_json, write_json
-from runner.share import share_of_machine
+from slimrun.ops import scratch
+from slimrun.ops.files import replacing
+from slimrun.ops.framework.base import Outline
+from slimrun.runner.config import (
+    CONFIG_MODULE,
+    CONFIG_NAME,
+    VERSION_BASE,
+    ConfigError,
+    build,
+    build_tracker,
+    checked,
+    typed,
+)
+from slimrun.runner.display import Stages, print_table
+from slimrun.runner.estimate import facts
+from slimrun.runner.experiment import Experiment
+from slimrun.runner.interrupt import interruptible
+from slimrun.runner.output import LOG
+from slimrun.runner.result import RESULTS, UPLOADED, Result, read_json, write_json
+from slimrun.runner.share import share_of_machine
 
 OK, FAILED = "ok", "failed"
 STOPPED = ".stopped"  # in the sweep's folder: a job failed, and sweep.on_error=stop

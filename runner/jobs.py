@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from runner.config import CompositionError, composed, composing, typed
+from slimrun.runner.config import CompositionError, composed, composing, typed
 
 
 @dataclass(frozen=True)

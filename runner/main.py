@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -14,17 +15,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import output
-from runner.config import CompositionError, ConfigError, build, build_tracker, checked, composed, typed
-from runner.display import print_anything
-from runner.estimate import Estimate
-from runner.interrupt import interruptible
-from runner.job import run_job
-from runner.jobs import Command, read
-from runner.plan import Job, show
-from runner.sweep import SweepCallback, all_done, begin, begun_before, conclude
-from runner.tracking import MLflow, Tracker
-from runner.tracking_uri import conceal, override_of
+from slimrun.runner import output
+from slimrun.runner.config import CompositionError, ConfigError, build, build_tracker, checked, composed, typed
+from slimrun.runner.display import print_anything
+from slimrun.runner.estimate import Estimate
+from slimrun.runner.interrupt import interruptible
+from slimrun.runner.job import run_job
+from slimrun.runner.jobs import Command, read
+from slimrun.runner.plan import Job, show
+from slimrun.runner.sweep import SweepCallback, all_done, begin, begun_before, conclude
+from slimrun.runner.tracking import MLflow, Tracker
+from slimrun.runner.tracking_uri import conceal, override_of
 
 DONE, FAILED, WRONG = 0, 1, 2
 RUN_FOLDER, SWEEP_FOLDER = "hydra.run.dir", "hydra.sweep.dir"
@@ -34,6 +35,9 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: raise what goes wrong instead of
 def main() -> None:
     """`slimrun`: exit status 0 done, 1 a run failed, 2 the configuration is wrong."""
     print_anything()
+    if "--version" in sys.argv[1:]:  # Hydra's parser would tell its own
+        print(f"slimrun {version('slimrun')}")
+        sys.exit(DONE)
     arguments = get_args_parser().parse_intermixed_args()
     # Hydra wants its flags before the overrides; people write `slimrun quant=w8a8 -m seed=1,2` too
     flags = [item for item in sys.argv[1:] if item not in arguments.overrides]

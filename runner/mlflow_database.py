@@ -11,8 +11,8 @@ from filelock import FileLock
 from mlflow.store.db.utils import _get_latest_schema_revision
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from ops.files import sync
-from runner.tracking_uri import sqlite_uri
+from slimrun.ops.files import sync
+from slimrun.runner.tracking_uri import sqlite_uri
 
 BESIDE = ("", "-journal", "-wal", "-shm")  # what SQLite names after a database
 LOCK_SECONDS = 20  # for the writer of another process

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from ops.scratch import Busy, lock
-from runner.config import ConfigError
-from runner.experiment import ARTIFACT
-from runner.result import RESULTS, UPLOADED
-from runner.tracking import RUN, SWEEP
+from slimrun.ops.scratch import Busy, lock
+from slimrun.runner.config import ConfigError
+from slimrun.runner.experiment import ARTIFACT
+from slimrun.runner.result import RESULTS, UPLOADED
+from slimrun.runner.tracking import RUN, SWEEP
 
 LOCK = ".lock"
 LOG = "run.log"

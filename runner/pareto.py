@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ops.files import replacing
-from runner import page
-from runner.result import RESULTS, read_json, write_json
-from runner.tracking import SWEEP
+from slimrun.ops.files import replacing
+from slimrun.runner import page
+from slimrun.runner.result import RESULTS, read_json, write_json
+from slimrun.runner.tracking import SWEEP
 
 FLOAT = re.compile(r"-?\d+\.\d+")  # a search proposes numbers of 17 digits
 CHOICES = ("model", "framework", "quant", "compress", "device", "experiment")  # a choice says itself what it is
@@ -97,7 +97,7 @@ class Panel:
 
 def report(sweep_folder: Path) -> list[Path]:
     """Write the three files of a sweep's folder, each atomically, and return their paths."""
-    from runner import pictures  # matplotlib takes half a second to import
+    from slimrun.runner import pictures  # matplotlib takes half a second to import
 
     found = jobs(sweep_folder)
     drawn = panels(found)

@@ -14,10 +14,10 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from evaluation.base import Report, Score
+from slimrun.evaluation.base import Report, Score
 
 if TYPE_CHECKING:
-    from runner.pareto import Panel
+    from slimrun.runner.pareto import Panel
 
 FLOAT_COLOR, QUANT_COLOR = "#4c72b0", "#dd8452"
 WIDE_RANGE = 10.0  # scores further apart than this factor are drawn on a logarithmic axis

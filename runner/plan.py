@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from runner.config import ConfigError
-from runner.display import print_table
-from runner.estimate import DOWNLOAD_BYTES, Estimate
-from runner.experiment import PINNED_CALIBRATION
-from runner.pareto import distinct
+from slimrun.runner.config import ConfigError
+from slimrun.runner.display import print_table
+from slimrun.runner.estimate import DOWNLOAD_BYTES, Estimate
+from slimrun.runner.experiment import PINNED_CALIBRATION
+from slimrun.runner.pareto import distinct
 
 Job = tuple[list[str], Estimate | ConfigError]  # its overrides, and what it takes or why it cannot run
 SOURCES = {True: " (recorded)", False: " (estimated)"}

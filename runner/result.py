@@ -14,12 +14,12 @@ from zipfile import BadZipFile
 import numpy as np
 from torch import Tensor
 
-from evaluation.base import Outputs, Report
-from ops import bundle
-from ops.compress import entropy_bits
-from ops.compress.base import Parts
-from ops.files import replacing
-from ops.framework.base import Layer, Outline
+from slimrun.evaluation.base import Outputs, Report
+from slimrun.ops import bundle
+from slimrun.ops.compress import entropy_bits
+from slimrun.ops.compress.base import Parts
+from slimrun.ops.files import replacing
+from slimrun.ops.framework.base import Layer, Outline
 
 Metrics = dict[str, float | int | str]
 
@@ -66,7 +66,7 @@ class Result:
 
         `command` reproduces the run.
         """
-        from runner import pictures  # matplotlib takes half a second to import
+        from slimrun.runner import pictures  # matplotlib takes half a second to import
 
         write_layers(output / "layers.csv", self.layers)
         pictures.layers(output / "layers.png", self.layers)

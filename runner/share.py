@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ops.framework.base import Device
+from slimrun.ops.framework.base import Device
 
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}  # torch's name -> what hides cards
 NODES = {"cuda": r"nvidia\d+", "npu": r"davinci\d+"}  # of the cards, under /dev

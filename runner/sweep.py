@@ -12,12 +12,12 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from runner import pareto
-from runner.config import ConfigError, build, build_tracker
-from runner.display import print_table
-from runner.job import OK, STOPPED
-from runner.result import RESULTS, read_json, write_json
-from runner.tracking import RUN, SWEEP, Tracker
+from slimrun.runner import pareto
+from slimrun.runner.config import ConfigError, build, build_tracker
+from slimrun.runner.display import print_table
+from slimrun.runner.job import OK, STOPPED
+from slimrun.runner.result import RESULTS, read_json, write_json
+from slimrun.runner.tracking import RUN, SWEEP, Tracker
 
 FOLDERS = "multirun/*/*"  # where conf/config.yaml puts multiruns
 FREE = (  # not part of a command

@@ -21,10 +21,10 @@ from typing import Any, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
-from runner.deadline import within
-from runner.outbox import Waiting, waiting
-from runner.result import RESULTS, read_json, write_json
-from runner.tracking_uri import check, database_file, in_force, masked
+from slimrun.runner.deadline import within
+from slimrun.runner.outbox import Waiting, waiting
+from slimrun.runner.result import RESULTS, read_json, write_json
+from slimrun.runner.tracking_uri import check, database_file, in_force, masked
 
 SWEEP = "sweep.json"  # in the folder of a multirun: its command, its parent run, its jobs
 RUN = "tracking.json"  # in the folder of a job: its run
@@ -214,7 +214,7 @@ class MLflow:
         return Waiting(str(folder.absolute()), where, self.address, self.experiment_name, self.log_weights)
 
     def _store(self) -> Any:
-        from runner.mlflow_store import Store  # takes 2 s to import
+        from slimrun.runner.mlflow_store import Store  # takes 2 s to import
 
         return Store.at(self.tracking_uri, self.experiment_name)
 
@@ -291,7 +291,7 @@ def _prepare() -> None:
         os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow.system_metrics"):  # a server that goes away is our note, not theirs
         logging.getLogger(name).setLevel(logging.ERROR)
-    import runner.mlflow_store  # noqa: F401
+    import slimrun.runner.mlflow_store  # noqa: F401
 
 
 def run_in(file: Path, target: str) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import hypothesis
 import pytest
 import torch
 
-from ops.framework import embedded, mindspore
-from ops.framework.base import Device, Framework, Model, Unavailable
-from ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.framework import embedded, mindspore
+from slimrun.ops.framework.base import Device, Framework, Model, Unavailable
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 
 # a shell's background job ignores Ctrl-C, and so would every program that the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,20 +15,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ops import bundle, load_bundle
-from ops.compress.base import Codec
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
-from ops.compress.none import NoCompression
-from ops.compress.nz import NZ
-from ops.framework.pytorch import PyTorch, TorchModel
-from ops.quant.base import Quantizer
-from ops.quant.lowbit import Lowbit
-from ops.quant.none import NoQuantization
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8_dynamic import W8A8Dynamic
-from ops.quant.w8a8s import W8A8S
-from ops.quant.w8a16 import W8A16
+from slimrun.ops import bundle, load_bundle
+from slimrun.ops.compress.base import Codec
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.compress.none import NoCompression
+from slimrun.ops.compress.nz import NZ
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.none import NoQuantization
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
+from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.ops.quant.w8a16 import W8A16
 
 from .conftest import CPU, TEXTS, tiny
 
@@ -81,7 +81,7 @@ def test_the_reloaded_model_computes_the_same(
 
 
 def test_a_fresh_process_reproduces_the_logits_from_the_path_alone(artifact: Path, tiny_model: TorchModel) -> None:
-    script = "import sys, ops; print(ops.load_bundle(sys.argv[1]).logits_checksum())"
+    script = "import sys, slimrun; print(slimrun.load_bundle(sys.argv[1]).logits_checksum())"
     found = subprocess.run([sys.executable, "-c", script, str(artifact)], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == tiny_model.logits_checksum()
 
@@ -141,8 +141,8 @@ def test_a_full_disk_leaves_no_half_bundle_and_keeps_the_old_one(
     if at == "description":
         monkeypatch.setattr(model, "save_description", fail)
     else:
-        monkeypatch.setattr("ops.bundle.writer._exchange", lambda first, second: False)
-        monkeypatch.setattr(f"ops.bundle.writer.{at}", fail)
+        monkeypatch.setattr("slimrun.ops.bundle.writer._exchange", lambda first, second: False)
+        monkeypatch.setattr(f"slimrun.ops.bundle.writer.{at}", fail)
     with pytest.raises(OSError, match="No space left"):
         write(artifact, model, W8A8(), NoCompression())
     monkeypatch.undo()

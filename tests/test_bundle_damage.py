@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ops import _native, bundle, compress, load_bundle
-from ops.bundle import writer
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
-from ops.compress.none import NoCompression
-from ops.framework.pytorch import PyTorch, TorchModel
-from ops.msmodelslim import restore
-from ops.quant.w8a8s import W8A8S
-from runner import inspect
+from slimrun.msmodelslim import restore
+from slimrun.ops import _native, bundle, compress, load_bundle
+from slimrun.ops.bundle import writer
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.compress.none import NoCompression
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.runner import inspect
 
 from .conftest import TEXTS, tiny
 from .fuzz.bundle import Target, is_good, make
@@ -166,7 +166,7 @@ def test_a_small_file_that_claims_a_large_matrix_allocates_nothing(
         assert np.prod(shape) <= 1 << 26
         return np.empty(shape, np.int8)
 
-    monkeypatch.setattr("ops.compress.base.empty", small)
+    monkeypatch.setattr("slimrun.ops.compress.base.empty", small)
     with pytest.raises(ValueError, match=rf"{NAME}: has the shape \(64, 268435456\), the model's has \(64, 64\)"):
         load_bundle(artifact)
     for read in (bundle.read, restore.read_safetensors):
@@ -225,7 +225,7 @@ def test_files_of_two_bundles_are_never_taken_for_one(
     artifact: Path, tmp_path: Path, models: tuple[TorchModel, TorchModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = saved(tmp_path / "other", models[1], Native(tile_size=4096))
-    from ops.framework.pytorch import restoring
+    from slimrun.ops.framework.pytorch import restoring
 
     look: Callable[..., Any] = restoring.open_tokenizer
     monkeypatch.setattr(writer, "GRACE_SECONDS", 0.0)  # a writer that does not wait for this reader

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops.memory import give_back
+from slimrun.ops.memory import give_back
 
 PIECES, SIZE = 2000, 100_000
 

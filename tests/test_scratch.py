@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ops import bundle
-from ops.compress.none import NoCompression
-from ops.files import replacing, staging
-from ops.scratch import Busy, ScratchFolder, clear, lock, scratch_file
+from slimrun.ops import bundle
+from slimrun.ops.compress.none import NoCompression
+from slimrun.ops.files import replacing, staging
+from slimrun.ops.scratch import Busy, ScratchFolder, clear, lock, scratch_file
 
 FORK = multiprocessing.get_context("fork")
 

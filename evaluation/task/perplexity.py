@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation import metrics, statistics, text
-from evaluation.base import (
+from slimrun.evaluation import metrics, statistics, text
+from slimrun.evaluation.base import (
     IntArray,
     LanguageModel,
     Outputs,

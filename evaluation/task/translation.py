@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation import generation, metrics, statistics, text
-from evaluation.base import (
+from slimrun.evaluation import generation, metrics, statistics, text
+from slimrun.evaluation.base import (
     LanguageModel,
     Outputs,
     Progress,

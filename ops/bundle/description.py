@@ -12,9 +12,9 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from ops import compress
-from ops.compress.base import Codec
-from ops.compress.none import NoCompression
+from slimrun.ops import compress
+from slimrun.ops.compress.base import Codec
+from slimrun.ops.compress.none import NoCompression
 
 FLOAT = "FLOAT"
 STATIC, WEIGHTS_ALONE = ("W8A8S", "W8A8"), "W8A16"  # formats with input grids; the one for float inputs
@@ -81,9 +81,9 @@ def can_decode(codec: Codec) -> bool:
 
 
 def containers() -> dict[tuple[str, int], type[Codec]]:
-    """The codecs of `ops.compress` by what they call their container, so that a new one is one file."""
+    """The codecs of `slimrun.ops.compress` by what they call their container, so that a new one is one file."""
     found: dict[tuple[str, int], type[Codec]] = {}
-    for module in pkgutil.iter_modules(compress.__path__, "ops.compress."):
+    for module in pkgutil.iter_modules(compress.__path__, "slimrun.ops.compress."):
         for value in vars(importlib.import_module(module.name)).values():
             container, version = getattr(value, "container", None), getattr(value, "version", None)
             # a codec that asks another program for its container (a property) reads nothing of its own

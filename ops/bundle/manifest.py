@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ops import _native
+from slimrun.ops import _native
 
 from .description import damage, read_object
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ops.compress.base import Arena, Codec, Int8Array, Limited
+from slimrun.ops.compress.base import Arena, Codec, Int8Array, Limited
 
 from .description import CKPT, FLOAT, PARTS, SAFETENSORS, damage, file_name, named, read_description
 from .manifest import check_tensors, read_manifest
@@ -177,10 +177,10 @@ def _is_still(place: Path, held: int) -> bool:
 def _read_tensors(weights: Path) -> dict[str, Tensor]:
     """ValueError names the file when it is damaged, or when nothing here reads its kind."""
     if weights.suffix == CKPT:
-        from ops.framework.mindspore import require
+        from slimrun.ops.framework.mindspore import require
 
         require()
-        from ops.framework.mindspore import checkpoint
+        from slimrun.ops.framework.mindspore import checkpoint
 
         with named(weights):
             return checkpoint.read(weights)

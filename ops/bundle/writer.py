@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ops.compress.base import Codec, Parts
-from ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
-from ops.scratch import ScratchFolder
+from slimrun.ops.compress.base import Codec, Parts
+from slimrun.ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
+from slimrun.ops.scratch import ScratchFolder
 
 from .description import FLOAT, SAFETENSORS, STATIC, WEIGHTS_ALONE, file_name
 from .manifest import write_manifest
@@ -90,7 +90,7 @@ def _write_tensors(weights: Path, tensors: Mapping[str, Tensor]) -> None:
     if weights.suffix == SAFETENSORS:
         save_file(dict(tensors), weights, metadata={"format": "pt"})
     else:
-        from ops.framework.mindspore import checkpoint
+        from slimrun.ops.framework.mindspore import checkpoint
 
         checkpoint.write(weights, tensors)
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ops import _native
+from slimrun.ops import _native
 
 CONTAINER_NAME: Final = "slimrun"
 CONTAINER_VERSION: Final = _native.VERSION

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ops.scratch import ScratchFolder
+from slimrun.ops.scratch import ScratchFolder
 
 from .base import Allocate, Int8Array, Parts, empty, to_nz
 from .nz import NZ
 
-BUILD = "cmake -S . -B build -DSLIMRUN_PYTHON=OFF && cmake --build build"
+SOURCE = Path(__file__).parents[2]  # of CMakeLists.txt, in a checkout and in a wheel
+BUILD = f"cmake -S {SOURCE} -B build -DSLIMRUN_PYTHON=OFF && cmake --build build"
 ERROR_BYTES, ERROR_LINES = 4096, 5  # of what a failing program printed
 
 

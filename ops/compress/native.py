@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ops import compress
+from slimrun.ops import compress
 
 from .base import Allocate, Int8Array, Parts, empty
 

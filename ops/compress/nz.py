@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ops import _native
+from slimrun.ops import _native
 
 from .base import FRACTAL, TILING, Allocate, Int8Array, Parts, empty, from_nz, to_nz
 

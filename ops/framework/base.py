@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ops.quant.base import Quantizer
+from slimrun.ops.quant.base import Quantizer
 
 SOURCES = ("embedded", "pretrained", "random")
 ONE_OUTPUT = "one output: a gate or a score, it stays float"

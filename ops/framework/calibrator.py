@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
-from ops.framework.int8_linear import Int8Linear, QuantizedLinear, quantized_linear
-from ops.framework.smoothing import Smoothable, smooth
-from ops.memory import give_back
-from ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, StaticQuantizer, activation_grid
-from ops.quant.observer import Observer, make_observer, range_parameter
+from slimrun.ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
+from slimrun.ops.framework.int8_linear import Int8Linear, QuantizedLinear, quantized_linear
+from slimrun.ops.framework.smoothing import Smoothable, smooth
+from slimrun.ops.memory import give_back
+from slimrun.ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, StaticQuantizer, activation_grid
+from slimrun.ops.quant.observer import Observer, make_observer, range_parameter
 
 Sample = Sequence[Any] | Mapping[str, Any]  # model(*sample) or model(**sample)
 Watcher = Callable[[Tensor], None]

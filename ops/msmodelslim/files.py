@@ -16,8 +16,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ops.files import DESCRIPTION_MODE, WEIGHT_MODE, make_folder, replacing
-from ops.msmodelslim import npy
+from slimrun.msmodelslim import npy
+from slimrun.ops.files import DESCRIPTION_MODE, WEIGHT_MODE, make_folder, replacing
 
 NUMPY_FILES = {  # file -> suffix of the tensors of a quantized linear that it holds
     "quant_weight.npy": "weight",

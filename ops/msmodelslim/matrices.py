@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ops.compress.base import Int8Array
-from ops.msmodelslim import npy
-from ops.msmodelslim.checks import check_type
+from slimrun.msmodelslim import npy
+from slimrun.msmodelslim.checks import check_type
+from slimrun.ops.compress.base import Int8Array
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """The names and keywords of msModelSlim's quantization of MindSpore models, on slimrun's own implementation.
 
-Scripts written for it run with `from ops.msmodelslim.mindspore import Calibrator, QuantConfig`. The original has two
-keywords and the Linear of one library; here every keyword of the PyTorch path is one, and nn.Dense, mint.nn.Linear and
-mindformers' Linear are quantized, on the CPU and on Ascend. `ops.msmodelslim.checkpoint` goes on from the saved file.
+Scripts written for it run with `from slimrun.msmodelslim.mindspore import Calibrator, QuantConfig`. The original has
+two keywords and the Linear of one library; here every keyword of the PyTorch path is one, and nn.Dense, mint.nn.Linear
+and mindformers' Linear are quantized, on the CPU and on Ascend. `checkpoint.py` goes on from the saved file.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ops.framework import mindspore as framework
-from ops.framework.calibrator import Calibrator as NetworkCalibrator
-from ops.msmodelslim import quant_config
-from ops.msmodelslim.checks import check_calibrated, check_layers, check_type
+from slimrun.msmodelslim import quant_config
+from slimrun.msmodelslim.checks import check_calibrated, check_layers, check_type
+from slimrun.ops.framework import mindspore as framework
+from slimrun.ops.framework.calibrator import Calibrator as NetworkCalibrator
 
 framework.require()  # before the modules below import it: one line instead of a crash
 
 import mindspore as ms
 from mindspore import nn
 
-from ops.framework.mindspore import checkpoint
-from ops.framework.mindspore.language_model import stored_tensors
-from ops.framework.mindspore.network import MindSporeNetwork, check_mode, linear_names
+from slimrun.ops.framework.mindspore import checkpoint
+from slimrun.ops.framework.mindspore.language_model import stored_tensors
+from slimrun.ops.framework.mindspore.network import MindSporeNetwork, check_mode, linear_names
 
 __all__ = ["Calibrator", "QuantConfig"]
 
@@ -43,7 +43,7 @@ PYTORCH_ONLY = {"dev_type": "mindspore.set_device", "dev_id": "mindspore.set_dev
 class QuantConfig(quant_config.QuantConfig):
     """Sparse weights by row (`quant=w8a8s`) unless keywords name another method.
 
-    They are those of `ops.msmodelslim.quant_config.QuantConfig`, whose defaults are other ones: here w_bit=4,
+    They are those of `slimrun.msmodelslim.quant_config.QuantConfig`, whose defaults are other ones: here w_bit=4,
     co_sparse=True and mm_tensor=False are. TypeError or ValueError on a wrong one.
     """
 

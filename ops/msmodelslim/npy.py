@@ -1,6 +1,6 @@
 """Dictionaries of arrays and tensors in `.npy` files, as `np.save` leaves them, read without executing anything.
 
-Such a file is a pickle. `load` runs it on `ops.msmodelslim.pickle_machine`, where it may call only the functions of
+Such a file is a pickle. `load` runs it on `slimrun.msmodelslim.pickle_machine`, where it may call only the functions of
 this file, which check every size against the bytes that are there; numpy's and torch's own loading code never sees it.
 """
 
@@ -21,8 +21,8 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ops.files import WEIGHT_MODE, replacing
-from ops.msmodelslim.pickle_machine import Machine, Source, Unfinished, plain_names
+from slimrun.msmodelslim.pickle_machine import Machine, Source, Unfinished, plain_names
+from slimrun.ops.files import WEIGHT_MODE, replacing
 
 Array = NDArray[Any]
 Entry = Array | Tensor

@@ -1,8 +1,8 @@
 """The names and keywords of msModelSlim's large-model quantization, on slimrun's own implementation.
 
-Scripts written for it run with `from ops.msmodelslim.pytorch import Calibrator, QuantConfig`. A `QuantConfig` says
-which method of `ops.quant` with which knobs; the `Calibrator` runs it. Where the original silently changes what was
-asked for, a warning names the key. What this program does not build is refused by name.
+Scripts written for it run with `from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig`. A `QuantConfig` says
+which method of `slimrun.ops.quant` with which knobs; the `Calibrator` runs it. Where the original silently changes what
+was asked for, a warning names the key. What this program does not build is refused by name.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ops.files import staging
-from ops.framework.pytorch import network as pytorch
-from ops.framework.pytorch.language_model import stored_tensors
-from ops.msmodelslim import files
-from ops.msmodelslim.checks import check_calibrated, check_layers, check_range, check_type, file_name
-from ops.msmodelslim.quant_config import DEVICES, QuantConfig
+from slimrun.msmodelslim import files
+from slimrun.msmodelslim.checks import check_calibrated, check_layers, check_range, check_type, file_name
+from slimrun.msmodelslim.quant_config import DEVICES, QuantConfig
+from slimrun.ops.files import staging
+from slimrun.ops.framework.pytorch import network as pytorch
+from slimrun.ops.framework.pytorch.language_model import stored_tensors
 
 __all__ = ["Calibrator", "QuantConfig"]
 

@@ -1,4 +1,4 @@
-"""msModelSlim's QuantConfig: every keyword, and which method of `ops.quant` it names."""
+"""msModelSlim's QuantConfig: every keyword, and which method of `slimrun.ops.quant` it names."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ops.msmodelslim.checks import check_range, check_type, named
-from ops.quant.base import Quantizer
-from ops.quant.lowbit import Lowbit
-from ops.quant.none import NoQuantization
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8_dynamic import W8A8Dynamic
-from ops.quant.w8a8s import W8A8S
-from ops.quant.w8a16 import W8A16
+from slimrun.msmodelslim.checks import check_range, check_type, named
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.none import NoQuantization
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
+from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.ops.quant.w8a16 import W8A16
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class QuantConfig:
         self._check_together()
 
     def quantizer(self, disable_level: str = "L0") -> Quantizer:
-        """The method of `ops.quant` that these keywords name; ValueError when there is none.
+        """The method of `slimrun.ops.quant` that these keywords name; ValueError when there is none.
 
         disable_level "Lk" keeps k linears float.
         """

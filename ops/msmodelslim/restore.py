@@ -1,6 +1,4 @@
-"""The way back from the files of `ops.msmodelslim.weight_compression`: the int8 matrices, and the proof that they are
-the same.
-"""
+"""The way back from the files of `weight_compression.py`: the int8 matrices, and the proof that they are the same."""
 
 from __future__ import annotations
 
@@ -11,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ops import bundle
-from ops.compress.base import Int8Array, Limited
-from ops.compress.nz import NZ
-from ops.msmodelslim import npy
-from ops.msmodelslim.matrices import as_array
+from slimrun.msmodelslim import npy
+from slimrun.msmodelslim.matrices import as_array
+from slimrun.ops import bundle
+from slimrun.ops.compress.base import Int8Array, Limited
+from slimrun.ops.compress.nz import NZ
 
 
 def read_dat(weight_root: str | Path, index_root: str | Path, info_root: str | Path) -> dict[str, Int8Array]:

@@ -1,8 +1,8 @@
 """msModelSlim's weight compression: `CompressConfig`, `Compressor` and its files, on the codec `ops.compress.nz`.
 
-Scripts written for it run with `from ops.msmodelslim.weight_compression import CompressConfig, Compressor`. Files have
-the names, shapes and types of the original's; what the coded bytes mean is ours (the description says so: container
-"slimrun-nz"). `ops.msmodelslim.restore` reads them again and proves that the matrices are the same.
+Scripts written for it run with `from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor`. Files
+have the names, shapes and types of the original's; what the coded bytes mean is ours (the description says so:
+container "slimrun-nz"). `restore.py` reads them again and proves that the matrices are the same.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ops.compress import entropy_bits
-from ops.compress.base import TILING, Int8Array, Parts, to_nz
-from ops.compress.nz import NZ
-from ops.files import WEIGHT_MODE, replacing, staging
-from ops.msmodelslim import files, npy
-from ops.msmodelslim.checks import check_type, file_name
-from ops.msmodelslim.matrices import as_tensor, matrices, pseudo_sparse
-from ops.quant.base import nearest
+from slimrun.msmodelslim import files, npy
+from slimrun.msmodelslim.checks import check_type, file_name
+from slimrun.msmodelslim.matrices import as_tensor, matrices, pseudo_sparse
+from slimrun.ops.compress import entropy_bits
+from slimrun.ops.compress.base import TILING, Int8Array, Parts, to_nz
+from slimrun.ops.compress.nz import NZ
+from slimrun.ops.files import WEIGHT_MODE, replacing, staging
+from slimrun.ops.quant.base import nearest
 
 log = logging.getLogger(__name__)
 

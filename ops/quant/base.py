@@ -26,7 +26,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ops import _native
+from slimrun.ops import _native
 
 OBSERVERS = ("auto", "minmax", "histogram")
 NORMAL_LEVELS = 7  # the positive half of a 4-bit grid

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ops import _native
+from slimrun.ops import _native
 
 FloatArray = npt.NDArray[np.float64]
 

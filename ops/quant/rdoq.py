@@ -32,7 +32,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ops import _native
+from slimrun.ops import _native
 
 from .base import (
     INT8_LEVELS,

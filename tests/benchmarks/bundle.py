@@ -21,15 +21,15 @@ from pathlib import Path
 
 import torch
 
-from ops import bundle
-from ops.compress.base import Codec, Parts
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
-from ops.compress.none import NoCompression
-from ops.framework import embedded
-from ops.framework.base import Device, Model
-from ops.framework.pytorch import PyTorch
-from ops.quant.w8a8s import W8A8S
+from slimrun.ops import bundle
+from slimrun.ops.compress.base import Codec, Parts
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.compress.none import NoCompression
+from slimrun.ops.framework import embedded
+from slimrun.ops.framework.base import Device, Model
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.quant.w8a8s import W8A8S
 
 PAGE = 4096
 

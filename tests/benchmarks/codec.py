@@ -28,15 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ops import _native, compress
-from ops.framework import embedded
-from ops.framework.base import Device, Model
-from ops.framework.pytorch import PyTorch
-from ops.quant.base import Quantizer
-from ops.quant.lowbit import Lowbit
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8s import W8A8S
-from runner.display import print_table
+from slimrun.ops import _native, compress
+from slimrun.ops.framework import embedded
+from slimrun.ops.framework.base import Device, Model
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.runner.display import print_table
 
 LLAMA_SHAPES = ((4096, 4096), (11008, 4096))
 FRACTIONS = (0.01, 0.03, 0.1)

@@ -26,16 +26,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from evaluation.base import Outputs, Reference
-from evaluation.task.perplexity import Perplexity
-from evaluation.text import pinned
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
-from ops.framework.base import call, silent
-from ops.framework.int8_linear import Int8Linear
-from ops.framework.pytorch import TorchModel, fisher
-from runner.config import build, composed
-from runner.experiment import Experiment
+from slimrun.evaluation.base import Outputs, Reference
+from slimrun.evaluation.task.perplexity import Perplexity
+from slimrun.evaluation.text import pinned
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.framework.base import call, silent
+from slimrun.ops.framework.int8_linear import Int8Linear
+from slimrun.ops.framework.pytorch import TorchModel, fisher
+from slimrun.runner.config import build, composed
+from slimrun.runner.experiment import Experiment
 
 CO_SPARSE, RDOQ_THERE, GPTQ = "w8a8s 0.011", "rdoq 3.513", "GPTQ, grid of w8a8s"
 SETTINGS = ["task=[perplexity]", "tracking=none"]

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.metrics import token_log_probs
-from evaluation.text import pinned, read_prompts
-from ops.framework import embedded
-from ops.framework.base import Device, Model
-from ops.framework.pytorch import PyTorch, TorchModel
-from ops.quant.w8a8s import W8A8S
+from slimrun.evaluation.metrics import token_log_probs
+from slimrun.evaluation.text import pinned, read_prompts
+from slimrun.ops.framework import embedded
+from slimrun.ops.framework.base import Device, Model
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.quant.w8a8s import W8A8S
 
 WINDOW, NEW_TOKENS = 512, 24
 CPU = Device("cpu", "cpu")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops import _native, compress
+from slimrun.ops import _native, compress
 
 from .arrays import Int8Array, constant_then_noise, noise, sparse_quantized, w8, wide_tail
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops.compress.base import to_nz
-from ops.compress.cann import Cann
-from ops.compress.nz import NZ
+from slimrun.ops.compress.base import to_nz
+from slimrun.ops.compress.cann import Cann
+from slimrun.ops.compress.nz import NZ
 
 from .arrays import Int8Array, sparse_quantized
 

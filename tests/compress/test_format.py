@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from ops import compress
+from slimrun.ops import compress
 
 from .arrays import KINDS, Int8Array, pattern, sparse_quantized, w8
 

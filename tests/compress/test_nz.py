@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ops import _native, compress
-from ops.bundle.description import containers
-from ops.compress.base import FRACTAL, TILING, Parts, from_nz, to_nz
-from ops.compress.cann import Cann
-from ops.compress.nz import NZ
+from slimrun.ops import _native, compress
+from slimrun.ops.bundle.description import containers
+from slimrun.ops.compress.base import FRACTAL, TILING, Parts, from_nz, to_nz
+from slimrun.ops.compress.cann import Cann
+from slimrun.ops.compress.nz import NZ
 
 from .arrays import KINDS, Int8Array, noise, pattern, sparse_quantized
 from .test_corruption import crc32c

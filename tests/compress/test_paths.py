@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops import _native, compress
+from slimrun.ops import _native, compress
 
 from . import reference
 from .arrays import KINDS, MATRICES, Int8Array, grids_by_row, unequal_rows

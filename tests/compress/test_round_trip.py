@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ops import compress
-from ops.compress.base import Arena
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
+from slimrun.ops import compress
+from slimrun.ops.compress.base import Arena
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
 
 from .arrays import KINDS, Int8Array, pattern, sparse_quantized
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.base import FloatArray, IntArray
+from slimrun.evaluation.base import FloatArray, IntArray
 
 VOCABULARY, WIDTH, STOP = 257, 16, 256
 

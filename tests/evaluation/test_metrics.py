@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sacrebleu.metrics.bleu import BLEU
 
-from evaluation import metrics, text
+from slimrun.evaluation import metrics, text
 
 ZH_REFERENCE = "人人生而自由，在尊严和权利上一律平等。"
 ZH_HYPOTHESIS = "人人生而自由，在尊严上一律平等。"

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from evaluation.base import Outputs, Reference, Task
-from evaluation.task.multiple_choice import MultipleChoice
-from evaluation.task.perplexity import Perplexity
-from evaluation.task.summarization import Summarization
-from evaluation.task.translation import Translation
+from slimrun.evaluation.base import Outputs, Reference, Task
+from slimrun.evaluation.task.multiple_choice import MultipleChoice
+from slimrun.evaluation.task.perplexity import Perplexity
+from slimrun.evaluation.task.summarization import Summarization
+from slimrun.evaluation.task.translation import Translation
 from tests.evaluation.fake import FakeModel, silent
 
 CONF = Path(__file__).parents[2] / "conf" / "task"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import statistics, text
+from slimrun.evaluation import statistics, text
 
 DATA = Path(text.__file__).with_name("data")
 PINNED = re.findall(r"^\| `(\w+)\.jsonl` \| (\d+) \|.*\| `([0-9a-f]{64})` \|$", (DATA / "README.md").read_text(), re.M)

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ops.framework.pytorch import Calibrator, TorchModel
-from ops.framework.pytorch.loading import byte_tokenizer
-from ops.quant.base import Quantizer
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8_dynamic import W8A8Dynamic
+from slimrun.ops.framework.pytorch import Calibrator, TorchModel
+from slimrun.ops.framework.pytorch.loading import byte_tokenizer
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
 
 from ..conftest import ARCHITECTURE
 

@@ -9,17 +9,17 @@ import torch
 import yaml
 from torch import nn
 
-from ops import bundle
-from ops.framework.int8_linear import Int8Linear, WeightOnlyLinear, quantized_linear, restored_linear
-from ops.framework.pytorch import Calibrator, PyTorch
-from ops.framework.pytorch.network import linear_names
-from ops.quant.base import ActivationGrid, Quantizer, activation_grid
-from ops.quant.lowbit import Lowbit
-from ops.quant.none import NoQuantization
-from ops.quant.rdoq import RDOQ
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8_dynamic import W8A8Dynamic
-from ops.quant.w8a8s import W8A8S
+from slimrun.ops import bundle
+from slimrun.ops.framework.int8_linear import Int8Linear, WeightOnlyLinear, quantized_linear, restored_linear
+from slimrun.ops.framework.pytorch import Calibrator, PyTorch
+from slimrun.ops.framework.pytorch.network import linear_names
+from slimrun.ops.quant.base import ActivationGrid, Quantizer, activation_grid
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.none import NoQuantization
+from slimrun.ops.quant.rdoq import RDOQ
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
+from slimrun.ops.quant.w8a8s import W8A8S
 
 from ..conftest import TEXTS, tiny
 from .chatglm import VOCABULARY, ChatGLMForConditionalGeneration

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from ops import bundle, load_bundle
-from ops.compress.compressor import Compressor
-from ops.compress.nz import NZ
-from ops.framework.base import Device, Framework, LoadedModel, Model, Unavailable
-from ops.framework.calibrator import Calibrator
-from ops.framework.pytorch import PyTorch, TorchModel
-from ops.framework.smoothing import smooth
-from ops.quant.base import Quantizer
-from ops.quant.lowbit import Lowbit
-from ops.quant.none import NoQuantization
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8_dynamic import W8A8Dynamic
-from ops.quant.w8a8s import W8A8S
-from ops.quant.w8a16 import W8A16
+from slimrun.ops import bundle, load_bundle
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.nz import NZ
+from slimrun.ops.framework.base import Device, Framework, LoadedModel, Model, Unavailable
+from slimrun.ops.framework.calibrator import Calibrator
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.framework.smoothing import smooth
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.none import NoQuantization
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
+from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.ops.quant.w8a16 import W8A16
 
 from ..conftest import CPU, TEXTS, described, tiny
 
@@ -162,7 +162,7 @@ def test_smoothing_leaves_the_float_function(framework: Framework) -> None:
 @pytest.mark.mindspore
 @pytest.mark.parametrize("quantizer", METHODS, ids=lambda quantizer: type(quantizer).__name__)
 def test_frameworks_agree(quantizer: Quantizer, tmp_path: Path) -> None:
-    mindspore = pytest.importorskip("ops.framework.mindspore")
+    mindspore = pytest.importorskip("slimrun.ops.framework.mindspore")
     try:
         mindspore.require()
     except Unavailable as reason:

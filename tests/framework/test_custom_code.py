@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from ops import bundle, load_bundle
-from ops.compress.none import NoCompression
-from ops.framework.base import Model, Unavailable
-from ops.framework.pytorch import PyTorch, TorchModel
-from ops.framework.pytorch.language_model import check_output_head
-from runner.config import build, composed
-from runner.display import Stages
+from slimrun.ops import bundle, load_bundle
+from slimrun.ops.compress.none import NoCompression
+from slimrun.ops.framework.base import Model, Unavailable
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.framework.pytorch.language_model import check_output_head
+from slimrun.runner.config import build, composed
+from slimrun.runner.display import Stages
 from tests.conftest import CPU
 
 from .chatglm import AUTO_MAP, chatglm, write_folder

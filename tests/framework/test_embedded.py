@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ops.framework import embedded
-from ops.framework.base import Device, Model, Outline, Unavailable
-from ops.framework.pytorch import PyTorch
-from ops.framework.pytorch.loading import read_config, skeleton
-from ops.framework.pytorch.network import linear_names
+from slimrun.ops.framework import embedded
+from slimrun.ops.framework.base import Device, Model, Outline, Unavailable
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.framework.pytorch.loading import read_config, skeleton
+from slimrun.ops.framework.pytorch.network import linear_names
 from tests.conftest import ARCHITECTURE, CPU, cache_folder
 
 YAML = Path(__file__).parents[2] / "conf" / "model" / "smollm2_135m.yaml"

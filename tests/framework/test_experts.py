@@ -7,10 +7,10 @@ import re
 import pytest
 from torch import nn
 
-from ops.framework.calibrator import Calibrator
-from ops.framework.pytorch.experts import expert_parameters, float_linears
-from ops.framework.pytorch.network import TorchNetwork, linear_names
-from ops.quant.w8a16 import W8A16
+from slimrun.ops.framework.calibrator import Calibrator
+from slimrun.ops.framework.pytorch.experts import expert_parameters, float_linears
+from slimrun.ops.framework.pytorch.network import TorchNetwork, linear_names
+from slimrun.ops.quant.w8a16 import W8A16
 
 from .architectures import DENSE, MIXTURES, empty
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ops.framework.base import Model
-from ops.framework.pytorch import PyTorch
-from ops.framework.pytorch.fingerprint import folder_hash
-from ops.framework.pytorch.outline import description_key
+from slimrun.ops.framework.base import Model
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.framework.pytorch.fingerprint import folder_hash
+from slimrun.ops.framework.pytorch.outline import description_key
 
 READ = [
     "model.safetensors", "pytorch_model.bin", "model.ckpt", "config.json", "generation_config.json", "merges.txt",

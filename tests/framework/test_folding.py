@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ops.framework.pytorch.folding import find_folds, fold, storable
-from ops.framework.pytorch.network import TorchNetwork, linear_names
-from ops.framework.pytorch.probe import Fold
-from ops.framework.smoothing import skipped, smooth
-from ops.quant.lowbit import Lowbit
+from slimrun.ops.framework.pytorch.folding import find_folds, fold, storable
+from slimrun.ops.framework.pytorch.network import TorchNetwork, linear_names
+from slimrun.ops.framework.pytorch.probe import Fold
+from slimrun.ops.framework.smoothing import skipped, smooth
+from slimrun.ops.quant.lowbit import Lowbit
 
 from ..conftest import ARCHITECTURE, tiny
 from .chatglm import VOCABULARY

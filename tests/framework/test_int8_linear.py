@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops.framework.int8_linear import Int8Linear, restored_linear
-from ops.quant.base import QuantizedWeight, activation_grid
+from slimrun.ops.framework.int8_linear import Int8Linear, restored_linear
+from slimrun.ops.quant.base import QuantizedWeight, activation_grid
 
 
 def make(dtype: torch.dtype, bias: bool = True, per_channel: bool = True) -> Int8Linear:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ops.framework.pytorch import TorchModel
-from ops.framework.pytorch.language_model import check_output_head
+from slimrun.ops.framework.pytorch import TorchModel
+from slimrun.ops.framework.pytorch.language_model import check_output_head
 
 
 def test_byte_tokenizer_keeps_any_text(tiny_model: TorchModel) -> None:
@@ -29,8 +29,8 @@ def test_an_architecture_that_scales_its_logits_is_refused(tiny_model: TorchMode
 
 
 def test_output_head_stays_float_when_the_model_is_quantized(tiny_model: TorchModel) -> None:
-    from ops.framework.pytorch import Calibrator
-    from ops.quant.w8a8 import W8A8
+    from slimrun.ops.framework.pytorch import Calibrator
+    from slimrun.ops.quant.w8a8 import W8A8
 
     head, hidden = tiny_model.output_head(), tiny_model.hidden(np.array([[5, 6, 7]]))[0]
     expected = head(hidden)

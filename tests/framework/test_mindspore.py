@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ops.framework import mindspore as framework
-from ops.framework.base import Unavailable
+from slimrun.ops.framework import mindspore as framework
+from slimrun.ops.framework.base import Unavailable
 
 pytestmark = pytest.mark.mindspore
 try:
@@ -21,16 +21,16 @@ except Unavailable as reason:
 import mindspore as ms
 from mindspore import Tensor, mint, nn
 
-from ops.framework.calibrator import Calibrator
-from ops.framework.mindspore import checkpoint
-from ops.framework.mindspore.int8_cell import WeightOnly, static_product
-from ops.framework.mindspore.language_model import LlamaModel
-from ops.framework.mindspore.loading import outline
-from ops.framework.mindspore.network import MindSporeNetwork, linear_names
-from ops.quant.base import ActivationGrid, Quantizer, int8_linear
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8_dynamic import W8A8Dynamic
-from ops.quant.w8a16 import W8A16
+from slimrun.ops.framework.calibrator import Calibrator
+from slimrun.ops.framework.mindspore import checkpoint
+from slimrun.ops.framework.mindspore.int8_cell import WeightOnly, static_product
+from slimrun.ops.framework.mindspore.language_model import LlamaModel
+from slimrun.ops.framework.mindspore.loading import outline
+from slimrun.ops.framework.mindspore.network import MindSporeNetwork, linear_names
+from slimrun.ops.quant.base import ActivationGrid, Quantizer, int8_linear
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
+from slimrun.ops.quant.w8a16 import W8A16
 
 from ..conftest import CPU, described
 

@@ -15,15 +15,15 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from ops import bundle
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
-from ops.framework.base import Device, Model, Unavailable
-from ops.framework.pytorch import PyTorch, TorchModel, loading
-from ops.framework.pytorch.outline import check_device
-from ops.framework.pytorch.placement import find_device_map, input_device, private_folder
-from ops.quant.w8a8s import W8A8S
-from runner.config import build, composed
+from slimrun.ops import bundle
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.framework.base import Device, Model, Unavailable
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel, loading
+from slimrun.ops.framework.pytorch.outline import check_device
+from slimrun.ops.framework.pytorch.placement import find_device_map, input_device, private_folder
+from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.runner.config import build, composed
 from tests.conftest import ARCHITECTURE, CPU, TEXTS, tiny
 
 from .chatglm import write_folder

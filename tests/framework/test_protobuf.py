@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.framework import mindspore
-from ops.framework.mindspore.protobuf import read_tensors
+from slimrun.ops.framework import mindspore
+from slimrun.ops.framework.mindspore.protobuf import read_tensors
 
 TENSORS = {
     "a.weight": torch.arange(-60, 60, dtype=torch.int8).reshape(10, 12),
@@ -82,7 +82,7 @@ def test_what_mindspore_writes_is_read_as_mindspore_reads_it(tmp_path: Path, crc
         pytest.skip(str(reason))
     import mindspore as ms
 
-    from ops.framework.mindspore.tensors import from_torch, to_torch
+    from slimrun.ops.framework.mindspore.tensors import from_torch, to_torch
 
     entries = [{"name": name, "data": from_torch(tensor)} for name, tensor in TENSORS.items()]
     ms.save_checkpoint(entries, str(tmp_path / "x.ckpt"), crc_check=crc_check)

@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ops import bundle, load_bundle
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
-from ops.framework.base import Arrays, silent
-from ops.framework.pytorch import PyTorch, TorchModel, gradients, rate_distortion
-from ops.framework.pytorch.attribution import AttributedLinear, corrections, loss_shares
-from ops.framework.pytorch.factors import Factors
-from ops.framework.pytorch.fisher import FisherStatistics, Statistics, first_readers, head_gradient, surprise
-from ops.framework.pytorch.loading import byte_tokenizer
-from ops.framework.pytorch.network import linear_names
-from ops.framework.pytorch.rate_distortion import RateDistortionCalibrator
-from ops.framework.pytorch.search import PASSES, Search, next_level
-from ops.quant.base import QuantizedWeight, Quantizer, round_to_grid
-from ops.quant.lowbit import Lowbit
-from ops.quant.rdoq import RDOQ, Fallback, importance
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8s import W8A8S
+from slimrun.ops import bundle, load_bundle
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.framework.base import Arrays, silent
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel, gradients, rate_distortion
+from slimrun.ops.framework.pytorch.attribution import AttributedLinear, corrections, loss_shares
+from slimrun.ops.framework.pytorch.factors import Factors
+from slimrun.ops.framework.pytorch.fisher import FisherStatistics, Statistics, first_readers, head_gradient, surprise
+from slimrun.ops.framework.pytorch.loading import byte_tokenizer
+from slimrun.ops.framework.pytorch.network import linear_names
+from slimrun.ops.framework.pytorch.rate_distortion import RateDistortionCalibrator
+from slimrun.ops.framework.pytorch.search import PASSES, Search, next_level
+from slimrun.ops.quant.base import QuantizedWeight, Quantizer, round_to_grid
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.rdoq import RDOQ, Fallback, importance
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8s import W8A8S
 
 from ..conftest import ARCHITECTURE, TEXTS, tiny
 from .chatglm import chatglm as make_chatglm

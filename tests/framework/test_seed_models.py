@@ -10,10 +10,10 @@ import yaml
 from accelerate import init_empty_weights
 from transformers import LlamaConfig
 
-from ops.framework.pytorch import loading
-from ops.framework.pytorch.language_model import output_layer
-from ops.framework.pytorch.network import linear_names
-from ops.quant.w8a8s import W8A8S
+from slimrun.ops.framework.pytorch import loading
+from slimrun.ops.framework.pytorch.language_model import output_layer
+from slimrun.ops.framework.pytorch.network import linear_names
+from slimrun.ops.quant.w8a8s import W8A8S
 
 from .chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 

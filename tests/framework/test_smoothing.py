@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ops.framework.pytorch.network import Calibrator, TorchNetwork
-from ops.framework.smoothing import foldable_by_runs, smooth
-from ops.quant.lowbit import Lowbit
+from slimrun.ops.framework.pytorch.network import Calibrator, TorchNetwork
+from slimrun.ops.framework.smoothing import foldable_by_runs, smooth
+from slimrun.ops.quant.lowbit import Lowbit
 
 from ..conftest import tiny
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_format
 
-from ops.framework.base import Model, Unavailable
-from ops.framework.pytorch import PyTorch, TorchModel
-from ops.framework.pytorch.tokenizer import byte_tokenizer
-from ops.framework.text import PROMPT_TIME, TextModel
+from slimrun.ops.framework.base import Model, Unavailable
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.framework.pytorch.tokenizer import byte_tokenizer
+from slimrun.ops.framework.text import PROMPT_TIME, TextModel
 from tests.conftest import ARCHITECTURE, described
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"

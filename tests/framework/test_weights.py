@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from ops.framework import mindspore
-from ops.framework.base import Framework, Model, Outline, Unavailable
-from ops.framework.misfit import holes
-from ops.framework.pytorch import PyTorch
-from ops.framework.pytorch.loading import load_pretrained
-from ops.framework.pytorch.tokenizer import byte_tokenizer
+from slimrun.ops.framework import mindspore
+from slimrun.ops.framework.base import Framework, Model, Outline, Unavailable
+from slimrun.ops.framework.misfit import holes
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.framework.pytorch.loading import load_pretrained
+from slimrun.ops.framework.pytorch.tokenizer import byte_tokenizer
 from tests.conftest import ARCHITECTURE, CPU
 
 from .architectures import BASE, KINDS, save

@@ -27,12 +27,12 @@ from typing import Any
 
 import torch
 
-from ops import bundle, load_bundle
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
-from ops.framework import mindspore
-from ops.framework.pytorch import PyTorch
-from ops.quant.w8a8s import W8A8S
+from slimrun.ops import bundle, load_bundle
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.framework import mindspore
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.quant.w8a8s import W8A8S
 from tests.conftest import TEXTS, tiny
 
 SECONDS = 60  # a load that takes longer hangs

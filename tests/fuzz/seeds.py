@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ops import compress
+from slimrun.ops import compress
 from tests.compress.arrays import KINDS, grids_by_row, unequal_rows
 
 

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ops.framework.int8_linear import Int8Linear
-from ops.msmodelslim import npy
-from ops.msmodelslim.pytorch import Calibrator, QuantConfig
+from slimrun.msmodelslim import npy
+from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig
+from slimrun.ops.framework.int8_linear import Int8Linear
 
 from ..conftest import tiny
 
@@ -141,7 +141,7 @@ def test_every_layer_may_fall_back(tmp_path: Path) -> None:
 
 
 def test_ascend_v1_shards_and_saving_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ops.msmodelslim.pytorch.GIBIBYTE", 40_000)
+    monkeypatch.setattr("slimrun.msmodelslim.pytorch.GIBIBYTE", 40_000)
     calibrator = calibrated(CO_SPARSE)
     (tmp_path / "mine.txt").write_text("kept")
     calibrator.save(str(tmp_path), save_type=["safe_tensor", "ascendV1"], part_file_size=1)
@@ -178,7 +178,7 @@ def test_a_failing_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     def fails(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ops.msmodelslim.files.save_file", fails)
+    monkeypatch.setattr("slimrun.msmodelslim.files.save_file", fails)
     with pytest.raises(OSError, match="No space left"):
         calibrator.save(str(tmp_path), save_type=["numpy", "safe_tensor"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ops.msmodelslim import npy
-from ops.msmodelslim.matrices import matrices
-from ops.msmodelslim.restore import read_dat, verify
-from ops.msmodelslim.weight_compression import CompressConfig, Compressor
+from slimrun.msmodelslim import npy
+from slimrun.msmodelslim.matrices import matrices
+from slimrun.msmodelslim.restore import read_dat, verify
+from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
 
 from .weights import WEIGHT, export, sparse
 

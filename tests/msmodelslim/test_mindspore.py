@@ -18,12 +18,12 @@ ms = pytest.importorskip("mindspore", exc_type=ImportError)
 if int(np.__version__.partition(".")[0]) >= 2:
     pytest.skip("MindSpore needs numpy < 2", allow_module_level=True)
 
-from ops.framework.mindspore import checkpoint as ckpt
-from ops.msmodelslim import checkpoint, npy
-from ops.msmodelslim.mindspore import Calibrator, QuantConfig
-from ops.msmodelslim.restore import read_dat, verify
-from ops.msmodelslim.weight_compression import CompressConfig, Compressor
-from ops.quant.w8a8s import W8A8S
+from slimrun.msmodelslim import checkpoint, npy
+from slimrun.msmodelslim.mindspore import Calibrator, QuantConfig
+from slimrun.msmodelslim.restore import read_dat, verify
+from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
+from slimrun.ops.framework.mindspore import checkpoint as ckpt
+from slimrun.ops.quant.w8a8s import W8A8S
 
 from . import tiny_llama
 

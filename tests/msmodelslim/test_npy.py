@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ops.files import WEIGHT_MODE
-from ops.msmodelslim import npy, pickle_machine
+from slimrun.msmodelslim import npy, pickle_machine
+from slimrun.ops.files import WEIGHT_MODE
 
 RECONSTRUCT = np.zeros(0).__reduce__()[0]
 HEADER = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (), }".ljust(117) + b"\n"

@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from ops.msmodelslim.pytorch import QuantConfig
-from ops.quant.lowbit import Lowbit
-from ops.quant.none import NoQuantization
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8_dynamic import W8A8Dynamic
-from ops.quant.w8a8s import W8A8S
-from ops.quant.w8a16 import W8A16
+from slimrun.msmodelslim.pytorch import QuantConfig
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.none import NoQuantization
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
+from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.ops.quant.w8a16 import W8A16
 
 POSITIONAL = [
     "w_bit",

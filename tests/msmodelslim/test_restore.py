@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 
-from ops.msmodelslim import npy
-from ops.msmodelslim.matrices import matrices
-from ops.msmodelslim.restore import read_dat, read_safetensors, verify
-from ops.msmodelslim.weight_compression import CompressConfig, Compressor
+from slimrun.msmodelslim import npy
+from slimrun.msmodelslim.matrices import matrices
+from slimrun.msmodelslim.restore import read_dat, read_safetensors, verify
+from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
 
 from .weights import DESCRIPTION, MODEL, NAMES, ROOTS, WEIGHT, export, mode, sparse
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops.msmodelslim.security import SafeWriteUmask
+from slimrun.msmodelslim.security import SafeWriteUmask
 
 
 @pytest.fixture(autouse=True)

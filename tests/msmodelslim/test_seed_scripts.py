@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops.framework import embedded
-from ops.msmodelslim import npy
-from ops.msmodelslim.restore import read_dat, verify
+from slimrun.msmodelslim import npy
+from slimrun.msmodelslim.restore import read_dat, verify
+from slimrun.ops.framework import embedded
 
 from ..conftest import cache_folder
 from ..framework.chatglm import write_folder

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from ops import load_bundle
-from ops.msmodelslim.pytorch import Calibrator, QuantConfig
-from ops.msmodelslim.restore import read_safetensors, verify
-from ops.msmodelslim.weight_compression import CompressConfig, Compressor
+from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig
+from slimrun.msmodelslim.restore import read_safetensors, verify
+from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
+from slimrun.ops import load_bundle
 
 from ..conftest import tiny
 from .test_calibrator import SAMPLES

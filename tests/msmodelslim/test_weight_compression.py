@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from ops.compress.nz import NZ
-from ops.msmodelslim import npy
-from ops.msmodelslim import weight_compression as compression
-from ops.msmodelslim.weight_compression import CompressConfig, Compressor
+from slimrun.msmodelslim import npy
+from slimrun.msmodelslim import weight_compression as compression
+from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
+from slimrun.ops.compress.nz import NZ
 
 from .weights import DESCRIPTION, MODEL, WEIGHT, export, mode, sparse
 
@@ -78,7 +78,7 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ops.msmodelslim.files.write_json", full)
+    monkeypatch.setattr("slimrun.msmodelslim.files.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         compressor.export_safetensors(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -255,5 +255,5 @@ def test_a_folder_without_write_permission_is_named(tmp_path: Path, monkeypatch:
 
 
 def test_the_module_does_without_transformers() -> None:
-    script = "import sys, ops.msmodelslim.weight_compression as w; sys.exit('transformers' in sys.modules)"
+    script = "import sys, slimrun.msmodelslim.weight_compression as w; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

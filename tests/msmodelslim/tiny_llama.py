@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ops.framework.pytorch import loading
+from slimrun.ops.framework.pytorch import loading
 
 WIDTH, INNER, HEADS, VOCABULARY, LAYERS = 64, 128, 4, 259, 2
 RANDOM = np.random.default_rng(0)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ops.msmodelslim import npy
-from ops.msmodelslim.weight_compression import Compressor
+from slimrun.msmodelslim import npy
+from slimrun.msmodelslim.weight_compression import Compressor
 
 ROOTS = ("weight", "index", "info")
 

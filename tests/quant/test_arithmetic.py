@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ops.quant.base import (
+from slimrun.ops.quant.base import (
     ActivationGrid,
     QuantizedWeight,
     activation_grid,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ops.framework import embedded
-from ops.msmodelslim.pytorch import Calibrator, QuantConfig
+from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig
+from slimrun.ops.framework import embedded
 
 from ..conftest import cache_folder
 from .golden import make_golden

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ops.compress import entropy_bits
-from ops.quant.base import Quantizer
-from ops.quant.lowbit import Lowbit
-from ops.quant.w8a8 import W8A8
-from ops.quant.w8a8s import W8A8S, outlier_threshold
-from runner.config import composed
+from slimrun.ops.compress import entropy_bits
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8s import W8A8S, outlier_threshold
+from slimrun.runner.config import composed
 
 CONF = Path(__file__).parents[2] / "conf" / "quant"
 

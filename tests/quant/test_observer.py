@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.quant.base import activation_grid, quantize_activation
-from ops.quant.observer import HistogramObserver, MinMaxObserver, make_observer, range_parameter
+from slimrun.ops.quant.base import activation_grid, quantize_activation
+from slimrun.ops.quant.observer import HistogramObserver, MinMaxObserver, make_observer, range_parameter
 
 
 def squared_error(x: torch.Tensor, low: float, high: float) -> float:

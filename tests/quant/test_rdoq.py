@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ops.quant import rdoq
-from ops.quant.base import round_to_grid
-from ops.quant.lowbit import Lowbit
-from ops.quant.rdoq import (
+from slimrun.ops.quant import rdoq
+from slimrun.ops.quant.base import round_to_grid
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.rdoq import (
     RDOQ,
     SHRINKAGE,
     Fallback,
@@ -26,7 +26,7 @@ from ops.quant.rdoq import (
     smoothing_scale,
     weighted_error,
 )
-from ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8 import W8A8
 
 FLAT = torch.zeros(256)
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ops.quant.lowbit import Lowbit
-from ops.quant.smooth import Smoothing, find_smoothing, smooth_scale
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.smooth import Smoothing, find_smoothing, smooth_scale
 
 QUANTIZER = Lowbit()
 

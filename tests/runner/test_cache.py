@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops.framework.base import Arrays
-from runner.cache import Cache
-from runner.estimate import recorded
+from slimrun.ops.framework.base import Arrays
+from slimrun.runner.cache import Cache
+from slimrun.runner.estimate import recorded
 
 WHAT = {"kind": "test", "model": "none"}
 MEGABYTE = 1 << 17  # float64
@@ -149,7 +149,7 @@ def test_a_cache_that_cannot_be_written_costs_a_note(
     elif why == "full":
         monkeypatch.setattr(np, "savez", refuse)
     elif why == "read-only":
-        monkeypatch.setattr("ops.scratch.os.open", refuse)
+        monkeypatch.setattr("slimrun.ops.scratch.os.open", refuse)
     for part in ("", "part 0"):
         found = cache.arrays(WHAT, why)(computed, part)
         assert np.array_equal(found["x"], np.ones(MEGABYTE))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from runner import main as command_line
-from runner.config import build, composed
-from runner.display import Stages, print_anything, print_table
-from runner.result import read_json, write_json
+from slimrun.runner import main as command_line
+from slimrun.runner.config import build, composed
+from slimrun.runner.display import Stages, print_anything, print_table
+from slimrun.runner.result import read_json, write_json
 
 TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
 

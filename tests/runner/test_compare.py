@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from evaluation.base import Reference
-from evaluation.task.multiple_choice import MultipleChoice
-from evaluation.task.perplexity import Perplexity
-from runner import compare
-from runner.result import OUTPUTS, read_outputs, write_json, write_outputs
+from slimrun.evaluation.base import Reference
+from slimrun.evaluation.task.multiple_choice import MultipleChoice
+from slimrun.evaluation.task.perplexity import Perplexity
+from slimrun.runner import compare
+from slimrun.runner.result import OUTPUTS, read_outputs, write_json, write_outputs
 
 from ..evaluation.fake import FakeModel, silent
 
@@ -146,7 +146,9 @@ def test_damaged_files_are_one_line(
     assert line in err
 
 
-@pytest.mark.parametrize("target", ["os.system", "mine.Task", "evaluation.task.perplexity.Perplexity.x", "evaluation"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "mine.Task", "slimrun.evaluation.task.perplexity.Perplexity.x", "slimrun"]
+)
 @pytest.mark.parametrize("inside", [False, True])
 def test_nothing_that_a_config_file_names_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str, inside: bool

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.config import build, composed
-from runner.display import Stages
-from runner.estimate import Estimate
-from runner.plan import rows
+from slimrun.runner.config import build, composed
+from slimrun.runner.display import Stages
+from slimrun.runner.estimate import Estimate
+from slimrun.runner.plan import rows
 from tests.framework.architectures import BASE, MIXTURES
 
 SMALL = ["task=[perplexity]", "task.perplexity.windows=1", "task.perplexity.window=32", "calibration.samples=1"]

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops import compress
-from ops.compress.base import Codec
-from ops.compress.native import Native
-from ops.compress.none import NoCompression
-from ops.compress.nz import NZ
-from ops.framework.pytorch import TorchModel
-from ops.quant.w8a8s import W8A8S
+from slimrun.ops import compress
+from slimrun.ops.compress.base import Codec
+from slimrun.ops.compress.native import Native
+from slimrun.ops.compress.none import NoCompression
+from slimrun.ops.compress.nz import NZ
+from slimrun.ops.framework.pytorch import TorchModel
+from slimrun.ops.quant.w8a8s import W8A8S
 
 from ..compress.arrays import MATRICES
 from ..test_bundle import write
@@ -24,7 +24,7 @@ NAME = "model.layers.1.mlp.down_proj"
 
 
 def inspect(*arguments: object) -> tuple[int, str, str]:
-    command = [sys.executable, "-c", "from runner.inspect import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from slimrun.runner.inspect import main; main()", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra._internal.utils import get_args_parser
 
-from runner.jobs import Command, read
+from slimrun.runner.jobs import Command, read
 
 TWO = ["quant.fraction=0.02", "quant.fraction=0.05"]
 PARAMS = "hydra:\n  sweeper:\n    params:\n      quant.fraction: 0.02,0.05\n"

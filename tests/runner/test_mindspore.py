@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ops import load_bundle
-from ops.framework import mindspore
-from ops.framework.base import Unavailable
+from slimrun.ops import load_bundle
+from slimrun.ops.framework import mindspore
+from slimrun.ops.framework.base import Unavailable
 
 from .test_run import FAST, results, slimrun
 
@@ -20,7 +20,7 @@ try:
 except Unavailable as reason:
     pytest.skip(str(reason), allow_module_level=True)
 
-from ops.framework.mindspore import checkpoint
+from slimrun.ops.framework.mindspore import checkpoint
 
 RUN = [*FAST, "framework=mindspore", "tracking=none", "hydra.run.dir=run"]
 OWN = "model.loader=tests.msmodelslim.tiny_llama.load_model_and_tokenizer"

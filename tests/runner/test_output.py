@@ -11,8 +11,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from runner import output
-from runner.config import ConfigError
+from slimrun.runner import output
+from slimrun.runner.config import ConfigError
 
 FORK = multiprocessing.get_context("fork")
 KEY = "hydra.run.dir"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from runner import pareto
-from runner.result import write_json
+from slimrun.runner import pareto
+from slimrun.runner.result import write_json
 
 
 def finished(bits: float, perplexity: float, **changes: object) -> dict[str, object]:

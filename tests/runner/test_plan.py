@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from ops.framework.base import Unavailable
-from ops.framework.pytorch import PyTorch
-from ops.framework.pytorch.fingerprint import folder_hash
-from runner import plan
-from runner.config import ConfigError, build, composed
-from runner.display import Stages
-from runner.estimate import Estimate, facts
-from runner.plan import rows, show
+from slimrun.ops.framework.base import Unavailable
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.framework.pytorch.fingerprint import folder_hash
+from slimrun.runner import plan
+from slimrun.runner.config import ConfigError, build, composed
+from slimrun.runner.display import Stages
+from slimrun.runner.estimate import Estimate, facts
+from slimrun.runner.plan import rows, show
 
 TINY = [
     "model=tiny_llama", "model.architecture.hidden_size=256", "model.architecture.intermediate_size=512",
@@ -118,7 +118,7 @@ def test_a_sweep_says_which_jobs_are_done_and_which_cannot_run(
 def test_a_plan_imports_neither_transformers_nor_the_model(tmp_path: Path) -> None:
     """They take seconds; the outline of a model seen once is in the cache."""
     program = (
-        "import sys; from runner import main\n"
+        "import sys; from slimrun.runner import main\n"
         f"sys.argv = ['slimrun', 'plan=true', 'cache.dir={tmp_path / 'cache'}', *{TINY!r}]\n"
         "try: main.main()\n"
         "except SystemExit as end: print('exit', end.code, 'transformers' in sys.modules, 'mlflow' in sys.modules)"

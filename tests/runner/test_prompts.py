@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from runner.config import build, composed
-from runner.display import Stages
+from slimrun.runner.config import build, composed
+from slimrun.runner.display import Stages
 
 
 def test_a_template_that_reads_the_clock_asks_the_same_of_both_models_and_says_the_date(

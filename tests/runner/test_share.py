@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from ops.framework.base import Device
-from runner import share
+from slimrun.ops.framework.base import Device
+from slimrun.runner import share
 
 CUDA = Device(name="cuda", type="cuda")
 NPU_MULTI = Device(name="npu_multi", type="npu", device_map="auto")

@@ -19,11 +19,11 @@ import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from runner import mlflow_database, tracking
-from runner.mlflow_database import ensure
-from runner.outbox import waiting
-from runner.result import read_json, write_json
-from runner.tracking import ALIVE, AWAY, MLflow
+from slimrun.runner import mlflow_database, tracking
+from slimrun.runner.mlflow_database import ensure
+from slimrun.runner.outbox import waiting
+from slimrun.runner.result import read_json, write_json
+from slimrun.runner.tracking import ALIVE, AWAY, MLflow
 
 Rows = list[tuple[str, ...]]
 RUNS = """select e.name, r.status, coalesce(p.value, '') from runs r join experiments e using (experiment_id)
@@ -326,7 +326,7 @@ def test_a_server_that_never_answers_is_asked_once_a_run_and_once_a_sweep(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     uri, taken = hung
-    monkeypatch.setattr("runner.mlflow_store.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("slimrun.runner.mlflow_store.ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(tracking, "SLOW_SECONDS", 0.1)
     tracker = MLflow(uri, outbox=str(tmp_path / "outbox"))
     run(tracker, tmp_path / "alone")
@@ -359,7 +359,7 @@ def test_a_monitor_whose_server_hangs_is_left_behind(
     class Hanging:
         finish = staticmethod(stop.wait)
 
-    monkeypatch.setattr("runner.mlflow_store.Store.watch_machine", lambda self, run_id: Hanging())
+    monkeypatch.setattr("slimrun.runner.mlflow_store.Store.watch_machine", lambda self, run_id: Hanging())
     monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(tracking, "SLOW_SECONDS", 0.1)
     tracker = MLflow(f"sqlite:///{database}", outbox=str(tmp_path / "outbox"))
@@ -378,7 +378,7 @@ def test_records_and_messages_hold_no_password(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     (uri, taken), secret = hung, "s3cr3tpw"
-    monkeypatch.setattr("runner.mlflow_store.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("slimrun.runner.mlflow_store.ANSWER_SECONDS", 0.2)
     for name in ("USERNAME", "PASSWORD"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
     tracker = MLflow(uri.replace("http://", f"http://bob:{secret}@"), outbox=str(tmp_path / "outbox"))

@@ -3,7 +3,7 @@ import sys
 import os
 import numpy as np
 # 导入权重压缩接口
-from ops.msmodelslim.weight_compression import CompressConfig, Compressor
+from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
 def make_dir(path):
     if not os.path.exists(path):
         os.makedirs(path, mode=0o750, exist_ok=True)

@@ -2,7 +2,7 @@ import re
 import mindspore as ms
 import numpy as np
 
-from ops.msmodelslim.security import SafeWriteUmask #请根据实际情况导入对应框架的库文件
+from slimrun.msmodelslim.security import SafeWriteUmask #请根据实际情况导入对应框架的库文件
 
 disable_names = ['model.layers.0.attention.wo.weight']
 linear_weight_pattern = r"^(?=.{1,100}$)model\.layers\.\d+\.(attention[^_]|feed_forward|augs_attn\d+).*\.weight$" #根据实际情况进行权重键值的筛选

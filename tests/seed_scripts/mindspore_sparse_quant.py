@@ -20,7 +20,7 @@ def get_calib_dataset(tokenizer, calib_list):
 dataset_calib = get_calib_dataset(tokenizer, calib_list)  #校准数据获取
 
 # 稀疏量化配置，请根据实际情况修改
-from ops.msmodelslim.mindspore import Calibrator, QuantConfig    # 导入稀疏量化配置接口
+from slimrun.msmodelslim.mindspore import Calibrator, QuantConfig    # 导入稀疏量化配置接口
 # 使用QuantConfig接口，配置稀疏量化参数，并返回配置实例
 quant_config = QuantConfig(
     disable_names=['model.layers.0.attention.wo'],      # 回退层按照实际需求进行配置

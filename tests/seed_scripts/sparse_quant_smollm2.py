@@ -29,7 +29,7 @@ def get_calib_dataset(tokenizer, calib_list):
 dataset_calib = get_calib_dataset(tokenizer, calib_list)  #校准数据获取
 
 # 稀疏量化配置，请根据实际情况修改
-from ops.msmodelslim.pytorch import Calibrator, QuantConfig    # 导入稀疏量化配置接口
+from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig    # 导入稀疏量化配置接口
 # 使用QuantConfig接口，配置稀疏量化参数，并返回配置实例
 quant_config = QuantConfig(
     w_bit=4, 

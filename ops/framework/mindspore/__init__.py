@@ -1,4 +1,4 @@
-"""MindSpore: with `ops.framework.mindspore_llama` and `ops.msmodelslim.mindspore` the only place that imports it."""
+"""MindSpore: with `mindspore_llama.py` beside it and `slimrun.msmodelslim.mindspore` the only place that imports it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ops.framework import embedded
-from ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
-from ops.framework.pytorch import PyTorch
-from ops.quant.base import Quantizer
+from slimrun.ops.framework import embedded
+from slimrun.ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.quant.base import Quantizer
 
 if TYPE_CHECKING:
-    from ops.framework.calibrator import Calibrator
-    from ops.framework.text import TextModel
+    from slimrun.ops.framework.calibrator import Calibrator
+    from slimrun.ops.framework.text import TextModel
 
     from .language_model import MindSporeModel
 
@@ -119,7 +119,7 @@ class MindSpore:
 
     def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
         """A Calibrator of the model on these texts, each cut to `length` tokens."""
-        from ops.framework.calibrator import Calibrator
+        from slimrun.ops.framework.calibrator import Calibrator
 
         from .language_model import MindSporeModel
         from .network import MindSporeNetwork

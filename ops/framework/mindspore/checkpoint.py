@@ -10,8 +10,8 @@ import mindspore as ms
 import torch
 from mindspore import Parameter, nn
 
-from ops.files import WEIGHT_MODE, make_folder, replacing
-from ops.quant.base import nearest
+from slimrun.ops.files import WEIGHT_MODE, make_folder, replacing
+from slimrun.ops.quant.base import nearest
 
 from .protobuf import read_tensors
 from .tensors import from_torch

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from mindspore import Tensor, nn, ops
 
-from ops.framework.mindspore_llama import CHUNK, WIDTH, Llama, columns_of
-from ops.framework.text import CHECKSUM_PROMPTS, TextModel
+from slimrun.ops.framework.mindspore_llama import CHUNK, WIDTH, Llama, columns_of
+from slimrun.ops.framework.text import CHECKSUM_PROMPTS, TextModel
 
 from .int8_cell import QuantizedCell
 from .tensors import to_torch
@@ -144,7 +144,7 @@ class MindSporeModel(TextModel):
 
 
 class LlamaModel(MindSporeModel):
-    """The LLaMA of `ops.framework.mindspore_llama`, run with a key-value cache.
+    """The LLaMA of `slimrun.ops.framework.mindspore_llama`, run with a key-value cache.
 
     Scores come from the states before the output head and the head apart, one prefix is run once for all its
     continuations, and generation computes each token once. A compilation takes seconds and serves one shape, so few

@@ -17,19 +17,19 @@ from mindspore import nn
 from safetensors import safe_open
 from transformers import GenerationConfig
 
-from ops import bundle
-from ops.bundle.description import read_object
-from ops.bundle.references import CONFIG
-from ops.framework import weight_files
-from ops.framework.base import Model, Outline, Unavailable
-from ops.framework.int8_linear import restored_linear
-from ops.framework.mindspore_llama import Llama, rope
-from ops.framework.misfit import Misfit, check_finite
-from ops.framework.pytorch import _is_path
-from ops.framework.pytorch import loading as pytorch
-from ops.framework.pytorch.outline import outline_of
-from ops.framework.pytorch.restoring import open_config, open_generation_config, open_tokenizer
-from ops.framework.pytorch.tokenizer import load_tokenizer
+from slimrun.ops import bundle
+from slimrun.ops.bundle.description import read_object
+from slimrun.ops.bundle.references import CONFIG
+from slimrun.ops.framework import weight_files
+from slimrun.ops.framework.base import Model, Outline, Unavailable
+from slimrun.ops.framework.int8_linear import restored_linear
+from slimrun.ops.framework.mindspore_llama import Llama, rope
+from slimrun.ops.framework.misfit import Misfit, check_finite
+from slimrun.ops.framework.pytorch import _is_path
+from slimrun.ops.framework.pytorch import loading as pytorch
+from slimrun.ops.framework.pytorch.outline import outline_of
+from slimrun.ops.framework.pytorch.restoring import open_config, open_generation_config, open_tokenizer
+from slimrun.ops.framework.pytorch.tokenizer import load_tokenizer
 
 from . import checkpoint
 from .int8_cell import quantized_cell

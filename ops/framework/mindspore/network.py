@@ -11,10 +11,10 @@ import mindspore as ms
 import torch
 from mindspore import Parameter, Tensor, mint, nn, ops
 
-from ops.framework.base import ONE_OUTPUT
-from ops.framework.calibrator import OTHER_INPUTS, WEIGHT_READ, Sample, Watcher
-from ops.framework.int8_linear import QuantizedLinear
-from ops.framework.smoothing import Observations, foldable_by_runs
+from slimrun.ops.framework.base import ONE_OUTPUT
+from slimrun.ops.framework.calibrator import OTHER_INPUTS, WEIGHT_READ, Sample, Watcher
+from slimrun.ops.framework.int8_linear import QuantizedLinear
+from slimrun.ops.framework.smoothing import Observations, foldable_by_runs
 
 from .int8_cell import QuantizedCell, quantized_cell
 from .tensors import from_torch, to_torch

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ops.framework import embedded
-from ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
-from ops.framework.misfit import check_finite
-from ops.framework.weight_files import check_folder, strays
-from ops.quant.base import Quantizer
-from ops.quant.rdoq import RDOQ
+from slimrun.ops.framework import embedded
+from slimrun.ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
+from slimrun.ops.framework.misfit import check_finite
+from slimrun.ops.framework.weight_files import check_folder, strays
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.rdoq import RDOQ
 
 from .fingerprint import folder_hash, foreign_code
 from .outline import check_device, description_key, outline_of
 
 if TYPE_CHECKING:
-    from ops.framework.text import TextModel
+    from slimrun.ops.framework.text import TextModel
 
     from .language_model import TorchModel
     from .network import Calibrator
@@ -162,7 +162,7 @@ def __getattr__(name: str) -> Any:
         from .language_model import TorchModel
 
         return TorchModel
-    raise AttributeError(f"module 'ops.framework.pytorch' has no attribute {name!r}")
+    raise AttributeError(f"module 'slimrun.ops.framework.pytorch' has no attribute {name!r}")
 
 
 def _commits(model: Model, path: Path | str) -> list[str]:

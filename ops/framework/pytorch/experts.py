@@ -9,7 +9,7 @@ import re
 
 from torch import nn
 
-from ops.framework.base import ONE_OUTPUT
+from slimrun.ops.framework.base import ONE_OUTPUT
 
 PLAIN = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)  # their weights are no experts', whatever the shape
 ROUTES = re.compile(r"router|gat(e|ing)$", re.IGNORECASE)  # of a module beside experts; gate_proj is none

@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ops.quant.rdoq import Importance
-from ops.scratch import ScratchFolder
+from slimrun.ops.quant.rdoq import Importance
+from slimrun.ops.scratch import ScratchFolder
 
 
 class Factors:

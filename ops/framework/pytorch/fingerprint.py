@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ops.files import replacing
+from slimrun.ops.files import replacing
 
 DIGESTS = "digests.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth")

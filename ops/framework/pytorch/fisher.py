@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ops.framework.base import Arrays
-from ops.memory import give_back
+from slimrun.ops.framework.base import Arrays
+from slimrun.ops.memory import give_back
 
 from .gradients import gradients
 from .moments import add_moment, packed_size, unpacked

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ops.framework.smoothing import NOT_REACHED, OTHER_FUNCTION, Observations, divided, others_may_read
-from ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ, balanced_scale, importance, smoothing_scale
+from slimrun.ops.framework.smoothing import NOT_REACHED, OTHER_FUNCTION, Observations, divided, others_may_read
+from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ, balanced_scale, importance, smoothing_scale
 
 from .fisher import Statistics
 from .network import TorchNetwork, linear_names

@@ -14,8 +14,8 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.dynamic_module_utils import custom_object_save
 
-from ops.framework.int8_linear import QuantizedLinear, float_products
-from ops.framework.text import CHECKSUM_PROMPTS, TextModel
+from slimrun.ops.framework.int8_linear import QuantizedLinear, float_products
+from slimrun.ops.framework.text import CHECKSUM_PROMPTS, TextModel
 
 from .cached_steps import MORE, READ, CachedSteps
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ops.framework.base import Device, Model, Unavailable
+from slimrun.ops.framework.base import Device, Model, Unavailable
 
 from .checkpoint import check_loaded, quiet
 from .fingerprint import foreign_code

@@ -12,13 +12,13 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from ops.framework import calibrator
-from ops.framework.base import Progress, Remember, call, silent
-from ops.framework.calibrator import Sample, Watcher
-from ops.framework.int8_linear import QuantizedLinear
-from ops.framework.smoothing import Observations
-from ops.memory import give_back
-from ops.quant.base import Quantizer
+from slimrun.ops.framework import calibrator
+from slimrun.ops.framework.base import Progress, Remember, call, silent
+from slimrun.ops.framework.calibrator import Sample, Watcher
+from slimrun.ops.framework.int8_linear import QuantizedLinear
+from slimrun.ops.framework.smoothing import Observations
+from slimrun.ops.memory import give_back
+from slimrun.ops.quant.base import Quantizer
 
 from .experts import float_linears
 from .probe import folds_of_norm, folds_that_hold, takes_bias

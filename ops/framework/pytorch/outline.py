@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops.framework.base import Device, Model, Outline, Unavailable
-from ops.framework.weight_files import check_float
+from slimrun.ops.framework.base import Device, Model, Outline, Unavailable
+from slimrun.ops.framework.weight_files import check_float
 
 from .fingerprint import description_hash, foreign_code, store_object
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ops.framework.base import Unavailable
+from slimrun.ops.framework.base import Unavailable
 
 # what changes no number: selecting, reshaping, casting
 HARMLESS = {

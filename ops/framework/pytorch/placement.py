@@ -10,8 +10,8 @@ from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory, get_max_memory
 from torch import nn
 
-from ops.framework.base import Device
-from ops.scratch import ScratchFolder
+from slimrun.ops.framework.base import Device
+from slimrun.ops.scratch import ScratchFolder
 
 
 def place(module: Any, device: Device) -> Any:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ops.framework.smoothing import OFFSETS, common_path
+from slimrun.ops.framework.smoothing import OFFSETS, common_path
 
 TOLERANCE = 1e-5  # of a number, and of the mean magnitude around it: sums in another order, never another function
 NORM_REACH = 2  # largest exponent of a scale: with an offset more would be rounded

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
-from ops.framework.calibrator import FLOAT_SAMPLES, WEIGHTS_ALONE, Sample, Watcher, weight_error
-from ops.framework.int8_linear import quantized_linear
-from ops.framework.smoothing import skipped
-from ops.memory import give_back
-from ops.quant.base import ActivationGrid, QuantizedWeight, quantize_activation
-from ops.quant.rdoq import BITS, RDOQ, importance
+from slimrun.ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
+from slimrun.ops.framework.calibrator import FLOAT_SAMPLES, WEIGHTS_ALONE, Sample, Watcher, weight_error
+from slimrun.ops.framework.int8_linear import quantized_linear
+from slimrun.ops.framework.smoothing import skipped
+from slimrun.ops.memory import give_back
+from slimrun.ops.quant.base import ActivationGrid, QuantizedWeight, quantize_activation
+from slimrun.ops.quant.rdoq import BITS, RDOQ, importance
 
 from .attribution import AttributedLinear, corrections, loss_shares
 from .factors import Factors

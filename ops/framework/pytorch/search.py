@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ops.compress.compressor import Compressor
-from ops.compress.native import Native
-from ops.framework.base import Progress
-from ops.memory import give_back
-from ops.quant.base import INT8_LEVELS, QuantizedWeight, round_to_grid
-from ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, guarded, row_steps
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.framework.base import Progress
+from slimrun.ops.memory import give_back
+from slimrun.ops.quant.base import INT8_LEVELS, QuantizedWeight, round_to_grid
+from slimrun.ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, guarded, row_steps
 
 from .factors import Factors
 

@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from ops.framework.base import Model, Unavailable
-from ops.framework.text import TextModel
+from slimrun.ops.framework.base import Model, Unavailable
+from slimrun.ops.framework.text import TextModel
 
 from .fingerprint import WEIGHTS, loaded_files
 from .outline import first_line

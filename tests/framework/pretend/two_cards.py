@@ -11,8 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 torch.inference_mode = torch.no_grad  # the pretend tensors have no version counters
 LlamaPreTrainedModel._supports_sdpa = False  # one attention on both sides
 
-from ops.framework.base import Device, Model  # noqa: E402
-from ops.quant.w8a8s import W8A8S  # noqa: E402
+from slimrun.ops.framework.base import Device, Model  # noqa: E402
+from slimrun.ops.quant.w8a8s import W8A8S  # noqa: E402
 from tests.conftest import CPU  # noqa: E402
 from tests.framework.chatglm import write_folder  # noqa: E402
 from tests.framework.test_placement import assert_same, run, write_llama  # noqa: E402
