@@ -42,7 +42,7 @@ def run(*arguments: str) -> dict[str, Any]:
     """Tensors and numbers of one run, or what it said when it was refused."""
     with tempfile.TemporaryDirectory() as folder:
         command = [Path(sys.executable).with_name("slimrun"), "tracking=none", "hydra.run.dir=run", *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             return {"status": done.returncode, "said": done.stderr.strip().splitlines()[-1:]}
         results = json.loads((Path(folder) / "run" / "results.json").read_text(encoding="utf-8"))
