@@ -7,17 +7,14 @@ the type of every tensor, config.json and the tokenizer's files (0600), and a ma
 stream for the one of the Ascend hardware.
 """
 
-from .description import CKPT, FLOAT, PARTS, SAFETENSORS, STATIC, WEIGHTS_ALONE, can_decode, damage, named
+from .description import CKPT, PARTS, SAFETENSORS, can_decode, damage, named
 from .reader import Bundle, Stored, decode, open_stored, read, undisturbed, verify
 from .writer import _replace, format_of, size, write
 
 __all__ = [
     "CKPT",
-    "FLOAT",
     "PARTS",
     "SAFETENSORS",
-    "STATIC",
-    "WEIGHTS_ALONE",
     "Bundle",
     "Stored",
     "_replace",

@@ -16,8 +16,6 @@ from slimrun.ops import compress
 from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.none import NoCompression
 
-FLOAT = "FLOAT"
-STATIC, WEIGHTS_ALONE = ("W8A8S", "W8A8"), "W8A16"  # formats with input grids; the one for float inputs
 SAFETENSORS, CKPT = ".safetensors", ".ckpt"  # kinds of weight files; the second is MindSpore's
 PARTS = ("info", "index", "weight")  # of a coded weight
 NO_TENSORS = ("model_quant_type", "container")  # entries of a description that are none

@@ -19,8 +19,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from slimrun.ops.compress.base import Arena, Codec, Int8Array, Limited
+from slimrun.ops.format.linear import FLOAT
 
-from .description import CKPT, FLOAT, PARTS, SAFETENSORS, damage, file_name, named, read_description
+from .description import CKPT, PARTS, SAFETENSORS, damage, file_name, named, read_description
 from .manifest import check_tensors, read_manifest
 
 Read = TypeVar("Read")

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from slimrun.ops.compress.base import Codec, Parts
 from slimrun.ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
+from slimrun.ops.format.linear import FLOAT, FORMATS, WeightOnlyLinear
 from slimrun.ops.scratch import ScratchFolder
 
-from .description import FLOAT, SAFETENSORS, STATIC, WEIGHTS_ALONE, file_name
+from .description import SAFETENSORS, file_name
 from .manifest import write_manifest
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
@@ -77,8 +78,9 @@ def write(
 
 def format_of(name: str, tensors: Mapping[str, Tensor], quant_type: str) -> str:
     """The format of a quantized linear: the model's, or weights alone where it keeps a step but no input grid."""
-    alone = f"{name}.weight_scale" in tensors and f"{name}.input_scale" not in tensors
-    return WEIGHTS_ALONE if alone and quant_type in STATIC else quant_type
+    alone = f"{name}.{WeightOnlyLinear.scale}" in tensors and f"{name}.input_scale" not in tensors
+    lacks_grid = alone and quant_type in FORMATS and FORMATS[quant_type].has_grid
+    return WeightOnlyLinear.quant_type if lacks_grid else quant_type
 
 
 def size(folder: Path) -> int:

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimrun.ops.format.arithmetic import ActivationGrid, QuantizedWeight, activation_grid
+from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, quantized_linear
 from slimrun.ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
-from slimrun.ops.framework.int8_linear import Int8Linear, QuantizedLinear, quantized_linear
 from slimrun.ops.framework.smoothing import Smoothable, smooth
 from slimrun.ops.memory import give_back
-from slimrun.ops.quant.base import ActivationGrid, QuantizedWeight, Quantizer, StaticQuantizer, activation_grid
+from slimrun.ops.quant.base import Quantizer, StaticQuantizer
 from slimrun.ops.quant.observer import Observer, make_observer, range_parameter
 
 Sample = Sequence[Any] | Mapping[str, Any]  # model(*sample) or model(**sample)
 Watcher = Callable[[Tensor], None]
-WEIGHTS_ALONE = "W8A16"  # the format of a linear whose inputs stay float
 # why a linear cannot be replaced, or has no input grid
 WEIGHT_READ = "the model reads the weight itself"
 OTHER_INPUTS = "the model gives it more than an input"
@@ -81,7 +81,7 @@ class Calibrator:
         *,
         one_format: bool = False,
     ) -> None:
-        if quantizer.quant_type != "FLOAT" and (done := network.quantized()):
+        if quantizer.quant_type != FLOAT and (done := network.quantized()):
             raise ValueError(
                 f"the model is quantized already: {several(done)}; load the float model anew, or take quant=none"
             )
@@ -112,7 +112,7 @@ class Calibrator:
         The statistics of the float model go through `remember`, unless smoothing has changed that model before.
         """
         selected = self.select()
-        if self.quantizer.quant_type == "FLOAT":
+        if self.quantizer.quant_type == FLOAT:
             return
         observer = self.quantizer.observer if isinstance(self.quantizer, StaticQuantizer) else ""
         if not self.samples and (observer or self.quantizer.fallback_level):
@@ -145,7 +145,7 @@ class Calibrator:
         self.layers = {
             name: Layer(name, shape, quantized=False, note=kept.get(name, "")) for name, shape in shapes.items()
         }
-        if self.quantizer.quant_type == "FLOAT":
+        if self.quantizer.quant_type == FLOAT:
             return []
         covered = [name for name in self.quantizer.covered(list(shapes)) if name not in kept]
         apart = self.network.used_otherwise(covered, partial(self._run, 0)) if self.samples else {}
@@ -192,7 +192,7 @@ class Calibrator:
             put_back()
         else:
             linear, weight = self._linears[name], self._weights[name]
-            self.network.replace(name, quantized_linear(WEIGHTS_ALONE, weight, linear.bias, linear.dtype))
+            self.network.replace(name, quantized_linear(WeightOnlyLinear.quant_type, weight, linear.bias, linear.dtype))
 
     def _renew_notes(self) -> None:
         """Say what calibrating has found, in the place of what an earlier time has."""

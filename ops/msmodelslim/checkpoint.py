@@ -22,11 +22,11 @@ from slimrun.msmodelslim.restore import verify
 from slimrun.msmodelslim.weight_compression import PARTS, CompressConfig, Compressor
 from slimrun.ops.compress.base import Int8Array, Limited
 from slimrun.ops.compress.nz import NZ
+from slimrun.ops.format.linear import FORMATS
 from slimrun.ops.framework.mindspore import require
 from slimrun.ops.quant.base import nearest
 
 WEIGHT = ".weight"
-SCALES = (".deq_scale", ".weight_scale")  # one of them stands beside the weight of a quantized linear
 CONTAINER = "slimrun.container"
 PATTERN_SECONDS = 1.0  # to match one key; only a pattern that backtracks without end takes longer
 
@@ -51,7 +51,8 @@ def extract(
             raise ValueError(f"disable_names has invalid key `{name}`{nearest(name, list(tensors))}")
     weights = [key for key in tensors if key.endswith(WEIGHT)]
     if pattern is None:
-        keys = [key for key in weights if any(key.removesuffix(WEIGHT) + scale in tensors for scale in SCALES)]
+        scales = {f".{kind.scale}" for kind in FORMATS.values()}  # one of them stands beside each quantized weight
+        keys = [key for key in weights if any(key.removesuffix(WEIGHT) + scale in tensors for scale in scales)]
     else:
         keys = _matching(pattern, weights)
     found = {key: _integers(checkpoint, key, tensors[key]) for key in keys if key not in disable_names}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.quant.base import Quantizer, StaticQuantizer, nearest
 
 
@@ -46,7 +47,7 @@ def file_name(key: str, value: str | None, default: str) -> str:
 
 def check_layers(quantizer: Quantizer, names: Sequence[str], kinds: str) -> None:
     """ValueError when the model has no linear of these kinds, not one that `disable_names` names, or none is left."""
-    if quantizer.quant_type == "FLOAT":
+    if quantizer.quant_type == FLOAT:
         return
     if not names:
         raise ValueError(f"No {kinds} found in the model, please check the model.")

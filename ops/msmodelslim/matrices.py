@@ -15,10 +15,10 @@ from torch import Tensor
 from slimrun.msmodelslim import npy
 from slimrun.msmodelslim.checks import check_type
 from slimrun.ops.compress.base import Int8Array
+from slimrun.ops.format.linear import FORMATS
 
 log = logging.getLogger(__name__)
 
-INT8_TYPES = ("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16")  # of a description; their weights are int8
 NOT_BUILT = "W16A16S"
 
 
@@ -77,10 +77,10 @@ def _described(weight: Mapping[str, npy.Entry], description: Mapping[str, Any]) 
     keys = []
     for key, kind in description.items():
         check_type("key of quant_model_description", key, str)
-        if not key.endswith(".weight") or "norm" in key or kind not in (*INT8_TYPES, NOT_BUILT):
+        if not key.endswith(".weight") or "norm" in key or kind not in (*FORMATS, NOT_BUILT):
             continue
         if kind == NOT_BUILT:
-            raise ValueError(f"{key} has the type {kind}, which is not built; allowed: {', '.join(INT8_TYPES)}")
+            raise ValueError(f"{key} has the type {kind}, which is not built; allowed: {', '.join(FORMATS)}")
         if key not in weight:
             raise ValueError(f"quant_model_description names {key}, which weight lacks")
         keys.append(key)

@@ -19,6 +19,7 @@ from slimrun.msmodelslim import files
 from slimrun.msmodelslim.checks import check_calibrated, check_layers, check_range, check_type, file_name
 from slimrun.msmodelslim.quant_config import DEVICES, QuantConfig
 from slimrun.ops.files import staging
+from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.framework.pytorch import network as pytorch
 from slimrun.ops.framework.pytorch.language_model import stored_tensors
 
@@ -155,7 +156,7 @@ class Calibrator:
         for key in sorted(self._tensors | self._norms()):
             owner, _, suffix = key.rpartition(".")
             of_linear = owner in linears and suffix != "bias"
-            types[key] = quant_type if of_linear or owner.endswith(".module") else "FLOAT"
+            types[key] = quant_type if of_linear or owner.endswith(".module") else FLOAT
         return types
 
 

@@ -16,10 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+
 from .base import (
-    INT8_LEVELS,
     NORMAL_LEVELS,
-    QuantizedWeight,
     StaticQuantizer,
     check_finite,
     gaussian_bits,

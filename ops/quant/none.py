@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from slimrun.ops.format.linear import FLOAT
+
 from .base import Quantizer
 
 
@@ -11,4 +13,4 @@ from .base import Quantizer
 class NoQuantization(Quantizer):
     """Every linear stays float."""
 
-    quant_type = "FLOAT"
+    quant_type = FLOAT

@@ -33,16 +33,9 @@ import torch
 from torch import Tensor
 
 from slimrun.ops import _native
+from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
 
-from .base import (
-    INT8_LEVELS,
-    NORMAL_LEVELS,
-    QuantizedWeight,
-    Quantizer,
-    StaticQuantizer,
-    check_finite,
-    round_to_grid,
-)
+from .base import NORMAL_LEVELS, Quantizer, StaticQuantizer, check_finite, round_to_grid
 
 ACTIVATIONS = ("int8", "float")
 BITS = 3.5  # coded, a weight, where nothing is asked for

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import QuantizedWeight, activation_grid, quantize_activation
+from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid, quantize_activation
 
 ALPHAS = tuple(step / 10 for step in range(1, 10))
 SAMPLE_ROWS = 256  # rows of the weights that the search looks at

@@ -13,16 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import (
-    INT8_LEVELS,
-    NORMAL_LEVELS,
-    QuantizedWeight,
-    StaticQuantizer,
-    check_finite,
-    gaussian_bits,
-    outliers_from,
-    round_to_grid,
-)
+from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+
+from .base import NORMAL_LEVELS, StaticQuantizer, check_finite, gaussian_bits, outliers_from, round_to_grid
 
 SAMPLE = 16384  # weights that tell roughly where the outliers begin
 

@@ -10,10 +10,11 @@ import yaml
 from torch import nn
 
 from slimrun.ops import bundle
-from slimrun.ops.framework.int8_linear import Int8Linear, WeightOnlyLinear, quantized_linear, restored_linear
+from slimrun.ops.format.arithmetic import ActivationGrid, activation_grid
+from slimrun.ops.format.linear import Int8Linear, WeightOnlyLinear, quantized_linear, restored_linear
 from slimrun.ops.framework.pytorch import Calibrator, PyTorch
 from slimrun.ops.framework.pytorch.network import linear_names
-from slimrun.ops.quant.base import ActivationGrid, Quantizer, activation_grid
+from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.none import NoQuantization
 from slimrun.ops.quant.rdoq import RDOQ

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slimrun.ops.framework.int8_linear import Int8Linear, restored_linear
-from slimrun.ops.quant.base import QuantizedWeight, activation_grid
+from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
+from slimrun.ops.format.linear import Int8Linear, restored_linear
 
 
 def make(dtype: torch.dtype, bias: bool = True, per_channel: bool = True) -> Int8Linear:

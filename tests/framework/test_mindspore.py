@@ -21,13 +21,14 @@ except Unavailable as reason:
 import mindspore as ms
 from mindspore import Tensor, mint, nn
 
+from slimrun.ops.format.arithmetic import ActivationGrid, int8_linear
 from slimrun.ops.framework.calibrator import Calibrator
 from slimrun.ops.framework.mindspore import checkpoint
 from slimrun.ops.framework.mindspore.int8_cell import WeightOnly, static_product
 from slimrun.ops.framework.mindspore.language_model import LlamaModel
 from slimrun.ops.framework.mindspore.loading import outline
 from slimrun.ops.framework.mindspore.network import MindSporeNetwork, linear_names
-from slimrun.ops.quant.base import ActivationGrid, Quantizer, int8_linear
+from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.w8a8 import W8A8
 from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
 from slimrun.ops.quant.w8a16 import W8A16

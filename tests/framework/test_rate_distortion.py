@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
+from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.framework.base import Arrays, silent
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel, gradients, rate_distortion
 from slimrun.ops.framework.pytorch.attribution import AttributedLinear, corrections, loss_shares
@@ -25,7 +26,7 @@ from slimrun.ops.framework.pytorch.loading import byte_tokenizer
 from slimrun.ops.framework.pytorch.network import linear_names
 from slimrun.ops.framework.pytorch.rate_distortion import RateDistortionCalibrator
 from slimrun.ops.framework.pytorch.search import PASSES, Search, next_level
-from slimrun.ops.quant.base import QuantizedWeight, Quantizer, round_to_grid
+from slimrun.ops.quant.base import Quantizer, round_to_grid
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.rdoq import RDOQ, Fallback, importance
 from slimrun.ops.quant.w8a8 import W8A8

@@ -21,7 +21,7 @@ from torch import nn
 
 from slimrun.msmodelslim import npy
 from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig
-from slimrun.ops.framework.int8_linear import Int8Linear
+from slimrun.ops.format.linear import Int8Linear
 
 from ..conftest import tiny
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from slimrun.ops.quant.base import (
+from slimrun.ops.format.arithmetic import (
     ActivationGrid,
     QuantizedWeight,
     activation_grid,

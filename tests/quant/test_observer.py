@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimrun.ops.quant.base import activation_grid, quantize_activation
+from slimrun.ops.format.arithmetic import activation_grid, quantize_activation
 from slimrun.ops.quant.observer import HistogramObserver, MinMaxObserver, make_observer, range_parameter
 
 

@@ -1,4 +1,4 @@
-"""The quantized linears as MindSpore cells: the parameters are those of `slimrun.ops.framework.int8_linear`.
+"""The quantized linears as MindSpore cells: the parameters are those of `slimrun.ops.format.linear`.
 
 On the CPU the integer product is torch's, called from PyNative and from inside a graph alike: MindSpore has none there
 and takes several times as long for the same numbers in float32. Elsewhere it is the exact float32 product by slices.
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from mindspore import Parameter, Tensor, nn, ops
 
-from slimrun.ops.framework.int8_linear import DynamicInt8Linear, Int8Linear, QuantizedLinear, WeightOnlyLinear
-from slimrun.ops.quant.base import EXACT_FLOAT32_DEPTH, ActivationGrid, dynamic_linear, int8_linear
+from slimrun.ops.format.arithmetic import EXACT_FLOAT32_DEPTH, ActivationGrid, dynamic_linear, int8_linear
+from slimrun.ops.format.linear import DynamicInt8Linear, Int8Linear, QuantizedLinear, WeightOnlyLinear
 
 from .tensors import from_torch
 
@@ -125,7 +125,7 @@ def quantized_cell(name: str, linear: QuantizedLinear, activation: Any = None) -
 
 
 def static_product(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor, bias: Tensor, deq_scale: Tensor) -> Tensor:
-    """`slimrun.ops.quant.base.int8_linear` in MindSpore's operators, bit for bit."""
+    """`slimrun.ops.format.arithmetic.int8_linear` in MindSpore's operators, bit for bit."""
     rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)
     quantized = ops.clamp(ops.round(rows / scale) + offset.astype(ms.float32), -128, 127)
     out = (exact_product(quantized, weight) + bias).astype(ms.float32) * deq_scale
@@ -133,7 +133,7 @@ def static_product(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor, bia
 
 
 def dynamic_product(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
-    """`slimrun.ops.quant.base.dynamic_linear` in MindSpore's operators."""
+    """`slimrun.ops.format.arithmetic.dynamic_linear` in MindSpore's operators."""
     rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)
     scale = ops.maximum(ops.abs(rows).max(1, keepdims=True) / 127, Tensor(EPSILON, ms.float32))
     total = exact_product(ops.round(rows / scale), weight)

@@ -20,9 +20,9 @@ from transformers import GenerationConfig
 from slimrun.ops import bundle
 from slimrun.ops.bundle.description import read_object
 from slimrun.ops.bundle.references import CONFIG
+from slimrun.ops.format.linear import restored_linear
 from slimrun.ops.framework import weight_files
 from slimrun.ops.framework.base import Model, Outline, Unavailable
-from slimrun.ops.framework.int8_linear import restored_linear
 from slimrun.ops.framework.mindspore_llama import Llama, rope
 from slimrun.ops.framework.misfit import Misfit, check_finite
 from slimrun.ops.framework.pytorch import _is_path

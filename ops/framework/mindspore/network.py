@@ -11,9 +11,9 @@ import mindspore as ms
 import torch
 from mindspore import Parameter, Tensor, mint, nn, ops
 
+from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.framework.base import ONE_OUTPUT
 from slimrun.ops.framework.calibrator import OTHER_INPUTS, WEIGHT_READ, Sample, Watcher
-from slimrun.ops.framework.int8_linear import QuantizedLinear
 from slimrun.ops.framework.smoothing import Observations, foldable_by_runs
 
 from .int8_cell import QuantizedCell, quantized_cell

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.framework.base import Progress
-from slimrun.ops.quant.base import QuantizedWeight
 
 from .fisher import head_gradient
 from .gradients import RoundedLinear, multiply

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.memory import give_back
-from slimrun.ops.quant.base import QuantizedWeight
 
 GIVE_BACK = 6  # blocks between two returns of memory
 

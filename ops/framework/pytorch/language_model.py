@@ -14,7 +14,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.dynamic_module_utils import custom_object_save
 
-from slimrun.ops.framework.int8_linear import QuantizedLinear, float_products
+from slimrun.ops.format.linear import QuantizedLinear, float_products
 from slimrun.ops.framework.text import CHECKSUM_PROMPTS, TextModel
 
 from .cached_steps import MORE, READ, CachedSteps

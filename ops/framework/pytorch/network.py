@@ -12,10 +12,10 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
+from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.framework import calibrator
 from slimrun.ops.framework.base import Progress, Remember, call, silent
 from slimrun.ops.framework.calibrator import Sample, Watcher
-from slimrun.ops.framework.int8_linear import QuantizedLinear
 from slimrun.ops.framework.smoothing import Observations
 from slimrun.ops.memory import give_back
 from slimrun.ops.quant.base import Quantizer

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimrun.ops.format.arithmetic import ActivationGrid, QuantizedWeight, quantize_activation
+from slimrun.ops.format.linear import FORMATS, WeightOnlyLinear, quantized_linear
 from slimrun.ops.framework.base import Arrays, Layer, Progress, Remember, call, silent
-from slimrun.ops.framework.calibrator import FLOAT_SAMPLES, WEIGHTS_ALONE, Sample, Watcher, weight_error
-from slimrun.ops.framework.int8_linear import quantized_linear
+from slimrun.ops.framework.calibrator import FLOAT_SAMPLES, Sample, Watcher, weight_error
 from slimrun.ops.framework.smoothing import skipped
 from slimrun.ops.memory import give_back
-from slimrun.ops.quant.base import ActivationGrid, QuantizedWeight, quantize_activation
 from slimrun.ops.quant.rdoq import BITS, RDOQ, importance
 
 from .attribution import AttributedLinear, corrections, loss_shares
@@ -108,7 +108,7 @@ class RateDistortionCalibrator(Calibrator):
     @torch.no_grad()
     def calibrate(self, progress: Progress = silent) -> list[Layer]:
         """Fix every input grid, then leave the inputs float that lose most on theirs."""
-        if not self._calibrated and self.quantizer.quant_type != WEIGHTS_ALONE:
+        if not self._calibrated and FORMATS[self.quantizer.quant_type].has_grid:
             weights = dict(self._weights)
             super().calibrate(progress)
             weights = {name: weight for name, weight in weights.items() if not self.layers[name].fallback}
@@ -117,7 +117,8 @@ class RateDistortionCalibrator(Calibrator):
             ranked = sorted(weights, key=lambda name: -self.layers[name].input_loss)
             for name in ranked[: int(self.quantizer.fallback.max_share * len(ranked))]:
                 linear: Any = self.model.get_submodule(name)
-                self.network.replace(name, quantized_linear(WEIGHTS_ALONE, weights[name], linear.bias, linear.dtype))
+                alone = quantized_linear(WeightOnlyLinear.quant_type, weights[name], linear.bias, linear.dtype)
+                self.network.replace(name, alone)
                 self.layers[name].fallback, self.layers[name].note = True, ""
             self._renew_notes()
         self._calibrated = True

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 from slimrun.ops import bundle
 from slimrun.ops.bundle.references import CONFIG, check_references
 from slimrun.ops.compress.base import Limited
-from slimrun.ops.framework.int8_linear import restored_linear
+from slimrun.ops.format.linear import restored_linear
 
 from .network import add_bias, linear_names
 from .skeleton import shapes_of, skeleton

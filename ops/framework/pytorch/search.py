@@ -11,9 +11,10 @@ from torch import Tensor
 
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
+from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
 from slimrun.ops.framework.base import Progress
 from slimrun.ops.memory import give_back
-from slimrun.ops.quant.base import INT8_LEVELS, QuantizedWeight, round_to_grid
+from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, guarded, row_steps
 
 from .factors import Factors

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from slimrun.ops.quant.base import (
+from .arithmetic import (
     ActivationGrid,
     QuantizedWeight,
     dequantization,
@@ -21,6 +21,8 @@ from slimrun.ops.quant.base import (
     with_larger_steps,
 )
 
+FLOAT = "FLOAT"  # what a description calls a tensor that is not quantized
+
 
 class QuantizedLinear(nn.Module):
     """An `nn.Linear` [n, k] with int8 weights; outputs have the dtype of its inputs.
@@ -28,7 +30,10 @@ class QuantizedLinear(nn.Module):
     `dtype` is the model's, in which scales and the float bias are stored.
     """
 
+    quant_type: ClassVar[str]  # what a description calls the format
     suffixes: ClassVar[tuple[str, ...]] = ("weight",)  # of the tensors it cannot do without
+    scale: ClassVar[str] = "weight_scale"  # which of them has the step of the weight
+    has_grid: ClassVar[bool] = False  # whether calibration fixes a grid for the input
 
     weight: Tensor  # int8 [n, k]
     bias: Tensor | None  # [n]
@@ -70,7 +75,10 @@ class QuantizedLinear(nn.Module):
 class Int8Linear(QuantizedLinear):
     """W8A8S: the deployed integer arithmetic with a static input grid."""
 
+    quant_type = "W8A8S"
     suffixes: ClassVar[tuple[str, ...]] = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
+    scale = "deq_scale"
+    has_grid = True
 
     quant_bias: Tensor  # int32 [n]
     deq_scale: Tensor  # float32 [n] or [1]
@@ -140,7 +148,9 @@ class Int8Linear(QuantizedLinear):
 class ScaledInt8Linear(Int8Linear):
     """W8A8: as W8A8S, and the weight's own step is stored too."""
 
+    quant_type = "W8A8"
     suffixes = (*Int8Linear.suffixes, "weight_scale", "weight_offset")
+    scale = "weight_scale"
 
     weight_scale: Tensor  # [n, 1] or [1]
 
@@ -165,6 +175,7 @@ class ScaledInt8Linear(Int8Linear):
 class WeightOnlyLinear(QuantizedLinear):
     """W8A16: weights are dequantized for each product, activations stay float."""
 
+    quant_type = "W8A16"
     suffixes = ("weight", "weight_scale", "weight_offset")
 
     weight_scale: Tensor  # [n, 1] or [1], in the dtype it is stored in: what runs is what is read back
@@ -197,16 +208,15 @@ class WeightOnlyLinear(QuantizedLinear):
 class DynamicInt8Linear(WeightOnlyLinear):
     """W8A8_DYNAMIC: integer products, the input scale is taken from each token."""
 
+    quant_type = "W8A8_DYNAMIC"
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k] -> [..., n]."""
         return dynamic_linear(x, self.weight, self.weight_scale, self.bias)
 
 
 FORMATS: dict[str, type[QuantizedLinear]] = {
-    "W8A8S": Int8Linear,
-    "W8A8": ScaledInt8Linear,
-    "W8A8_DYNAMIC": DynamicInt8Linear,
-    "W8A16": WeightOnlyLinear,
+    kind.quant_type: kind for kind in (Int8Linear, ScaledInt8Linear, DynamicInt8Linear, WeightOnlyLinear)
 }
 
 
@@ -240,7 +250,7 @@ def restored_linear(quant_type: str, stored: Mapping[str, Tensor], shape: tuple[
     bias = stored.get("bias")
     if bias is not None and (bias.shape != shape[:1] or not bias.is_floating_point()):
         raise ValueError(f"has a bias of {bias.dtype} and shape {tuple(bias.shape)}, expected {shape[0]} floats")
-    scale = stored["input_scale" if "input_scale" in kind.suffixes else "weight_scale"]
+    scale = stored["input_scale" if kind.has_grid else kind.scale]  # both are in the model's dtype
     module = kind(weight, bias, scale.dtype)
     module.restore(stored)
     return module

@@ -1,0 +1,194 @@
+"""The arithmetic that the deployed model runs: int8 weights with a float32 step a row, and int8 inputs.
+
+A weight matrix W [n, k] is int8 integers q and a float32 step per row, so that W ~ q * step. Most formats quantize
+activations statically, one scale and offset per tensor:
+
+    xq  = clamp(round(x / input_scale) + input_offset, -128, 127)            int8
+    acc = xq @ q.T + quant_bias                                              int32, exact
+    y   = acc * deq_scale                                                    float
+
+with deq_scale = input_scale * step and quant_bias = round(bias / deq_scale - input_offset * sum_k q). Dynamic
+formats take a symmetric scale of each token instead, weight-only formats leave activations float.
+"""
+
+from __future__ import annotations
+
+import timeit
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from slimrun.ops import _native
+
+INT8_LEVELS = 127
+INT32_MAX = 2**31 - 1
+LEAST_ROOM = 2**24  # of a bias in int32, however long the sums are
+EXACT_FLOAT32_DEPTH = 1024  # 1024 * 128 * 127 < 2**24: a float32 sum of that many products is exact
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Integers and step of one weight matrix: weight ~ values * scale."""
+
+    values: Tensor  # int8 [n, k]
+    scale: Tensor  # float32 [n, 1], or [1, 1] when the method uses one step a tensor
+
+    @cached_property
+    def row_sums(self) -> Tensor:
+        """int32 [n]: what the input offset is multiplied with."""
+        return self.values.sum(dim=1, dtype=torch.int32)
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """Static per-tensor int8 grid of a linear's input: x ~ (xq - offset) * scale."""
+
+    scale: float
+    offset: int
+
+
+def activation_grid(low: float, high: float, dtype: torch.dtype) -> ActivationGrid:
+    """Asymmetric 8-bit grid that covers [low, high] and zero; the scale is rounded to the model's dtype.
+
+    The dtype matters: the scale is stored in it, so the device, our evaluation and deq_scale must all use the
+    rounded number. In float32 throughout. Source: per-tensor asymmetric quantization as in msModelSlim's W8A8S.
+    """
+    bounds = torch.tensor([min(low, 0.0), max(high, 0.0)])
+    exact = ((bounds[1] - bounds[0]) / 255).clamp_min(torch.finfo(torch.float32).eps)
+    offset = int((-bounds[0] / exact).round()) - 128
+    return ActivationGrid(float(exact.to(dtype)), max(-128, min(127, offset)))
+
+
+def dequantization(weight: QuantizedWeight, bias: Tensor | None, grid: ActivationGrid) -> tuple[Tensor, Tensor]:
+    """(deq_scale float32 [n] or [1], quant_bias int32 [n]) of a linear with this weight, bias [n] and input grid.
+
+    The product of the scales is formed in float32: forming it in float16, as the original does, makes it subnormal
+    for small steps and costs up to 2 %.
+    """
+    deq_scale = (weight.scale.to(torch.float32) * grid.scale).reshape(-1)
+    correction = weight.row_sums.to(torch.float64) * -grid.offset
+    if bias is not None:
+        correction = correction + bias.detach().to(torch.float64) / deq_scale.to(torch.float64)
+    return deq_scale, correction.round().clamp(-INT32_MAX, INT32_MAX).to(torch.int32)
+
+
+def rows_beyond_int32(weight: QuantizedWeight, bias: Tensor | None, grid: ActivationGrid) -> Tensor | None:
+    """bool [n]: rows whose bias, counted in steps of the output, leaves int32; None when there are none.
+
+    Such are rows whose weights are tiny beside their bias: dead neurons, a shift that is kept in the bias.
+    """
+    if bias is None:
+        return None
+    steps = weight.scale.to(torch.float64).reshape(-1) * grid.scale
+    beyond = bias.detach().to(torch.float64).abs() > steps * _room(weight)
+    return beyond if bool(beyond.any()) else None
+
+
+def with_larger_steps(weight: QuantizedWeight, bias: Tensor, grid: ActivationGrid, rows: Tensor) -> QuantizedWeight:
+    """The weight with the step at which the bias [n] just fits int32 in `rows` (bool [n]), every other row as it is.
+
+    That step times the input's is 2**-30 of the bias or less, so what the weights lose is beside it nothing.
+    """
+    steps = weight.scale.to(torch.float64).expand(len(rows), 1)
+    needed = (bias.detach().to(torch.float64).abs() / (grid.scale * _room(weight))).reshape(-1, 1)
+    larger = torch.where(rows.reshape(-1, 1), needed * (1 + 1e-6), steps)  # float32 must not round it below
+    values = weight.values.clone()
+    values[rows] = (values[rows] * (steps / larger)[rows]).round().to(torch.int8)
+    return QuantizedWeight(values, larger.to(torch.float32))
+
+
+def _room(weight: QuantizedWeight) -> int:
+    """How far a bias can reach so that products of any input, the offset's correction and it sum up within int32."""
+    return max(INT32_MAX - 256 * INT8_LEVELS * weight.values.shape[1], LEAST_ROOM)
+
+
+def quantize_activation(x: Tensor, grid: ActivationGrid) -> Tensor:
+    """int8 activations of x (any float dtype and shape). On the CPU in one pass (ops/csrc/int8.hpp), bits alike."""
+    x = x.detach().to(torch.float32)
+    if x.device.type == "cpu":
+        out = torch.empty(x.shape, dtype=torch.int8)
+        _native.quantize_into(x.contiguous().numpy(), grid.scale, grid.offset, out.numpy())
+        return out
+    return (x / grid.scale).round_().add_(grid.offset).clamp_(-128, 127).to(torch.int8)
+
+
+def dequantize(total: Tensor, quant_bias: Tensor, deq_scale: Tensor) -> Tensor:
+    """float32 [m, n] of int32 sums [m, n]: (total + quant_bias [n]) * deq_scale [n] or [1]."""
+    if total.device.type == "cpu":
+        out = torch.empty(total.shape, dtype=torch.float32)
+        _native.dequantize_into(total.numpy(), quant_bias.numpy(), deq_scale.numpy(), out.numpy())
+        return out
+    return total.add(quant_bias).to(torch.float32).mul_(deq_scale)
+
+
+def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Exact int32 product of int8 x [m, k] and int8 weight [n, k] transposed: [m, n].
+
+    `torch._int_mm` where it exists, is exact and no detour, else `exact_matmul`. On CUDA it wants more than 16 rows and
+    multiples of 8, which padding gives.
+    """
+    rows, depth = x.shape
+    if depth == 1 or not has_int8_product(x.device.type):  # torch 2.13 returns zeros for k = 1 on the CPU
+        return exact_matmul(x, weight)
+    if x.device.type == "cuda":
+        out = weight.shape[0]
+        x = torch.nn.functional.pad(x, (0, -depth % 8, 0, max(17 - rows, -rows % 8)))
+        weight = torch.nn.functional.pad(weight, (0, -depth % 8, 0, -out % 8))
+        return torch._int_mm(x, weight.t())[:rows, :out]
+    return torch._int_mm(x, weight.t())
+
+
+@cache
+def has_int8_product(device: str) -> bool:
+    """Whether `torch._int_mm` works on the device, does not saturate and, on a CPU, is worth calling.
+
+    Tried at the extremes: on x86 without VNNI instructions a product of pairs may saturate at 16 bits, or run 20
+    times slower than float32, which gives the same integers.
+    """
+    extremes = torch.tensor([-128, 127, 127, -128], dtype=torch.int8, device=device).repeat(128, 256)
+
+    def integers() -> Tensor:
+        return torch._int_mm(extremes, extremes.t())
+
+    def floats() -> Tensor:
+        return exact_matmul(extremes, extremes)
+
+    try:
+        if not torch.equal(integers(), floats()):
+            return False
+    except (RuntimeError, NotImplementedError):
+        return False
+    # twice: a moment's noise must not turn the answer of a machine that has the instructions
+    return device != "cpu" or min(timeit.repeat(integers, number=1)) < 2 * min(timeit.repeat(floats, number=1))
+
+
+def exact_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """`int8_matmul` from float32 products over slices of k that are short enough to be exact."""
+    total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
+    for start in range(0, x.shape[1], EXACT_FLOAT32_DEPTH):
+        part = slice(start, start + EXACT_FLOAT32_DEPTH)
+        total += (x[:, part].float() @ weight[:, part].float().t()).to(torch.int32)
+    return total
+
+
+def int8_linear(x: Tensor, weight: Tensor, grid: ActivationGrid, quant_bias: Tensor, deq_scale: Tensor) -> Tensor:
+    """The deployed linear: float x [..., k] -> float [..., n] in x's dtype, by the formulas of this module."""
+    quantized = quantize_activation(x.reshape(-1, x.shape[-1]), grid)
+    total = int8_matmul(quantized, weight)
+    return dequantize(total, quant_bias, deq_scale).to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The deployed linear with dynamic activations: float x [..., k] -> [..., n] in x's dtype.
+
+    Each token (row) has its own symmetric scale max|x| / 127. Source: msModelSlim's W8A8_DYNAMIC.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
+    scale = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).eps)
+    total = int8_matmul((rows / scale).round_().to(torch.int8), weight)
+    out = total.to(torch.float32).mul_(scale).mul_(weight_scale.to(torch.float32).reshape(1, -1))
+    if bias is not None:
+        out += bias
+    return out.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
