@@ -257,7 +257,7 @@ def test_a_program_that_is_not_there(weight: Int8Array, tmp_path: Path) -> None:
         codec = Cann(str(path))
         for use in (lambda codec=codec: codec.encode(weight), lambda codec=codec: codec.container):
             with pytest.raises(
-                ValueError, match=rf"^compress\.executor={path} {why}.*; build it: cmake -S \. -B build"
+                ValueError, match=rf"^compress\.executor={path} {why}.*; build it: cmake -S .+ -B build"
             ):
                 use()
     plain.chmod(0o755)

@@ -225,7 +225,7 @@ def test_what_is_in_the_way_of_the_artifact_is_named_before_work(slimrun: Consol
 
 def hydra_app(folder: Path, *arguments: str) -> str:
     """Output of what Hydra itself answers, in a process of its own: it takes over logging and the streams."""
-    command = [sys.executable, "-m", "runner", *arguments]
+    command = [sys.executable, "-m", "slimrun", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
 

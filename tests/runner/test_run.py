@@ -28,7 +28,7 @@ FAST = [*TINY, "task=[perplexity]"]
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = os.environ | {"SLIMRUN_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
     return subprocess.Popen(
-        [sys.executable, "-m", "runner", *arguments],
+        [sys.executable, "-m", "slimrun", *arguments],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
