@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,25 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def check_tensors(manifest: Mapping[str, Any], weights: Path, tensors: Mapping[str, Tensor]) -> None:
     """ValueError names the first tensor of the weight file that is missing, too many, or not what was written."""
+    check_names(manifest, weights, tensors)
+    check_contents(manifest, weights, tensors)
+
+
+def check_names(manifest: Mapping[str, Any], weights: Path, names: Collection[str]) -> None:
+    """ValueError names the first tensor that the weight file lacks, or has beside those that were written."""
     said = manifest["tensors"]
     if manifest["weights"] != weights.name:
         raise damage(weights.with_name(NAME), f"is of the weight file {manifest['weights']!r}, not of {weights.name}")
-    different = sorted(said.keys() ^ tensors.keys())
+    different = sorted(said.keys() ^ set(names))
     if different:
         where = "is not in" if different[0] in said else "is in"
         raise damage(weights, f"{different[0]} {where} the file, unlike {NAME} says; get the bundle again")
+
+
+def check_contents(manifest: Mapping[str, Any], weights: Path, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError names the first of these tensors of the weight file, some or all, that is not what was written."""
     for name, found in _described(tensors):
-        if said[name] != found:
+        if manifest["tensors"][name] != found:
             raise damage(weights, f"{name} is not what was written: it differs from {NAME}; get the bundle again")
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,20 @@ def write(
         text = json.dumps(description, indent=2)
         (scratch / file_name("description", quant_type, ".json")).write_text(text + "\n", encoding="utf-8")
         write_manifest(scratch, weights, stored)
-        for path in scratch.rglob("*"):
-            path.chmod(FOLDER_MODE if path.is_dir() else WEIGHT_MODE if path == weights else DESCRIPTION_MODE)
-            sync(path)
-        scratch.chmod(FOLDER_MODE)
-        _replace(scratch, folder)
+        settle(scratch, folder, [weights])
     return folder / weights.name
+
+
+def settle(scratch: Path, folder: Path, weights: Collection[Path]) -> None:
+    """Give the files of a scratch folder their permissions, and the folder the place of `folder`, once all is on disk.
+
+    What is in that place stays there until then, and when it fails.
+    """
+    for path in scratch.rglob("*"):
+        path.chmod(FOLDER_MODE if path.is_dir() else WEIGHT_MODE if path in weights else DESCRIPTION_MODE)
+        sync(path)
+    scratch.chmod(FOLDER_MODE)
+    _replace(scratch, folder)
 
 
 def format_of(name: str, tensors: Mapping[str, Tensor], quant_type: str) -> str:

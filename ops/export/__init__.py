@@ -1,0 +1,20 @@
+"""What other engines load: a bundle rewritten into their files, one target a module; see README.md here."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from .base import Exported, Target
+
+__all__ = ["Exported", "Target", "targets"]
+
+
+def targets() -> dict[str, type[Target]]:
+    """The targets of this package by what a user types, so that a new one is one file."""
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        importlib.import_module(module.name)
+    found = [Target]
+    for target in found:
+        found += target.__subclasses__()
+    return {target.name: target for target in sorted(found[1:], key=lambda target: target.name)}

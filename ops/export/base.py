@@ -1,0 +1,122 @@
+"""What every target shares: how a folder is written whole, and nothing but what was checked takes its place.
+
+A target is a dataclass of its knobs; `slimrun-export` and the group `export` construct it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from slimrun.ops import bundle
+from slimrun.ops.bundle.writer import settle
+from slimrun.ops.scratch import ScratchFolder
+
+from .checks import Check, Files, check
+from .plan import Abilities, Change, planned
+from .source import DTYPES, Source
+
+AUTO = "auto"
+WEIGHTS = (".safetensors", ".gguf", ".ckpt")  # how names of weight files end
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `Target.run` left, for a person."""
+
+    folder: Path
+    changes: list[Change]
+    checks: list[Check]
+    command: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of files that engines load."""
+
+    name: ClassVar[str]  # as a user types it
+    abilities: ClassVar[Abilities]
+    dtypes: ClassVar[tuple[str, ...]] = tuple(DTYPES)  # of a model there
+
+    dtype: str = AUTO
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.dtype not in (AUTO, *self.dtypes):
+            raise ValueError(
+                f"dtype={self.dtype} is nothing that {self.name} runs; allowed: auto, {', '.join(self.dtypes)}"
+            )
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """ValueError when no model with this config.json can be exported, whatever its weights are."""
+        said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+        if self.dtype == AUTO and said in DTYPES and said not in self.dtypes:
+            raise ValueError(
+                f"dtype=auto keeps the model's {said}, which {self.name} does not run; give dtype="
+                f"{' or '.join(self.dtypes)}, or quantize the model in it (model.dtype={self.dtypes[0]})"
+            )
+
+    def write(self, source: Source, plan: Mapping[str, str], folder: Path) -> list[Change]:
+        """Write all files into the empty folder, each linear in the format that `plan` says."""
+        raise NotImplementedError
+
+    def files(self, folder: Path) -> Files:
+        """What `write` left in the folder."""
+        raise NotImplementedError
+
+    def command(self, folder: Path) -> str:
+        """What a person types to serve it."""
+        raise NotImplementedError
+
+    def run(self, artifact: Path, folder: Path) -> Exported:
+        """Write the bundle's model into `folder`, in the place of what is there, once all checks hold.
+
+        ValueError names what is wrong in the bundle, or what the target cannot hold; then nothing is written.
+        """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with ScratchFolder(f".{folder.name}", folder.parent) as scratch:
+            changes, checks = bundle.undisturbed(artifact, lambda place: self._written(place, scratch))
+            settle(scratch, folder, [file for file in scratch.iterdir() if file.suffix in WEIGHTS])
+        return Exported(folder, changes, checks, self.command(folder))
+
+    def dtype_of(self, source: Source) -> torch.dtype:
+        """The dtype that the model has there."""
+        return source.dtype if self.dtype == AUTO else DTYPES[self.dtype]
+
+    def cast(self, source: Source, key: str) -> Tensor:
+        """One of the bundle's `floats` as it is written; ValueError when a number leaves the dtype's range.
+
+        What has another dtype than the model (norms in float32, tables of integers) keeps it.
+        """
+        tensor = source.tensor(key)
+        return cast(key, tensor, self.dtype_of(source)) if tensor.dtype == source.dtype else tensor
+
+    def _written(self, artifact: Path, scratch: Path) -> tuple[list[Change], list[Check]]:
+        for left in scratch.iterdir():  # by an attempt during which the bundle was replaced
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        source = Source(artifact)
+        self.check(source.config)
+        for key in source.floats:
+            if ".experts." in key and len(source.shapes[key]) == 3:
+                raise ValueError(f"{key} holds all experts in one tensor; {self.name} is not written for such models")
+        plan, changes = planned(source, self.abilities)
+        dtype = self.dtype_of(source)
+        if dtype != source.dtype:
+            was, now = (str(kind).removeprefix("torch.") for kind in (source.dtype, dtype))
+            changes.append(Change(f"{was} -> {now}", "all float tensors", f"dtype={now}"))
+        changes += self.write(source, plan, scratch)
+        return changes, check(source, plan, self.files(scratch), dtype)
+
+
+def cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another dtype; ValueError when a finite number becomes infinite."""
+    found = tensor.to(dtype)
+    if bool((torch.isinf(found) & torch.isfinite(tensor)).any()):
+        raise ValueError(f"{key} holds numbers beyond {str(dtype).removeprefix('torch.')}; give another dtype")
+    return found

@@ -1,0 +1,214 @@
+"""What every export is held against before it takes its place: read back, linear by linear, beside the bundle.
+
+No bound on logits is among them: with static int8 inputs a model answers a change of 1e-6 with other tokens, so two
+engines never agree end to end. What can agree are integers, steps, grids, and one linear on equal input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from slimrun.ops.format.linear import FLOAT
+
+from .plan import listed
+from .source import Linear, Source
+
+STEP_CHANGE = 0.01  # a step that its dtype there changes by more is no rounding any more
+PRODUCT_CHANGE = 1e-6  # of a linear's outputs, median: float32 sums in another order
+TOKENS = 8  # of the input that a linear is tried on
+REACH = 40  # its standard deviation, in steps of the grid
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, and what was found."""
+
+    what: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """A linear [n, k] as a target's files hold it."""
+
+    values: Tensor  # int8 [n, k]
+    step: Tensor | None  # float32 [n]; None where only deq_scale is stored
+    bias: Tensor | None  # float [n]
+    grid: tuple[float, int] | None = None  # scale and offset of the input
+    per_token: bool = False  # the input has a scale of each token
+    deq_scale: Tensor | None = None  # float32 [n]
+    quant_bias: Tensor | None = None  # int32 [n]
+
+    def steps(self) -> Tensor:
+        """float32 [n]."""
+        if self.step is not None:
+            return self.step
+        if self.grid is None or self.deq_scale is None:
+            raise ValueError("holds neither a step nor a deq_scale with its grid")
+        return self.deq_scale / self.grid[0]
+
+    def product(self, x: Tensor) -> Tensor:
+        """float64 [m, n] of x [m, k], from the formulas of the formats alone."""
+        weight = self.values.to(torch.float64)
+        if self.grid is not None:
+            scale, offset = self.grid
+            integers = ((x / scale).round() + offset).clamp(-128, 127).to(torch.float64)
+            if self.deq_scale is not None and self.quant_bias is not None:
+                return (integers @ weight.T + self.quant_bias) * self.deq_scale
+            out = ((integers - offset) @ weight.T) * scale
+        elif self.per_token:
+            scales = x.abs().amax(dim=1, keepdim=True) / 127
+            out = ((x / scales).round().to(torch.float64) @ weight.T) * scales
+        else:
+            out = x.to(torch.float64) @ weight.T
+        out = out * self.steps()
+        return out if self.bias is None else out + self.bias
+
+
+class Files(Protocol):
+    """A target's files, read back without the code that wrote them."""
+
+    def keys(self) -> set[str]:
+        """Names of the float model's tensors that they hold."""
+
+    def linear(self, name: str, kind: str) -> Held:
+        """A linear that has the format `kind` there."""
+
+    def tensor(self, key: str) -> Tensor:
+        """Any other tensor."""
+
+
+@dataclass
+class _Counts:
+    integers: int = 0
+    step_change: float = 0.0
+    widest: str = ""
+    rows: int = 0
+    exact_rows: int = 0
+    biases: int = 0
+    floats: int = 0
+    grids: dict[str, tuple[str, tuple[float, int] | None]] = field(default_factory=dict)
+    tried: dict[tuple[str, torch.Size], float] = field(default_factory=dict)  # (format, shape) -> median difference
+
+
+def check(source: Source, plan: Mapping[str, str], files: Files, dtype: torch.dtype) -> list[Check]:
+    """Everything that was found; ValueError names the first tensor that is not what it has to be."""
+    checks = [_keys(source, files)]
+    counts = _Counts()
+    for name, kind in plan.items():
+        linear = source.linear(name)
+        if kind == FLOAT:
+            _compare_float(f"{name}.weight", linear.weight().to(dtype), files)
+        else:
+            _compare(counts, linear, kind, files.linear(name, kind))
+    for key in source.floats:
+        tensor = source.tensor(key)
+        _compare_float(key, tensor.to(dtype) if tensor.dtype == source.dtype else tensor, files)
+        counts.floats += 1
+    return [*checks, *_told(counts), _groups(source, counts)]
+
+
+def _keys(source: Source, files: Files) -> Check:
+    expected, held = source.expected(), files.keys()
+    if expected is None:
+        said = source.keys()
+        missing, more = sorted(said - held), sorted(held - said)
+        found = f"{len(held)}, those of the bundle (the model brings its own code, which was not run)"
+    else:
+        missing, more = sorted(expected.keys() - held), sorted(held - expected.keys())
+        if source.tied:  # the output layer is the embeddings, under another name
+            shapes = {tuple(expected[key].shape) for key in held & expected.keys()}
+            missing = [
+                key for key in missing if not (key.startswith("lm_head") and tuple(expected[key].shape) in shapes)
+            ]
+        found = f"{len(held)} of the float model's, none more"
+    if missing or more:
+        raise ValueError(
+            f"keys: the float model has {listed(missing) or 'nothing'} more, and not {listed(more) or '-'}"
+        )
+    return Check("tensors", found)
+
+
+def _compare(counts: _Counts, linear: Linear, kind: str, held: Held) -> None:
+    name = linear.name
+    if not torch.equal(held.values, linear.values):
+        raise ValueError(f"{name}: the integers differ from the bundle's")
+    counts.integers += held.values.numel()
+    change = float((held.steps().double() / linear.step.double() - 1).abs().max())
+    if not change <= STEP_CHANGE:
+        raise ValueError(f"{name}: a step changes by {change:.2%}; the dtype of the target has no number near it")
+    if change >= counts.step_change:
+        counts.step_change, counts.widest = change, name
+    if held.deq_scale is not None and held.quant_bias is not None and held.grid is not None:
+        _compare_folded(counts, linear, held, held.deq_scale, held.quant_bias, held.grid)
+    counts.grids[name] = (kind, held.grid)
+    case = (kind, linear.values.shape)
+    if case not in counts.tried:
+        counts.tried[case] = _difference(linear, held)
+        exact = change == 0 and (held.grid is None or linear.grid is None or held.grid[0] == linear.grid.scale)
+        if exact and linear.kind == kind and not counts.tried[case] <= PRODUCT_CHANGE:
+            raise ValueError(
+                f"{name}: on equal input the outputs differ by {counts.tried[case]:.2g} (median, relative)"
+            )
+
+
+def _compare_folded(
+    counts: _Counts, linear: Linear, held: Held, deq_scale: Tensor, quant_bias: Tensor, grid: tuple[float, int]
+) -> None:
+    scale, offset = grid
+    rows = len(linear.step)
+    counts.rows += rows
+    counts.exact_rows += int((linear.step * scale == deq_scale).sum())
+    recomputed = -offset * linear.sums.double()
+    if linear.bias is not None:
+        recomputed += (linear.bias.double() / deq_scale.double()).round()
+    far = (recomputed - quant_bias).abs() > 1e-6 * quant_bias.abs().clamp_min(1e6)  # float32 biases have 24 bits
+    if bool(far.any()):
+        raise ValueError(
+            f"{linear.name}: quant_bias of row {int(far.nonzero()[0])} is not bias / deq_scale - offset * sum"
+        )
+    counts.biases += rows
+
+
+def _difference(linear: Linear, held: Held) -> float:
+    """Median relative difference of the outputs on equal input, ours and by the target's numbers."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(TOKENS, linear.values.shape[1], generator=generator)
+    if linear.grid is not None:
+        x *= REACH * linear.grid.scale
+    ours, theirs = linear.module(x).double(), held.product(x)
+    return float(((theirs - ours).abs() / ours.abs().clamp_min(1e-30)).median())
+
+
+def _compare_float(key: str, expected: Tensor, files: Files) -> None:
+    held = files.tensor(key)
+    if held.shape != expected.shape or not torch.equal(held.to(expected.dtype), expected):
+        raise ValueError(f"{key}: differs from the bundle's")
+
+
+def _told(counts: _Counts) -> list[Check]:
+    found = [Check("integers equal", f"{counts.integers:,} of {counts.integers:,}")]
+    if counts.integers:
+        where = f" ({counts.widest})" if counts.step_change else ""
+        found.append(Check("largest relative change of a step", f"{counts.step_change:.2g}{where}"))
+    if counts.rows:
+        found.append(Check("step * input_scale == deq_scale", f"{counts.exact_rows:,} of {counts.rows:,} rows"))
+        found.append(Check("quant_bias recomputed", f"{counts.biases:,} of {counts.rows:,} rows"))
+    found.append(Check("other tensors equal", f"{counts.floats}"))
+    for (kind, shape), difference in counts.tried.items():
+        size = "x".join(map(str, shape))
+        found.append(Check(f"{kind} {size} on equal input", f"median relative difference {difference:.2g}"))
+    return found
+
+
+def _groups(source: Source, counts: _Counts) -> Check:
+    fused = [group for group in source.groups() if len(group) > 1]
+    for group in fused:
+        if len({counts.grids.get(name) for name in group}) > 1:
+            raise ValueError(f"{', '.join(group)}: share an input, and differ in type or grid")
+    return Check("groups that share an input", f"{len(fused)}, each of one type and one grid")

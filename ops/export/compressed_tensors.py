@@ -1,0 +1,175 @@
+"""compressed-tensors: vLLM on CUDA and CPU, SGLang and transformers load it.
+
+Static grids are `int-quantized` with an asymmetric input a tensor, dynamic ones with a symmetric input a token; weights
+alone are `pack-quantized`, four to an int32. Nothing is folded there, so the bias is the one quant_bias stands for.
+Source: https://github.com/vllm-project/compressed-tensors.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from slimrun.ops.format.linear import FLOAT
+
+from .base import Target, cast
+from .checks import Held
+from .description import write_description
+from .plan import Abilities, Change
+from .shards import Folder, ShardWriter, check_size
+from .source import Linear, Source
+
+STEM = "model"
+PACKED = 4  # int8 in an int32
+WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+STATIC_INPUT = {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "tensor", "dynamic": False}
+TOKEN_INPUT = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+STATIC, DYNAMIC, ALONE = "static", "dynamic", "weights alone"
+INPUTS: dict[str, dict[str, Any] | None] = {STATIC: STATIC_INPUT, DYNAMIC: TOKEN_INPUT, ALONE: None}
+
+
+@dataclass(frozen=True)
+class CompressedTensors(Target):
+    """The files of compressed-tensors; `shard_gb` is the most that one weight file takes, in 10**9 bytes."""
+
+    name: ClassVar[str] = "compressed-tensors"
+    abilities: ClassVar[Abilities] = Abilities(
+        {"W8A8S": STATIC, "W8A8": STATIC, "W8A8_DYNAMIC": DYNAMIC, "W8A16": ALONE}
+    )
+
+    shard_gb: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        super().__post_init__()
+        check_size(self.shard_gb)
+
+    def write(self, source: Source, plan: Mapping[str, str], folder: Path) -> list[Change]:
+        """Weights and their description."""
+        writer = ShardWriter(folder, STEM, self.shard_gb, _names(source))
+        for name, kind in plan.items():
+            for suffix, tensor in _stored(source, source.linear(name), kind, self.dtype_of(source)).items():
+                writer.add(f"{name}.{suffix}", tensor)
+        for key in source.floats:
+            writer.add(key, self.cast(source, key))
+        writer.close()
+        quantization = _quantization(source, plan)
+        return write_description(source, self.dtype_of(source), folder, quantization_config=quantization)
+
+    def files(self, folder: Path) -> CompressedFiles:
+        """Read by safetensors."""
+        return CompressedFiles(folder)
+
+    def command(self, folder: Path) -> str:
+        """For vLLM."""
+        return f"vllm serve {folder}"
+
+
+class CompressedFiles:
+    """What lies in the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stored = Folder(folder)
+
+    def keys(self) -> set[str]:
+        """Of the float model."""
+        ends = (".weight_packed", ".weight_shape", ".weight_scale", ".input_scale", ".input_zero_point")
+        names = {key.rpartition(".")[0] for key in self._stored.where if key.endswith(".weight_scale")}
+        return {key for key in self._stored.where if not key.endswith(ends)} | {f"{name}.weight" for name in names}
+
+    def linear(self, name: str, kind: str) -> Held:
+        """Its integers, steps, bias and input."""
+        own = self._stored.linear(name)
+        packed = own.get("weight_packed")
+        values = own["weight"] if packed is None else _unpacked(packed, int(own["weight_shape"][1]))
+        grid = (float(own["input_scale"]), int(own["input_zero_point"])) if "input_scale" in own else None
+        step = own["weight_scale"].reshape(-1).to(torch.float32)
+        return Held(values, step, own.get("bias"), grid, per_token=kind == DYNAMIC)
+
+    def tensor(self, key: str) -> Tensor:
+        """As it is stored."""
+        return self._stored.tensor(key)
+
+
+def _stored(source: Source, linear: Linear, kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a linear, by suffix."""
+    has_bias = linear.module.bias is not None
+    if linear.bias is not None and not has_bias:
+        raise ValueError(f"{linear.name}: its quant_bias holds a bias, and the float model has none to put it in")
+    # in float32: rounded to the model's dtype, it would not give quant_bias again
+    bias = {"bias": linear.bias} if linear.bias is not None else {}
+    if kind == FLOAT:
+        weight = cast(f"{linear.name}.weight", linear.weight(), dtype)
+        return {"weight": weight, **{suffix: cast(linear.name, value, dtype) for suffix, value in bias.items()}}
+    scale = {"weight_scale": linear.step.reshape(-1, 1)}
+    if kind == ALONE:
+        shape = torch.tensor(linear.values.shape)
+        return {"weight_packed": _packed(linear.values), "weight_shape": shape, **scale, **bias}
+    stored = {"weight": linear.values, **scale, **bias}
+    if kind == STATIC:
+        assert linear.grid is not None
+        stored["input_scale"] = torch.tensor([linear.grid.scale])
+        stored["input_zero_point"] = torch.tensor([linear.grid.offset], dtype=torch.int8)
+    return stored
+
+
+def _packed(values: Tensor) -> Tensor:
+    """int32 [n, ceil(k / 4)] of int8 [n, k]: unsigned bytes around 128, the first in the lowest bits."""
+    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % PACKED))
+    parts = (padded.to(torch.int32) + 128).reshape(len(values), -1, PACKED)
+    shifts = torch.arange(0, 32, 8, dtype=torch.int64)
+    words = (parts.to(torch.int64) << shifts).sum(dim=2)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def _unpacked(packed: Tensor, columns: int) -> Tensor:
+    """int8 [n, k] of the bytes as they lie in memory."""
+    return (packed.contiguous().view(torch.uint8)[:, :columns].to(torch.int16) - 128).to(torch.int8)
+
+
+def _quantization(source: Source, plan: Mapping[str, str]) -> dict[str, Any]:
+    """quantization_config of config.json: a group a format, named linears where there are several."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, kind in plan.items():
+        if kind != FLOAT:
+            names[kind].append(name)
+    groups = {}
+    for number, (kind, linears) in enumerate(names.items()):
+        groups[f"group_{number}"] = {
+            "targets": ["Linear"] if len(names) == 1 else linears,
+            "weights": WEIGHTS,
+            "input_activations": INPUTS[kind],
+            "output_activations": None,
+            "format": _format(kind),
+        }
+    formats = {_format(kind) for kind in names}
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "config_groups": groups,
+        "ignore": _float_linears(source, plan),
+    }
+
+
+def _format(kind: str) -> str:
+    return "pack-quantized" if kind == ALONE else "int-quantized"
+
+
+def _float_linears(source: Source, plan: Mapping[str, str]) -> list[str]:
+    """Every matrix that is no quantized linear, and a tied output layer, which is stored under no name."""
+    matrices = [key.removesuffix(".weight") for key in source.floats if len(source.shapes[key]) == 2]
+    tied = ["lm_head"] if source.tied else []
+    return [*(name for name, kind in plan.items() if kind == FLOAT), *matrices, *tied]
+
+
+def _names(source: Source) -> list[str]:
+    """At least as many and as long names as will be written."""
+    suffixes = ("weight_packed", "weight_shape", "weight_scale", "input_scale", "input_zero_point", "bias")
+    return [*source.floats, *(f"{name}.{suffix}" for name in source.types for suffix in suffixes)]

@@ -1,0 +1,70 @@
+"""Which format each linear of a bundle gets in a target's files, and what that changes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from slimrun.ops.format.linear import FLOAT, FORMATS, WeightOnlyLinear
+
+from .source import Source
+
+STATIC = {kind.quant_type for kind in FORMATS.values() if kind.has_grid}
+WEIGHTS_ALONE = WeightOnlyLinear.quant_type
+SHOWN = 3  # names in a line
+NOT_THERE = "{} is not known there"
+SPLIT = "linears that share an input must have one type and one grid"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that the target's files have otherwise than the bundle."""
+
+    what: str
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an engine can hold."""
+
+    formats: Mapping[str, str]  # a bundle's format -> what it is called there; a linear of any other becomes FLOAT
+    fuses: bool = True  # linears that share an input are one product there
+    weights_alone_beside_static: bool = True
+
+
+def planned(source: Source, engine: Abilities) -> tuple[dict[str, str], list[Change]]:
+    """(the format of each quantized linear in the engine's files, or FLOAT; what that changes)."""
+    plan: dict[str, str] = {}
+    reasons: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for group in source.groups() if engine.fuses else [[name] for name in source.types]:
+        kind, reason = _common(source, group)
+        if kind not in engine.formats:
+            kind, reason = FLOAT, NOT_THERE.format(kind) if kind != FLOAT else reason
+        for name in group:
+            if name in source.types:
+                plan[name] = kind
+                if kind != source.types[name]:
+                    reasons[source.types[name], kind, reason].append(name)
+    if not engine.weights_alone_beside_static and set(plan.values()) & STATIC:
+        for name in [name for name, kind in plan.items() if kind == WEIGHTS_ALONE]:
+            plan[name] = FLOAT
+            reasons[WEIGHTS_ALONE, FLOAT, f"{WEIGHTS_ALONE} is not known there beside static inputs"].append(name)
+    changes = [Change(f"{old} -> {new}", listed(names), reason) for (old, new, reason), names in reasons.items()]
+    return {name: engine.formats.get(plan[name], FLOAT) for name in source.types}, changes
+
+
+def _common(source: Source, group: Sequence[str]) -> tuple[str, str]:
+    """The format that all linears of a group can have, and why it is not what they have."""
+    kinds = {source.types.get(name, FLOAT) for name in group}
+    if len(kinds) == 1 and len({source.grid(name) for name in group if name in source.types}) <= 1:
+        return kinds.pop(), ""
+    return FLOAT if FLOAT in kinds else WEIGHTS_ALONE, SPLIT
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,212 @@
+"""A bundle read linear by linear, so that a model larger than memory is rewritten a few tensors at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from slimrun.ops.bundle.description import (
+    CKPT,
+    PARTS,
+    SAFETENSORS,
+    damage,
+    file_name,
+    named,
+    read_description,
+    read_object,
+)
+from slimrun.ops.bundle.manifest import check_contents, check_names, read_manifest
+from slimrun.ops.bundle.reader import read_tensors
+from slimrun.ops.bundle.references import CONFIG, check_references
+from slimrun.ops.compress.base import Limited
+from slimrun.ops.format.arithmetic import ActivationGrid
+from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, restored_linear
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engines run as one product
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MOST_UNSTORED = 1000  # parameters that no file holds: tied ones
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A quantized linear [n, k] as it is deployed, every number with its full precision."""
+
+    name: str
+    kind: str  # its format: W8A8S, W8A8, W8A8_DYNAMIC or W8A16
+    module: QuantizedLinear
+    values: Tensor  # int8 [n, k]
+    step: Tensor  # float32 [n]: weight ~ values * step
+    bias: Tensor | None  # float32 [n]; with a static grid the one that quant_bias stands for
+    grid: ActivationGrid | None  # of its input
+    deq_scale: Tensor | None  # float32 [n], with a grid
+    quant_bias: Tensor | None  # int32 [n], with a grid
+
+    @property
+    def sums(self) -> Tensor:
+        """int32 [n]: what the input offset is multiplied with."""
+        return self.values.sum(dim=1, dtype=torch.int32)
+
+    def weight(self) -> Tensor:
+        """float32 [n, k]."""
+        return self.values * self.step.reshape(-1, 1)
+
+
+class Source:
+    """The files of a bundle: names and types at once, tensors as they are asked for, each held against the manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        """ValueError names the file that is damaged."""
+        description = read_description(folder)
+        self.folder = folder
+        self.codec = description.codec()
+        self.quant_type = description.quant_type
+        self._manifest = read_manifest(folder)
+        self._weights = folder / file_name("weight", description.quant_type, SAFETENSORS)
+        self._whole: Mapping[str, Tensor] | None = None
+        if not self._weights.exists() and self._weights.with_suffix(CKPT).exists():
+            self._weights = self._weights.with_suffix(CKPT)
+            self._whole = read_tensors(self._weights)  # MindSpore's files have no directory
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of every stored tensor
+        stored = self._stored()
+        if self._manifest is not None:
+            check_names(self._manifest, self._weights, stored)
+        for key in stored:
+            if key not in description.types:
+                raise damage(self._weights, f"holds {key}, which its description does not name")
+        self.config = read_object(folder / CONFIG)
+        self._parts: dict[str, list[str]] = defaultdict(list)
+        self.types: dict[str, str] = {}  # of each quantized linear, in the order of the file
+        for key, dtype in stored.items():
+            name, _, suffix = key.rpartition(".")
+            if suffix == "weight" and dtype == "I8" and description.types[key] != FLOAT:
+                kind = description.types[key]
+                self.types[name] = kind.removesuffix("C") if self.codec.container else kind
+        self.floats = []  # names of all other tensors
+        for key in stored:
+            name, _, suffix = key.rpartition(".")
+            if name in self.types:
+                self._parts[name].append(suffix)
+            else:
+                self.floats.append(key)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's, in which its float tensors and scales are stored; ValueError when config.json names none."""
+        said = str(self.config.get("dtype") or self.config.get("torch_dtype")).removeprefix("torch.")
+        if said not in DTYPES:
+            raise damage(self.folder / CONFIG, f"dtype is {said}, allowed: {', '.join(DTYPES)}")
+        return DTYPES[said]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output layer is the embeddings: a quantized one is not, whatever the config says."""
+        return bool(self.config.get("tie_word_embeddings")) and "lm_head.weight" not in self.keys()
+
+    def keys(self) -> set[str]:
+        """Names of the float model's tensors: every linear's weight and bias, and all that is stored as it was."""
+        biases = {f"{name}.bias" for name, parts in self._parts.items() if "bias" in parts}
+        return {*self.floats, *biases, *(f"{name}.weight" for name in self.types)}
+
+    def linear(self, name: str) -> Linear:
+        """The linear, its weight decoded; ValueError names the tensor that is damaged."""
+        stored = self._read(f"{name}.{suffix}" for suffix in self._parts[name])
+        own = {key.removeprefix(f"{name}."): tensor for key, tensor in stored.items()}
+        coded = {part: own.pop(part).numpy() for part in PARTS if part in own}
+        with named(self._weights):
+            limited = Limited(sum(part.nbytes for part in coded.values()))
+            own["weight"] = torch.from_numpy(self.codec.decode(coded, limited))
+            rows, columns = own["weight"].shape
+            module = restored_linear(self.types[name], own, (rows, columns))
+        return _linear(name, self.types[name], module)
+
+    def tensor(self, key: str) -> Tensor:
+        """One of `floats`."""
+        return self._read([key])[key]
+
+    def grid(self, name: str) -> tuple[float, float] | None:
+        """Scale and offset of the linear's input, None where it has no grid; reads no weight."""
+        keys = [f"{name}.input_scale", f"{name}.input_offset"]
+        if not {"input_scale", "input_offset"} <= set(self._parts[name]):
+            return None
+        scale, offset = self._read(keys).values()
+        return float(scale), float(offset)
+
+    def groups(self) -> list[list[str]]:
+        """All linears, those together that engines fuse since they share an input; float ones in such a group too."""
+        known = [*self.types, *(key.removesuffix(".weight") for key in self.floats if key.endswith(".weight"))]
+        found: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for name in known:
+            parent, _, child = name.rpartition(".")
+            fused = next((group for group in FUSED if child in group), None)
+            if fused is not None or name in self.types:
+                found[parent, fused[0] if fused else child].append(name)
+        return list(found.values())
+
+    def expected(self) -> dict[str, Tensor] | None:
+        """Every tensor of the float model by name, without memory; None when the model brings its own code."""
+        from transformers import AutoConfig
+
+        from slimrun.ops.framework.pytorch.skeleton import shapes_of
+
+        if self.config.get("auto_map"):
+            return None
+        check_references(self.folder, trust_remote_code=False)
+        with named(self.folder / CONFIG):
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+            return shapes_of(config, MOST_UNSTORED + 2 * len(self.keys())).stored
+
+    def _stored(self) -> dict[str, str]:
+        """The dtype of every tensor of the weight file, as safetensors calls it."""
+        if self._whole is not None:
+            self.shapes = {key: tuple(tensor.shape) for key, tensor in self._whole.items()}
+            return {key: "I8" if tensor.dtype == torch.int8 else "" for key, tensor in self._whole.items()}
+        with named(self._weights), safe_open(self._weights, framework="pt") as file:
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            self.shapes = {key: tuple(part.get_shape()) for key, part in parts.items()}
+            return {key: part.get_dtype() for key, part in parts.items()}
+
+    def _read(self, keys: Iterator[str] | Collection[str]) -> dict[str, Tensor]:
+        """The tensors; the file is opened anew, since what was mapped of it counts as memory until it is closed."""
+        if self._whole is not None:
+            found = {key: self._whole[key] for key in keys}
+        else:
+            with named(self._weights), safe_open(self._weights, framework="pt") as file:
+                found = {key: file.get_tensor(key) for key in keys}
+        if self._manifest is not None:
+            check_contents(self._manifest, self._weights, found)
+        return found
+
+
+def _linear(name: str, kind: str, module: QuantizedLinear) -> Linear:
+    rows = module.out_features
+    if isinstance(module, Int8Linear):
+        deq_scale = module.deq_scale.reshape(-1).expand(rows).contiguous()
+        step = step_of(deq_scale, module.grid.scale)
+        bias = module.floats()[1] if module.bias is not None or _shifts(module) else None
+        return Linear(name, kind, module, module.weight, step, bias, module.grid, deq_scale, module.quant_bias)
+    step = cast(WeightOnlyLinear, module).weight_scale.to(torch.float32).reshape(-1).expand(rows).contiguous()
+    bias = None if module.bias is None else module.bias.to(torch.float32)
+    return Linear(name, kind, module, module.weight, step, bias, None, None, None)
+
+
+def _shifts(module: Int8Linear) -> bool:
+    """Whether quant_bias holds more than the input offset's correction."""
+    correction = -module.grid.offset * module.weight.sum(dim=1, dtype=torch.int32)
+    return not torch.equal(module.quant_bias, correction)
+
+
+def step_of(deq_scale: Tensor, input_scale: float) -> Tensor:
+    """The float32 step [n] whose product with input_scale is deq_scale [n]; the nearest where there is none."""
+    nearest = deq_scale / input_scale
+    step = nearest
+    for candidate in (torch.nextafter(nearest, torch.zeros(1)), torch.nextafter(nearest, torch.full((1,), torch.inf))):
+        exact = step * input_scale == deq_scale
+        step = torch.where(exact, step, torch.where(candidate * input_scale == deq_scale, candidate, step))
+    return step

@@ -1,0 +1,106 @@
+"""What all targets share: folders are whole or not there, what is checked holds, and the command line."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from slimrun.ops.export.compressed_tensors import CompressedFiles, CompressedTensors
+from slimrun.ops.export.source import step_of
+from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.runner import export
+
+from .bundles import written
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    written(tmp_path / "artifact", W8A8S())
+    return tmp_path / "artifact"
+
+
+def test_the_folder_has_the_permissions_of_a_bundle(artifact: Path) -> None:
+    folder = CompressedTensors().run(artifact, artifact.parent / "export").folder
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert modes.pop("model.safetensors") == 0o400
+    assert set(modes.values()) == {0o600}
+    assert sorted(path.name for path in artifact.parent.iterdir()) == ["artifact", "export"]
+
+
+def test_a_failed_check_leaves_nothing(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = CompressedFiles.linear
+
+    def one_bit_off(self: CompressedFiles, name: str, kind: str) -> object:
+        held = read(self, name, kind)
+        held.values[0, 0] ^= 1
+        return held
+
+    monkeypatch.setattr(CompressedFiles, "linear", one_bit_off)
+    with pytest.raises(ValueError, match="the integers differ from the bundle's"):
+        CompressedTensors().run(artifact, artifact.parent / "export")
+    assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
+
+
+def test_a_damaged_tensor_of_the_bundle_is_named(artifact: Path) -> None:
+    file = artifact / "quant_model_weight_w8a8sc.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.chmod(0o600)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is not what was written: it differs from slimrun\.json"):
+        CompressedTensors().run(artifact, artifact.parent / "export")
+
+
+def test_the_step_is_the_one_whose_product_is_deq_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.rand(10_000, generator=generator) * 1e-3 + 1e-6
+    for scale in (0.0123, 0.5, 1.7e-3):
+        deq_scale = steps * scale
+        found = step_of(deq_scale, scale)
+        assert torch.equal(found * scale, deq_scale)
+        assert float((found / steps - 1).abs().max()) < 2e-7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "onnx"], "--to onnx: no such target; allowed: compressed-tensors"),
+        (
+            ["--to", "compressed-tensors", "--dtype", "int4"],
+            "--dtype int4 is nothing that compressed-tensors runs; allowed",
+        ),
+        (["--to", "compressed-tensors", "--shard-gb", "0"], "--shard-gb 0.0 is out of range; allowed: more than 0"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["slimrun-export", str(tmp_path), str(tmp_path / "out"), *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        export.main()
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_command_line_says_what_it_did(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = artifact.parent / "export"
+    monkeypatch.setattr("sys.argv", ["slimrun-export", str(artifact), str(out), "--to", "compressed-tensors"])
+    with pytest.raises(SystemExit, match="0"):
+        export.main()
+    printed = capsys.readouterr().out
+    for text in ("changed", "torch_dtype", "checked", "integers equal", f"export: {out}", f"serve: vllm serve {out}"):
+        assert text in printed
+    with pytest.raises(SystemExit, match="2"):
+        export.main()
+    assert capsys.readouterr().err == f"slimrun-export: {out} is there already; remove it, or give another folder\n"
