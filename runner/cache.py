@@ -16,15 +16,12 @@ file has its name only once it is whole. A cache that cannot be written costs ti
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,9 +30,8 @@ import numpy as np
 from slimrun.ops.files import replacing
 from slimrun.ops.framework.base import Arrays, Remember
 from slimrun.ops.scratch import clear, lock
-from slimrun.runner.result import read_json, write_json
-
-SHAPES_RESULTS = ("torch", "transformers", "numpy", "sacrebleu", "rouge-score")
+from slimrun.runner.folder import read_json, write_json
+from slimrun.runner.identity import code_hash, digest
 
 
 @dataclass(frozen=True)
@@ -173,24 +169,6 @@ class Cache:
 @cache
 def _say_once(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def digest(*parts: Any) -> str:
-    """sha256 of anything json can say."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@cache
-def code_hash() -> str:
-    """Hash of everything of ours and of the libraries above that can change a result."""
-    root = Path(__file__).parent.parent
-    total = hashlib.sha256(json.dumps([version(name) for name in SHAPES_RESULTS]).encode())
-    files = [root / "runner" / "experiment.py", root / "runner" / "result.py"]
-    files += [file for room in ("ops", "evaluation") for file in sorted((root / room).rglob("*"))]
-    for file in files:
-        if file.suffix in {".py", ".cpp", ".hpp"}:
-            total.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
-    return total.hexdigest()
 
 
 def _entries(file: Path) -> dict[str, dict[str, Any]]:

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from slimrun.evaluation import statistics
 from slimrun.evaluation.base import Outputs, Task
-from slimrun.runner.config import construct, flat
+from slimrun.runner.config import construct
 from slimrun.runner.display import print_anything, print_table
-from slimrun.runner.result import OUTPUTS, RESULTS, read_outputs
+from slimrun.runner.folder import OUTPUTS, RESULTS, flat, read_outputs
 
 COLUMNS = ["", "A", "B", "B - A", "95 % interval", "p", "verdict on B"]
 EXACT = (  # known without error: no interval

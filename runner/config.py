@@ -24,7 +24,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from slimrun.ops.framework.base import Outline
 from slimrun.runner.experiment import Experiment
-from slimrun.runner.tracking import Tracker
+from slimrun.runner.tracking.base import Tracker
 
 CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "slimrun.conf", "config", "1.3"
 TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
@@ -161,21 +161,6 @@ def construct(node: Any, key: str) -> Any:
         return target(**merged)
     except ValueError as error:
         raise ConfigError(f"{key}.{error}") from error
-
-
-def flat(config: DictConfig) -> dict[str, object]:
-    """The resolved configuration, keys joined by dots."""
-    flat: dict[str, object] = {}
-
-    def walk(value: object, prefix: str) -> None:
-        if isinstance(value, dict) and value:
-            for key, child in value.items():
-                walk(child, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            flat[prefix] = value
-
-    walk(OmegaConf.to_container(config, resolve=True), "")
-    return flat
 
 
 def _check_references(config: DictConfig) -> None:

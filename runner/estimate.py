@@ -17,7 +17,8 @@ from typing import Any
 from slimrun.ops.framework.base import Outline
 from slimrun.runner.cache import Cache
 from slimrun.runner.experiment import Experiment
-from slimrun.runner.result import RESULTS, Result, covered_share, read_json
+from slimrun.runner.folder import RESULTS, read_json
+from slimrun.runner.result import Result, covered_share
 
 DOWNLOAD_BYTES = 93_000_000  # the package of the embedded model
 PROCESS_BYTES = 620_000_000  # interpreter and libraries

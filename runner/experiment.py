@@ -2,97 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import re
 import resource
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 from slimrun.evaluation.base import LanguageModel, Outputs, Reference, Task
 from slimrun.evaluation.statistics import overlap
-from slimrun.evaluation.text import pinned, read_prompts
 from slimrun.ops import bundle
 from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.compressor import Compressor
-from slimrun.ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Reader, Remember, Unavailable
+from slimrun.ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Remember, Unavailable
 from slimrun.ops.quant.base import Quantizer
-from slimrun.runner.cache import Cache, code_hash, digest
+from slimrun.runner.cache import Cache
 from slimrun.runner.display import Stages
+from slimrun.runner.folder import ARTIFACT
+from slimrun.runner.identity import code_hash, digest, settings_of
 from slimrun.runner.result import Result, covered_share, not_finite, size_metrics
-from slimrun.runner.tracking import Tracker
+from slimrun.runner.settings import Calibration, Sweep
+from slimrun.runner.tracking.base import Tracker
 
-ARTIFACT = "artifact"
-PINNED_CALIBRATION = "wikipedia_calibration"
 FLOAT_OUTPUTS = "float outputs"  # what the cache calls them
-ON_ERROR = ("continue", "stop")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Which texts calibrate: a file, a list, or (both null) the pinned Wikipedia articles."""
-
-    path: str | None = None
-    prompts: list[str] | None = None
-    samples: int = 16
-    length: int = 512
-
-    def __post_init__(self) -> None:
-        """Validate; ValueError names the key, the value and what is allowed."""
-        for name in ("samples", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: 1 or more")
-        if self.path is not None and self.prompts is not None:
-            raise ValueError(f"path={self.path} and calibration.prompts exclude each other; set one of them to null")
-        if self.prompts is not None and not all(prompt.strip() for prompt in self.prompts):
-            raise ValueError("prompts holds an empty prompt; remove it")
-
-    def texts(self) -> list[str]:
-        """The prompts, at most `samples` of them; ValueError names what is wrong in the file."""
-        return (self.prompts or read_prompts(self.path or pinned(PINNED_CALIBRATION)))[: self.samples]
-
-    def fit(self, model: Reader) -> list[str]:
-        """ValueError when a prompt has no tokens or more than the model's context; a note on prompts that lack."""
-        texts = self.texts()
-        for number, prompt in enumerate(texts, start=1):
-            tokens = len(model.tokenizer(prompt, truncation=True, max_length=self.length)["input_ids"])
-            if not tokens:
-                raise ValueError(f"{self.source}: the tokenizer makes no token of prompt {number}; remove it")
-            if tokens > model.context:
-                raise ValueError(
-                    f"length={self.length} is out of range; allowed: 1 to {model.context}, the model's context"
-                )
-        lacking = self.prompts is None and len(texts) < self.samples
-        return [f"samples={self.samples} asked for, the text gives {len(texts)}"] if lacking else []
-
-    @property
-    def source(self) -> str:
-        """Where the prompts come from, for a person."""
-        return f"path={self.path}" if self.path else "prompts" if self.prompts else PINNED_CALIBRATION
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """How the jobs of a multirun go on after an interruption or a failure, and what they tell a search."""
-
-    resume: bool = True
-    on_error: str = "continue"
-    retries: int = 0
-    objectives: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Validate; ValueError names the key, the value and what is allowed."""
-        if self.on_error not in ON_ERROR:
-            raise ValueError(f"on_error={self.on_error} is not known; allowed: {', '.join(ON_ERROR)}")
-        if self.retries < 0:
-            raise ValueError(f"retries={self.retries} is out of range; allowed: 0 or more")
-
-    def values(self, results: Mapping[str, object]) -> list[float] | float:
-        """What a search is told about a job: its objectives; one alone is no list. NaN for what is not there."""
-        found = [float(cast(float, results.get(key, math.nan))) for key in self.objectives]
-        return found[0] if len(found) == 1 else found
 
 
 @dataclass(frozen=True)
@@ -108,7 +41,7 @@ class Experiment:
     tracking: Tracker
     calibration: Calibration
     cache: Cache
-    sweep: Sweep = Sweep()
+    sweep: Sweep = field(default_factory=Sweep)
     seed: int = 0
     plan: bool = False
 
@@ -155,7 +88,7 @@ class Experiment:
             return notes
 
         key = self.framework.reader_key(self.model, self.cache.path)
-        asked = (self.calibration.texts(), _settings(self.calibration, "path", "prompts"), self.protocols())
+        asked = (self.calibration.texts(), settings_of(self.calibration, "path", "prompts"), self.protocols())
         return self.cache.notes(look, key, *asked) if key else look()
 
     def covered(self, outline: Outline) -> dict[str, tuple[int, int]]:
@@ -256,12 +189,12 @@ class Experiment:
         weight, though it reads the weight files once.
         """
         settings = {
-            "quant": _settings(self.quant),
-            "compress": _settings(self.compress, "threads"),
-            "task": {name: (_settings(task, "path"), task.protocol()) for name, task in self.task.items()},
+            "quant": settings_of(self.quant),
+            "compress": settings_of(self.compress, "threads"),
+            "task": {name: (settings_of(task, "path"), task.protocol()) for name, task in self.task.items()},
             "calibration": (self.calibration.texts(), self.calibration.length),
             "model": self.framework.fingerprint(self.model, self.cache.path, self.seed),
-            "framework": _settings(self.framework),
+            "framework": settings_of(self.framework),
             "device": self.device.type,
             "seed": self.seed,
         }
@@ -358,8 +291,3 @@ def as_typed(key: str, knobs: Any, text: str) -> str:
     """A text that names knobs as Python does (ignore=..., fallback.max_share) with their names on the command line."""
     names = "|".join(field.name for field in fields(knobs))
     return re.sub(rf"(?<![\w.-])({names})(?==|\.\w)", rf"{key}.\1", text)
-
-
-def _settings(value: Any, *without: str) -> tuple[str, dict[str, Any]]:
-    """A configured object as (its class, its fields)."""
-    return type(value).__qualname__, {key: item for key, item in asdict(value).items() if key not in without}

@@ -32,9 +32,11 @@ from slimrun.runner.config import (
 from slimrun.runner.display import Stages, print_table
 from slimrun.runner.estimate import facts
 from slimrun.runner.experiment import Experiment
+from slimrun.runner.folder import RESULTS, UPLOADED, read_json, write_json
 from slimrun.runner.interrupt import interruptible
 from slimrun.runner.output import LOG
-from slimrun.runner.result import RESULTS, UPLOADED, Result, read_json, write_json
+from slimrun.runner.report import run as report
+from slimrun.runner.result import Result
 from slimrun.runner.share import share_of_machine
 
 OK, FAILED = "ok", "failed"
@@ -110,7 +112,7 @@ def attempt(experiment: Experiment, outline: Outline, output: Path, record: dict
             with Stages() as stages:
                 result = experiment.run(output, stages, outline)
                 with stages("report"):
-                    result.write(output, record["repro"], record)
+                    report.write(result, output, record["repro"], record)
             return result
         except (ConfigError, ArithmeticError):
             raise  # no second attempt would end otherwise
@@ -148,7 +150,7 @@ def show(result: Result, experiment: Experiment, output: Path) -> None:
     """The final table on stdout, with where to look next as its last line."""
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
-    print_table(f"slimrun {experiment.model.name}", ["", "value"], result.headlines())
+    print_table(f"slimrun {experiment.model.name}", ["", "value"], report.headlines(result))
     print(f"bundle: {result.weight_file.parent}")
     print(f"report: {output / 'report.md'}")
     print(f"look next: {experiment.tracking.look_next() or output / RESULTS}")

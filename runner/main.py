@@ -24,8 +24,9 @@ from slimrun.runner.job import run_job
 from slimrun.runner.jobs import Command, read
 from slimrun.runner.plan import Job, show
 from slimrun.runner.sweep import SweepCallback, all_done, begin, begun_before, conclude
-from slimrun.runner.tracking import MLflow, Tracker
-from slimrun.runner.tracking_uri import conceal, override_of
+from slimrun.runner.tracking.base import Tracker
+from slimrun.runner.tracking.mlflow import MLflow
+from slimrun.runner.tracking.uri import conceal, override_of
 
 DONE, FAILED, WRONG = 0, 1, 2
 RUN_FOLDER, SWEEP_FOLDER = "hydra.run.dir", "hydra.sweep.dir"

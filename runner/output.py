@@ -12,9 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from slimrun.ops.scratch import Busy, lock
 from slimrun.runner.config import ConfigError
-from slimrun.runner.experiment import ARTIFACT
-from slimrun.runner.result import RESULTS, UPLOADED
-from slimrun.runner.tracking import RUN, SWEEP
+from slimrun.runner.folder import ARTIFACT, RESULTS, RUN, SWEEP, UPLOADED
 
 LOCK = ".lock"
 LOG = "run.log"

@@ -12,8 +12,8 @@ import torch
 from slimrun.runner.config import ConfigError
 from slimrun.runner.display import print_table
 from slimrun.runner.estimate import DOWNLOAD_BYTES, Estimate
-from slimrun.runner.experiment import PINNED_CALIBRATION
-from slimrun.runner.pareto import distinct
+from slimrun.runner.overrides import distinct
+from slimrun.runner.settings import PINNED_CALIBRATION
 
 Job = tuple[list[str], Estimate | ConfigError]  # its overrides, and what it takes or why it cannot run
 SOURCES = {True: " (recorded)", False: " (estimated)"}

@@ -12,18 +12,15 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from slimrun.runner import pareto
 from slimrun.runner.config import ConfigError, build, build_tracker
 from slimrun.runner.display import print_table
+from slimrun.runner.folder import RESULTS, RUN, SWEEP, read_json, write_json
 from slimrun.runner.job import OK, STOPPED
-from slimrun.runner.result import RESULTS, read_json, write_json
-from slimrun.runner.tracking import RUN, SWEEP, Tracker
+from slimrun.runner.overrides import command_of
+from slimrun.runner.report import sweep as report
+from slimrun.runner.tracking.base import Tracker
 
 FOLDERS = "multirun/*/*"  # where conf/config.yaml puts multiruns
-FREE = (  # not part of a command
-    "sweep.", "cache.", "tracking", "hydra.sweep.", "hydra.mode=", "hydra/launcher=", "hydra.launcher."
-)  # fmt: skip
-PRIMARY = ("/quant", "/accuracy_quant", "/rougeL_quant", "/bleu_quant")  # the score of a task that the table shows
 RECORDED = {"job", "overrides", "status"}  # what a job always leaves in its results.json
 LEFT = "left"  # status of a job that was not begun or has not ended
 
@@ -109,18 +106,18 @@ def conclude(folder: Path, tracker: Tracker) -> int:
     results = {number: content for number, (_, content) in ended.items()}
     runs = {number: str((read_json(job / RUN) or {}).get("run_id", "")) for number, (job, _) in ended.items()}
     common = set.intersection(*(set(job["overrides"]) for job in record["jobs"])) if len(jobs) > 1 else set()
-    scores = dict.fromkeys(key for content in results.values() for key in content if key.endswith(PRIMARY))
+    scores = dict.fromkeys(key for content in results.values() for key in content if key.endswith(report.PRIMARY))
     record["summary"] = [
-        _row(job, results.get(job["number"], {}), list(scores), runs, common) for job in record["jobs"]
+        report.row(job, results.get(job["number"], {}), list(scores), runs, common) for job in record["jobs"]
     ]
-    record["tags"] = _best(record["summary"])
+    record["tags"] = report.best(record["summary"])
     write_json(folder / SWEEP, {**record, "files": []})
-    record["files"] = [os.path.relpath(file, folder) for file in pareto.report(folder)]
+    record["files"] = [os.path.relpath(file, folder) for file in report.write(folder)]
     write_json(folder / SWEEP, record)
 
     title = f"multirun in {folder}: {' '.join(sorted(common))}"
     columns = list(record["summary"][0]) if jobs else []
-    print_table(title, columns, [[_cell(value) for value in row.values()] for row in record["summary"]])
+    print_table(title, columns, [[report.cell(value) for value in row.values()] for row in record["summary"]])
     tracker.deliver_sweep(folder)
     unfinished = [job for job in record["jobs"] if job["status"] != OK]
     if unfinished:
@@ -129,45 +126,5 @@ def conclude(folder: Path, tracker: Tracker) -> int:
     return len(unfinished)
 
 
-def command_of(overrides: Sequence[str]) -> list[str]:
-    """What makes a command line the same one: all but where it runs, what it keeps and how it treats failures."""
-    return [item for item in overrides if not item.lstrip("+~").startswith(FREE)]
-
-
 def _command_in(file: Path) -> object:
     return (read_json(file) or {}).get("command")
-
-
-def _row(
-    job: dict[str, Any], results: dict[str, Any], scores: Sequence[str], runs: dict[int, str], common: set[str]
-) -> dict[str, Any]:
-    """A row of the table: a job's own overrides, bits, scores, verdict, seconds, status and run."""
-    verdicts = [str(value).split(" (")[0] for key, value in results.items() if key.endswith("/verdict")]
-    status = f"{job['status']}: {results['error']}" if "error" in results else job["status"]
-    return {
-        "job": job["number"],
-        "overrides": " ".join(item for item in job["overrides"] if item not in common),
-        "bits": results.get("size/bits_per_weight"),
-        **{key: results.get(key) for key in scores},
-        "verdict": ", ".join(verdicts),
-        "seconds": round(sum(value for key, value in results.items() if key.startswith("time/"))),
-        "status": status,
-        "run": runs.get(job["number"], "")[:8],
-    }
-
-
-def _best(summary: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Tags of the parent run that name the job with the fewest bits, and with the best of each score."""
-    tags = {}
-    for key in dict.fromkeys(key for row in summary for key in row if key == "bits" or key.endswith(PRIMARY)):
-        rows = [row for row in summary if row[key] is not None]
-        if not rows:
-            continue
-        smaller = key == "bits" or key.endswith("/quant")  # bits and perplexity
-        best = min(rows, key=lambda row: row[key] if smaller else -row[key])
-        tags[f"best.{key}"] = f"{best[key]:.4g}: job {best['job']} ({best['overrides']}), run {best['run']}"
-    return tags
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

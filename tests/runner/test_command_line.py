@@ -14,7 +14,7 @@ import pytest
 from slimrun.runner import main as command_line
 from slimrun.runner.config import build, composed
 from slimrun.runner.display import Stages, print_anything, print_table
-from slimrun.runner.result import read_json, write_json
+from slimrun.runner.folder import read_json, write_json
 
 TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
 

@@ -14,7 +14,7 @@ from slimrun.evaluation.base import Reference
 from slimrun.evaluation.task.multiple_choice import MultipleChoice
 from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.runner import compare
-from slimrun.runner.result import OUTPUTS, read_outputs, write_json, write_outputs
+from slimrun.runner.folder import OUTPUTS, read_outputs, write_json, write_outputs
 
 from ..evaluation.fake import FakeModel, silent
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from slimrun.runner import pareto
-from slimrun.runner.result import write_json
+from slimrun.runner.folder import write_json
+from slimrun.runner.overrides import distinct
+from slimrun.runner.report import pareto
+from slimrun.runner.report import sweep as report
 
 
 def finished(bits: float, perplexity: float, **changes: object) -> dict[str, object]:
@@ -54,7 +56,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 
 def test_the_files_of_a_sweep(tmp_path: Path) -> None:
-    paths = pareto.report(sweep(tmp_path / "sweep", JOBS))
+    paths = report.write(sweep(tmp_path / "sweep", JOBS))
     assert [path.name for path in paths] == ["pareto.json", "pareto.png", "report.html"]
     assert paths[1].read_bytes().startswith(b"\x89PNG")
     found = json.loads(paths[0].read_text())
@@ -80,7 +82,7 @@ def test_links_to_the_tracked_runs(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "sweep", JOBS)
     write_json(folder / "0" / "tracking.json", {"uri": "https://me:secret@tracks.example/base/", "run_id": "abc"})
     write_json(folder / "1" / "tracking.json", {"uri": "sqlite:////somewhere/mlflow.db", "run_id": "def"})
-    html = pareto.report(folder)[2].read_text()
+    html = report.write(folder)[2].read_text()
     assert 'href="https://tracks.example/base/#/runs/abc"' in html
     assert "<code>def</code>" in html
     assert "secret" not in html
@@ -110,13 +112,13 @@ def test_a_score_of_which_more_is_better(tmp_path: Path) -> None:
 
 
 def test_labels_say_what_differs() -> None:
-    assert pareto.distinct([["a.x=1", "quant=w8a8", "seed=0"], ["a.x=2", "quant=lowbit", "seed=0"]]) == [
+    assert distinct([["a.x=1", "quant=w8a8", "seed=0"], ["a.x=2", "quant=lowbit", "seed=0"]]) == [
         "x=1, w8a8",
         "x=2, lowbit",
     ]
-    assert pareto.distinct([["a.x=1", "b.x=1"], ["a.x=2", "b.x=3"]]) == ["a.x=1, b.x=1", "a.x=2, b.x=3"]
-    assert pareto.distinct([["q.f=0.04938284901364233"], ["q.f=0.1"]]) == ["f=0.0494", "f=0.1"]
-    assert pareto.distinct([["seed=0"]]) == ["seed=0"]
+    assert distinct([["a.x=1", "b.x=1"], ["a.x=2", "b.x=3"]]) == ["a.x=1, b.x=1", "a.x=2, b.x=3"]
+    assert distinct([["q.f=0.04938284901364233"], ["q.f=0.1"]]) == ["f=0.0494", "f=0.1"]
+    assert distinct([["seed=0"]]) == ["seed=0"]
 
 
 def test_a_sweep_of_which_nothing_is_left_has_a_report_too(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_a_sweep_of_which_nothing_is_left_has_a_report_too(tmp_path: Path) -> No
     listed = json.loads((folder / "sweep.json").read_text())
     listed["jobs"].append({"number": 2, "overrides": ["seed=2"], "folder": "2", "status": "left"})
     write_json(folder / "sweep.json", listed)
-    paths = pareto.report(folder)
+    paths = report.write(folder)
     found = json.loads(paths[0].read_text())
     assert found["panels"] == []
     assert [job["results"]["status"] for job in found["jobs"]] == ["failed", "failed", "left"]
@@ -134,7 +136,7 @@ def test_a_sweep_of_which_nothing_is_left_has_a_report_too(tmp_path: Path) -> No
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
 def test_the_table_sorts_in_a_browser(tmp_path: Path) -> None:
-    page = pareto.report(sweep(tmp_path / "sweep", JOBS))[2]
+    page = report.write(sweep(tmp_path / "sweep", JOBS))[2]
     click = '<script>const b = [...document.querySelectorAll("th button")].find(b => b.textContent == "perplexity");'
     orders = []
     for times in (1, 2):

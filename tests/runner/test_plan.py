@@ -19,6 +19,7 @@ from slimrun.runner.config import ConfigError, build, composed
 from slimrun.runner.display import Stages
 from slimrun.runner.estimate import Estimate, facts
 from slimrun.runner.plan import rows, show
+from slimrun.runner.report import run as report
 
 TINY = [
     "model=tiny_llama", "model.architecture.hidden_size=256", "model.architecture.intermediate_size=512",
@@ -36,7 +37,7 @@ def run(job: Estimate, output: Path) -> dict[str, object]:
     output.mkdir()
     with Stages() as stages:
         result = job.experiment.run(output, stages)
-    result.write(output, "", {})
+    report.write(result, output, "", {})
     job.experiment.cache.note_finished(result.config_hash, output, facts(job.experiment, result))
     found: dict[str, object] = json.loads((output / "results.json").read_text())
     return found

@@ -17,7 +17,8 @@ import pytest
 from slimrun.runner.config import build, composed
 from slimrun.runner.display import Stages
 from slimrun.runner.experiment import as_typed
-from slimrun.runner.result import size_metrics, write_layers
+from slimrun.runner.report.run import write_layers
+from slimrun.runner.result import size_metrics
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model=tiny_llama", "task.perplexity.windows=4", "task.perplexity.window=64", "calibration.samples=4"]

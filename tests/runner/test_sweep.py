@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from slimrun.runner.sweep import command_of
+from slimrun.runner.overrides import command_of
 from tests.runner.test_run import FAST, results, slimrun, start
 
 VARYING = ("time/", "memory/", "repro")  # repro names the folder

@@ -19,11 +19,11 @@ import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from slimrun.runner import mlflow_database, tracking
-from slimrun.runner.mlflow_database import ensure
-from slimrun.runner.outbox import waiting
-from slimrun.runner.result import read_json, write_json
-from slimrun.runner.tracking import ALIVE, AWAY, MLflow
+from slimrun.runner.folder import read_json, write_json
+from slimrun.runner.tracking import mlflow as tracking
+from slimrun.runner.tracking.database import ensure
+from slimrun.runner.tracking.mlflow import ALIVE, AWAY, MLflow
+from slimrun.runner.tracking.outbox import waiting
 
 Rows = list[tuple[str, ...]]
 RUNS = """select e.name, r.status, coalesce(p.value, '') from runs r join experiments e using (experiment_id)
@@ -65,7 +65,7 @@ def _quick_migrations(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def dispose(self) -> None:
             pass
 
-    monkeypatch.setattr(mlflow_database, "SqlAlchemyStore", Made)
+    monkeypatch.setattr("slimrun.runner.tracking.database.SqlAlchemyStore", Made)
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_a_killed_maker_leaves_no_database(tmp_path: Path, monkeypatch: pytest.M
             change(Path(uri.removeprefix("sqlite:///")), "create table experiments (x)")
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(mlflow_database, "SqlAlchemyStore", Killed)
+    monkeypatch.setattr("slimrun.runner.tracking.database.SqlAlchemyStore", Killed)
     with pytest.raises(KeyboardInterrupt):
         ensure(tmp_path / "mlflow.db")
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
@@ -326,7 +326,7 @@ def test_a_server_that_never_answers_is_asked_once_a_run_and_once_a_sweep(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     uri, taken = hung
-    monkeypatch.setattr("slimrun.runner.mlflow_store.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("slimrun.runner.tracking.store.ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(tracking, "SLOW_SECONDS", 0.1)
     tracker = MLflow(uri, outbox=str(tmp_path / "outbox"))
     run(tracker, tmp_path / "alone")
@@ -359,7 +359,7 @@ def test_a_monitor_whose_server_hangs_is_left_behind(
     class Hanging:
         finish = staticmethod(stop.wait)
 
-    monkeypatch.setattr("slimrun.runner.mlflow_store.Store.watch_machine", lambda self, run_id: Hanging())
+    monkeypatch.setattr("slimrun.runner.tracking.store.Store.watch_machine", lambda self, run_id: Hanging())
     monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(tracking, "SLOW_SECONDS", 0.1)
     tracker = MLflow(f"sqlite:///{database}", outbox=str(tmp_path / "outbox"))
@@ -378,7 +378,7 @@ def test_records_and_messages_hold_no_password(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     (uri, taken), secret = hung, "s3cr3tpw"
-    monkeypatch.setattr("slimrun.runner.mlflow_store.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("slimrun.runner.tracking.store.ANSWER_SECONDS", 0.2)
     for name in ("USERNAME", "PASSWORD"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
     tracker = MLflow(uri.replace("http://", f"http://bob:{secret}@"), outbox=str(tmp_path / "outbox"))

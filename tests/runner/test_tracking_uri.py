@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from slimrun.runner import main
-from slimrun.runner.tracking import MLflow
-from slimrun.runner.tracking_uri import VARIABLE, conceal, database_file, masked, sqlite_uri
+from slimrun.runner.tracking.mlflow import MLflow
+from slimrun.runner.tracking.uri import VARIABLE, conceal, database_file, masked, sqlite_uri
 
 SECRET = "s3cr3tpw"
 WITH_PASSWORD = [
@@ -65,7 +65,7 @@ def test_a_password_from_a_file_is_masked_before_hydra_writes_it(
 ) -> None:
     file = tmp_path / "mine" / "tracking" / "team.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text(f"_target_: slimrun.runner.tracking.MLflow\nuri: {WITH_PASSWORD[0]}\n", encoding="utf-8")
+    file.write_text(f"_target_: slimrun.runner.tracking.mlflow.MLflow\nuri: {WITH_PASSWORD[0]}\n", encoding="utf-8")
     command = ["slimrun", "--config-dir", str(tmp_path / "mine"), "tracking=team", "--cfg", "job"]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit, match="0"):

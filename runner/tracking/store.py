@@ -21,12 +21,10 @@ from mlflow.tracking.context.registry import resolve_tags
 from omegaconf import DictConfig, OmegaConf
 from sqlalchemy import create_engine
 
-from slimrun.runner.config import flat
-from slimrun.runner.deadline import within
-from slimrun.runner.mlflow_database import ensure
-from slimrun.runner.result import RESULTS, UPLOADED, read_json
-from slimrun.runner.tracking import ANSWER_SECONDS, RUN, SWEEP, note_run, run_in
-from slimrun.runner.tracking_uri import database_file, masked
+from slimrun.runner.folder import RESULTS, RUN, SWEEP, UPLOADED, flat, note_run, read_json, run_in
+from slimrun.runner.tracking.database import ensure
+from slimrun.runner.tracking.deadline import ANSWER_SECONDS, within
+from slimrun.runner.tracking.uri import database_file, masked
 
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"  # makes the UI show a JSON artifact as a table

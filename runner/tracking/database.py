@@ -12,7 +12,7 @@ from mlflow.store.db.utils import _get_latest_schema_revision
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from slimrun.ops.files import sync
-from slimrun.runner.tracking_uri import sqlite_uri
+from slimrun.runner.tracking.uri import sqlite_uri
 
 BESIDE = ("", "-journal", "-wal", "-shm")  # what SQLite names after a database
 LOCK_SECONDS = 20  # for the writer of another process

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from slimrun.runner.result import read_json, write_json
-from slimrun.runner.tracking_uri import masked
+from slimrun.runner.folder import read_json, write_json
+from slimrun.runner.tracking.uri import masked
 
 
 @dataclass(frozen=True)

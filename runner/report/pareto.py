@@ -1,25 +1,19 @@
 """What a multirun found: every job's score against its bits per weight, and which jobs no other one beats in both.
 
-`report` reads the jobs of a sweep's folder (`sweep.json` lists them, each one's `results.json` has its numbers) and
-leaves there `pareto.json` for programs, `pareto.png`, and `report.html`, one file that opens without a network.
+`sweep.json` in a sweep's folder lists the jobs, each one's `results.json` has its numbers.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimrun.ops.files import replacing
-from slimrun.runner import page
-from slimrun.runner.result import RESULTS, read_json, write_json
-from slimrun.runner.tracking import SWEEP
+from slimrun.runner.folder import RESULTS, SWEEP, read_json
+from slimrun.runner.overrides import distinct
 
-FLOAT = re.compile(r"-?\d+\.\d+")  # a search proposes numbers of 17 digits
-CHOICES = ("model", "framework", "quant", "compress", "device", "experiment")  # a choice says itself what it is
 BITS = "size/bits_per_weight"
 SAME_MODEL = "{:.3g}"  # float scores of one model agree to three digits on every device
 
@@ -95,22 +89,6 @@ class Panel:
         return sorted((point for point in self.points if point.on_front), key=lambda point: point.bits)
 
 
-def report(sweep_folder: Path) -> list[Path]:
-    """Write the three files of a sweep's folder, each atomically, and return their paths."""
-    from slimrun.runner import pictures  # matplotlib takes half a second to import
-
-    found = jobs(sweep_folder)
-    drawn = panels(found)
-    paths = [sweep_folder / name for name in ("pareto.json", "pareto.png", "report.html")]
-    described = [{**asdict(panel), "front": [point.job for point in panel.front]} for panel in drawn]
-    write_json(paths[0], {"jobs": [asdict(job) for job in found], "panels": described})
-    with replacing(paths[1], 0o644) as scratch:
-        pictures.pareto(scratch, drawn)
-    with replacing(paths[2], 0o644) as scratch:
-        scratch.write_text(page.render(sweep_folder, found, drawn, paths[1].read_bytes()), encoding="utf-8")
-    return paths
-
-
 def jobs(sweep_folder: Path) -> list[Job]:
     """The jobs that `sweep.json` lists, by number; one that left no results.json has the status listed there."""
     listed = json.loads((sweep_folder / SWEEP).read_text(encoding="utf-8"))["jobs"]
@@ -122,23 +100,6 @@ def jobs(sweep_folder: Path) -> list[Job]:
         for row, label in zip(listed, labels)
     ]
     return sorted(found, key=lambda job: job.number)
-
-
-def distinct(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """What each job's overrides say that not all jobs say, with keys as short as they stay unequal."""
-    common = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
-    own = [[item for item in items if item not in common] for items in overrides]
-    keys = sorted({item.partition("=")[0] for items in own for item in items})
-    last = [key.rpartition(".")[2] for key in keys]
-    short = {key: name if last.count(name) == 1 else key for key, name in zip(keys, last)}
-
-    def brief(item: str) -> str:
-        key, _, value = item.partition("=")
-        if FLOAT.fullmatch(value):
-            value = f"{float(value):.3g}"
-        return value if key in CHOICES else f"{short[key]}={value}"
-
-    return [", ".join(map(brief, items)) for items in own]
 
 
 def panels(found: Sequence[Job]) -> list[Panel]:

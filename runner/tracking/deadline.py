@@ -7,6 +7,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
+ANSWER_SECONDS = 8  # how long a store may take to answer
 T = TypeVar("T")
 
 

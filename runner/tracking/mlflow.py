@@ -13,24 +13,21 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from slimrun.runner.deadline import within
-from slimrun.runner.outbox import Waiting, waiting
-from slimrun.runner.result import RESULTS, read_json, write_json
-from slimrun.runner.tracking_uri import check, database_file, in_force, masked
+from slimrun.runner.folder import RESULTS, RUN, SWEEP, note_run, read_json, run_in, write_json
+from slimrun.runner.tracking.deadline import ANSWER_SECONDS, within
+from slimrun.runner.tracking.outbox import Waiting, waiting
+from slimrun.runner.tracking.uri import check, database_file, in_force, masked
 
-SWEEP = "sweep.json"  # in the folder of a multirun: its command, its parent run, its jobs
-RUN = "tracking.json"  # in the folder of a job: its run
 AWAY = ".tracking-away.json"  # in the folder of a multirun: a store that its jobs need not ask again
 LOCK, ALIVE = ".tracking.lock", ".running.lock"  # in the folder of a job: the second as long as it runs
-ANSWER_SECONDS = 8  # how long a store may take to answer
 SLOW_SECONDS = 2.0  # a failure that took longer is not tried again
 MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -43,60 +40,6 @@ log = logging.getLogger("slimrun")
 away: set[str] = set()  # stores that this process does not ask again
 said: set[str] = set()  # notes that this process has printed
 T = TypeVar("T")
-
-
-class Tracker(Protocol):
-    """Where runs are logged. No method raises because a server does not answer."""
-
-    def check(self) -> None:
-        """ValueError on what can be seen to be wrong before a run; the message names the key."""
-
-    def run(self, job: Path, sweep: Path | None, name: str) -> AbstractContextManager[None]:
-        """The job's run is open inside the block."""
-
-    def deliver(self, job: Path, sweep: Path | None) -> None:
-        """Log a job that has ended, well or not, from its folder; nothing if that is done already."""
-
-    def begin_sweep(self, sweep: Path) -> None:
-        """Open the parent run of the multirun that sweep.json describes, or the one it had, and note its id there."""
-
-    def deliver_sweep(self, sweep: Path) -> None:
-        """Log a multirun that has ended, from its folder, and close its parent run."""
-
-    def deliver_waiting(self) -> tuple[int, int]:
-        """Log what could not be logged before: (how many were, how many still wait)."""
-
-    def look_next(self) -> str:
-        """What a person types to see the runs, "" if there is nothing to see."""
-
-
-@dataclass(frozen=True)
-class NoTracking:
-    """Logs nothing."""
-
-    def check(self) -> None:
-        """Nothing can be wrong."""
-
-    def run(self, job: Path, sweep: Path | None, name: str) -> AbstractContextManager[None]:
-        """Nothing is opened."""
-        return nullcontext()
-
-    def deliver(self, job: Path, sweep: Path | None) -> None:
-        """Nothing is logged."""
-
-    def begin_sweep(self, sweep: Path) -> None:
-        """No parent."""
-
-    def deliver_sweep(self, sweep: Path) -> None:
-        """Nothing to close."""
-
-    def deliver_waiting(self) -> tuple[int, int]:
-        """Nothing waits."""
-        return 0, 0
-
-    def look_next(self) -> str:
-        """Nothing to see."""
-        return ""
 
 
 @dataclass(frozen=True)
@@ -214,7 +157,7 @@ class MLflow:
         return Waiting(str(folder.absolute()), where, self.address, self.experiment_name, self.log_weights)
 
     def _store(self) -> Any:
-        from slimrun.runner.mlflow_store import Store  # takes 2 s to import
+        from slimrun.runner.tracking.store import Store  # takes 2 s to import
 
         return Store.at(self.tracking_uri, self.experiment_name)
 
@@ -291,16 +234,4 @@ def _prepare() -> None:
         os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow.system_metrics"):  # a server that goes away is our note, not theirs
         logging.getLogger(name).setLevel(logging.ERROR)
-    import slimrun.runner.mlflow_store  # noqa: F401
-
-
-def run_in(file: Path, target: str) -> dict[str, Any]:
-    """What the file of a job or of a multirun knows of its run in a store's experiment: run_id, params, delivered."""
-    return dict((read_json(file) or {}).get("runs", {}).get(target, {}))
-
-
-def note_run(file: Path, target: str, known: dict[str, Any], **latest: str) -> None:
-    """Add to what `run_in` tells; `latest` is what the file tells of the last run itself."""
-    record = read_json(file) or {}
-    runs = record.get("runs", {})
-    write_json(file, {**record, **latest, "runs": {**runs, target: {**runs.get(target, {}), **known}}})
+    import slimrun.runner.tracking.store  # noqa: F401

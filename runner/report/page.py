@@ -8,14 +8,11 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlsplit
 
-from slimrun.runner.result import read_json
-from slimrun.runner.tracking import RUN
-
-if TYPE_CHECKING:
-    from slimrun.runner.pareto import Job, Panel
+from slimrun.runner.folder import RUN, read_json
+from slimrun.runner.report.pareto import Job, Panel
 
 Cell = tuple[str, object, str]  # html, what the column is sorted by, class
 COLUMNS = (
@@ -37,7 +34,7 @@ def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], pic
         f"{title}: {', '.join(f'job {point.job}' for point in panel.front)}" for title, panel in zip(shown, panels)
     ]
     finished = f"{len(jobs)} jobs, {f'{unfinished} without a result' if unfinished else 'all finished'}."
-    template = Template(resources.files("slimrun.runner").joinpath("page.html").read_text(encoding="utf-8"))
+    template = Template(resources.files("slimrun.runner.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(f"slimrun sweep {sweep_folder.name}"),
         summary=escape(" ".join([finished, *(f"Front of {front}." for front in fronts)])),

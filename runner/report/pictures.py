@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -15,9 +14,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from slimrun.evaluation.base import Report, Score
-
-if TYPE_CHECKING:
-    from slimrun.runner.pareto import Panel
+from slimrun.runner.report.pareto import Panel
 
 FLOAT_COLOR, QUANT_COLOR = "#4c72b0", "#dd8452"
 WIDE_RANGE = 10.0  # scores further apart than this factor are drawn on a logarithmic axis

@@ -1,0 +1,117 @@
+"""What a run leaves for a person: report.md, layers.csv, pictures; and results.json for programs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slimrun.ops.framework.base import Layer
+from slimrun.runner.folder import OUTPUTS, RESULTS, write_json, write_outputs
+from slimrun.runner.result import Result
+
+HEADLINES = (
+    ("bits per weight", "size/bits_per_weight", "{:.3f}"),
+    ("share of weights covered", "size/covered_share", "{:.1%}"),
+    ("compression ratio", "compress/ratio", "{:.3f}"),
+    ("perplexity float", "perplexity/float", "{:.2f}"),
+    ("perplexity quantized", "perplexity/quant", "{:.2f}"),
+    ("perplexity verdict", "perplexity/verdict", "{}"),
+    ("KL to float, nats a token", "fidelity/kl_mean", "{:.4f}"),
+    ("top-1 agreement", "fidelity/top1_agreement", "{:.1%}"),
+)
+
+
+def write(result: Result, output: Path, command: str, record: Mapping[str, object]) -> None:
+    """Write report, tables and pictures, and results.json with the job's own keys last.
+
+    `command` reproduces the run.
+    """
+    from slimrun.runner.report import pictures  # matplotlib takes half a second to import
+
+    write_layers(output / "layers.csv", result.layers)
+    pictures.layers(output / "layers.png", result.layers)
+    pictures.scores(output / "scores.png", result.reports)
+    write_outputs(output / OUTPUTS, result.outputs)
+    (output / "report.md").write_text(report(result, command), encoding="utf-8", errors="backslashreplace")
+    content = {"status": "ok", "config_hash": result.config_hash, **record, **result.metrics}
+    write_json(output / RESULTS, content)
+
+
+def headlines(result: Result) -> list[list[str]]:
+    """Rows of the final table: what was asked, in one look."""
+    rows = [[label, form.format(result.metrics[key])] for label, key, form in HEADLINES if key in result.metrics]
+    for task in result.reports.values():
+        for score in task.scores:
+            if not score.name.startswith("perplexity"):
+                rows.append([score.name, f"{score.float_value:.2f} -> {score.quant_value:.2f}"])
+    return rows
+
+
+def report(result: Result, command: str) -> str:
+    """The report for a person, in markdown."""
+    lines = ["# slimrun report", "", *(f"- note: {warning}" for warning in result.warnings), ""]
+    lines += ["Reproduce it with:", "", "```sh", command, "```", ""]
+    lines += _table(["", "value"], headlines(result))
+    lines += ["## All numbers", "", *_table(["key", "value"], [[k, _plain(v)] for k, v in result.metrics.items()])]
+    lines += [
+        "## Layers",
+        "",
+        "![layers](layers.png)",
+        "",
+        "The ten with the largest weight error (`layers.csv` has all):",
+        "",
+    ]
+    worst = sorted(result.layers, key=_sqnr)[:10]
+    columns = ["name", "bits", "entropy", "sqnr_db", "input_low", "input_high", "observer"]
+    lines += _table(columns, [[_plain(row[column]) for column in columns] for row in worst])
+    lines += _ranking(result.layers)
+    lines += ["## Scores", "", "![scores](scores.png)", ""]
+    for name, task in result.reports.items():
+        if task.samples:
+            lines += [f"### Samples of {name}", ""]
+            for sample in task.samples:
+                lines += [f"- {key}: {_plain(value)}" for key, value in sample.items()] + [""]
+    lines += [f"Configuration hash: `{result.config_hash}`", ""]
+    return "\n".join(lines)
+
+
+def write_layers(path: Path, layers: Sequence[Mapping[str, object]]) -> None:
+    """The per-layer table as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(layers[0] if layers else Layer.__annotations__))
+        writer.writeheader()
+        writer.writerows(layers)
+
+
+def _ranking(layers: Sequence[Mapping[str, object]]) -> list[str]:
+    """Which inputs lose most on their grids, where the method has measured that."""
+    measured = [row for row in layers if np.isfinite(_input_loss(row))]
+    worst = sorted(measured, key=_input_loss, reverse=True)[:10]
+    if not worst:
+        return []
+    columns = ["name", "input_loss", "fallback", "input_low", "input_high"]
+    title = "The ten whose inputs lose most by being quantized (Fisher estimate; `fallback`: the input stays float):"
+    return [title, "", *_table(columns, [[_plain(row[column]) for column in columns] for row in worst])]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    body = ["| " + " | ".join(row) + " |" for row in escaped]
+    return ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *body, ""]
+
+
+def _plain(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value).replace("\n", " ")
+
+
+def _input_loss(row: Mapping[str, object]) -> float:
+    value = row["input_loss"]
+    return value if isinstance(value, float) else float("nan")
+
+
+def _sqnr(row: Mapping[str, object]) -> float:
+    value = row["sqnr_db"]
+    return float(value) if isinstance(value, float) and np.isfinite(value) else float("inf")

@@ -1,0 +1,79 @@
+"""Settings of a run that are no choice of a group: its calibration texts, the jobs of a sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from slimrun.evaluation.text import pinned, read_prompts
+from slimrun.ops.framework.base import Reader
+
+PINNED_CALIBRATION = "wikipedia_calibration"
+ON_ERROR = ("continue", "stop")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which texts calibrate: a file, a list, or (both null) the pinned Wikipedia articles."""
+
+    path: str | None = None
+    prompts: list[str] | None = None
+    samples: int = 16
+    length: int = 512
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        for name in ("samples", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: 1 or more")
+        if self.path is not None and self.prompts is not None:
+            raise ValueError(f"path={self.path} and calibration.prompts exclude each other; set one of them to null")
+        if self.prompts is not None and not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("prompts holds an empty prompt; remove it")
+
+    def texts(self) -> list[str]:
+        """The prompts, at most `samples` of them; ValueError names what is wrong in the file."""
+        return (self.prompts or read_prompts(self.path or pinned(PINNED_CALIBRATION)))[: self.samples]
+
+    def fit(self, model: Reader) -> list[str]:
+        """ValueError when a prompt has no tokens or more than the model's context; a note on prompts that lack."""
+        texts = self.texts()
+        for number, prompt in enumerate(texts, start=1):
+            tokens = len(model.tokenizer(prompt, truncation=True, max_length=self.length)["input_ids"])
+            if not tokens:
+                raise ValueError(f"{self.source}: the tokenizer makes no token of prompt {number}; remove it")
+            if tokens > model.context:
+                raise ValueError(
+                    f"length={self.length} is out of range; allowed: 1 to {model.context}, the model's context"
+                )
+        lacking = self.prompts is None and len(texts) < self.samples
+        return [f"samples={self.samples} asked for, the text gives {len(texts)}"] if lacking else []
+
+    @property
+    def source(self) -> str:
+        """Where the prompts come from, for a person."""
+        return f"path={self.path}" if self.path else "prompts" if self.prompts else PINNED_CALIBRATION
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How the jobs of a multirun go on after an interruption or a failure, and what they tell a search."""
+
+    resume: bool = True
+    on_error: str = "continue"
+    retries: int = 0
+    objectives: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error={self.on_error} is not known; allowed: {', '.join(ON_ERROR)}")
+        if self.retries < 0:
+            raise ValueError(f"retries={self.retries} is out of range; allowed: 0 or more")
+
+    def values(self, results: Mapping[str, object]) -> list[float] | float:
+        """What a search is told about a job: its objectives; one alone is no list. NaN for what is not there."""
+        found = [float(cast(float, results.get(key, math.nan))) for key in self.objectives]
+        return found[0] if len(found) == 1 else found
