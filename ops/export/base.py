@@ -109,7 +109,7 @@ class Target:
         dtype = self.dtype_of(source)
         if dtype != source.dtype:
             was, now = (str(kind).removeprefix("torch.") for kind in (source.dtype, dtype))
-            changes.append(Change(f"{was} -> {now}", "all float tensors", f"dtype={now}"))
+            changes.append(Change(f"{was} -> {now}", "all float tensors", f"dtype={self.dtype}"))
         changes += self.write(source, plan, scratch)
         return changes, check(source, plan, self.files(scratch), dtype)
 

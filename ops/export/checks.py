@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from slimrun.ops.format.linear import FLOAT
+from slimrun.ops.format.linear import FLOAT, float_product
 
 from .plan import listed
 from .source import Linear, Source
@@ -176,12 +176,17 @@ def _compare_folded(
 
 
 def _difference(linear: Linear, held: Held) -> float:
-    """Median relative difference of the outputs on equal input, ours and by the target's numbers."""
+    """Median relative difference of the outputs on equal input, ours and by the target's numbers.
+
+    Where the target leaves inputs float, so do we.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(TOKENS, linear.values.shape[1], generator=generator)
     if linear.grid is not None:
         x *= REACH * linear.grid.scale
-    ours, theirs = linear.module(x).double(), held.product(x)
+    quantizes = held.grid is not None or held.per_token
+    ours = (linear.module(x) if quantizes else float_product(linear.module, x)).double()
+    theirs = held.product(x)
     return float(((theirs - ours).abs() / ours.abs().clamp_min(1e-30)).median())
 
 

@@ -54,7 +54,7 @@ class CompressedTensors(Target):
         """Weights and their description."""
         writer = ShardWriter(folder, STEM, self.shard_gb, _names(source))
         for name, kind in plan.items():
-            for suffix, tensor in _stored(source, source.linear(name), kind, self.dtype_of(source)).items():
+            for suffix, tensor in _stored(source.linear(name), kind, self.dtype_of(source)).items():
                 writer.add(f"{name}.{suffix}", tensor)
         for key in source.floats:
             writer.add(key, self.cast(source, key))
@@ -97,13 +97,10 @@ class CompressedFiles:
         return self._stored.tensor(key)
 
 
-def _stored(source: Source, linear: Linear, kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def _stored(linear: Linear, kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a linear, by suffix."""
-    has_bias = linear.module.bias is not None
-    if linear.bias is not None and not has_bias:
-        raise ValueError(f"{linear.name}: its quant_bias holds a bias, and the float model has none to put it in")
-    # in float32: rounded to the model's dtype, it would not give quant_bias again
-    bias = {"bias": linear.bias} if linear.bias is not None else {}
+    found = linear.model_bias()
+    bias = {} if found is None else {"bias": found}  # float32: rounded to the model's dtype, it is not quant_bias's
     if kind == FLOAT:
         weight = cast(f"{linear.name}.weight", linear.weight(), dtype)
         return {"weight": weight, **{suffix: cast(linear.name, value, dtype) for suffix, value in bias.items()}}

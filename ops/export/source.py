@@ -53,6 +53,12 @@ class Linear:
         """int32 [n]: what the input offset is multiplied with."""
         return self.values.sum(dim=1, dtype=torch.int32)
 
+    def model_bias(self) -> Tensor | None:
+        """float32 [n], to put where the float model has one; ValueError when it has none to put it in."""
+        if self.bias is not None and self.module.bias is None:
+            raise ValueError(f"{self.name}: its quant_bias holds a bias, and the float model has none to put it in")
+        return self.bias
+
     def weight(self) -> Tensor:
         """float32 [n, k]."""
         return self.values * self.step.reshape(-1, 1)

@@ -1,0 +1,89 @@
+"""A GGUF file of a LLaMA read back: offsets by the package gguf, everything else from the file's own bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf import GGUFReader
+from torch import Tensor
+
+from .checks import Held
+
+NAMES = {  # of a layer's tensors there -> in transformers
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+BLOCK_BYTES = 34  # of Q8_0: two of a float16, 32 of int8
+
+
+class GgufFiles:
+    """What the file holds, its rows in the order of transformers again; nothing of it stays mapped."""
+
+    def __init__(self, path: Path) -> None:
+        reader = GGUFReader(path)
+        self._path = path
+        self._heads = {
+            name: int(reader.fields[f"llama.attention.{field}"].contents())
+            for name, field in {"q_proj": "head_count", "k_proj": "head_count_kv"}.items()
+        }
+        self._places = {
+            _name(str(tensor.name)): (
+                int(tensor.data_offset),
+                int(tensor.n_bytes),
+                str(tensor.tensor_type.name),
+                tuple(int(size) for size in tensor.shape[::-1]),
+            )
+            for tensor in reader.tensors
+        }
+
+    def keys(self) -> set[str]:
+        """Of the float model."""
+        return set(self._places)
+
+    def linear(self, name: str, kind: str) -> Held:
+        """Its integers, and the step of each row; ValueError when blocks of a row have several."""
+        _, _, stored, shape = self._places[f"{name}.weight"]
+        if stored != kind:
+            raise ValueError(f"{name} is {stored}, expected {kind}")
+        blocks = self._bytes(f"{name}.weight").reshape(shape[0], -1, BLOCK_BYTES)
+        steps = blocks[:, :, :2].copy().view("<f2")[:, :, 0].astype(np.float32)
+        if (steps != steps[:, :1]).any():
+            raise ValueError(f"{name}: blocks of one row have several steps")
+        values = torch.from_numpy(blocks[:, :, 2:].copy().view(np.int8).reshape(shape))
+        bias = self.tensor(f"{name}.bias") if f"{name}.bias" in self._places else None
+        return Held(self._unpaired(name, values), self._unpaired(name, torch.from_numpy(steps[:, 0].copy())), bias)
+
+    def tensor(self, key: str) -> Tensor:
+        """As it is stored."""
+        _, _, kind, shape = self._places[key]
+        dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+        return self._unpaired(key.rpartition(".")[0], torch.from_numpy(self._bytes(key)).view(dtype).reshape(shape))
+
+    def _bytes(self, key: str) -> npt.NDArray[np.uint8]:
+        offset, size, _, _ = self._places[key]
+        return np.fromfile(self._path, np.uint8, size, offset=offset)
+
+    def _unpaired(self, name: str, rows: Tensor) -> Tensor:
+        """Row 2i + j of a head there is row i + j * width / 2 in transformers."""
+        heads = self._heads.get(name.rpartition(".")[2])
+        if heads is None:
+            return rows
+        width = len(rows) // heads
+        head, row = torch.arange(len(rows)) // width, torch.arange(len(rows)) % width
+        found = torch.empty_like(rows)
+        found[head * width + row // 2 + row % 2 * (width // 2)] = rows
+        return found
+
+
+def _name(name: str) -> str:
+    """transformers' name of a tensor."""
+    stem, _, suffix = name.rpartition(".")
+    if stem in OUTER:
+        return f"{OUTER[stem]}.{suffix}"
+    _, layer, part = stem.split(".")
+    return f"model.layers.{layer}.{NAMES[part]}.{suffix}"

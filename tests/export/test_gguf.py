@@ -1,0 +1,119 @@
+"""GGUF: read back by transformers, which brings a reader of its own, every weight is ours times a float16 step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split, Whitespace
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimrun.ops.export.gguf import Gguf
+from slimrun.ops.export.gguf_vocabulary import CUTS
+from slimrun.ops.format.linear import QuantizedLinear
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.none import NoQuantization
+from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
+from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.ops.quant.w8a16 import W8A16
+
+from ..conftest import tiny
+from .bundles import write
+
+WORDS = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+
+
+def exported(
+    tmp_path: Path, quantizer: Quantizer, cut: object = WORDS, **changes: object
+) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The file, and the weights of the model that it has to hold."""
+    model = tiny(**changes)
+    model.tokenizer.backend_tokenizer.pre_tokenizer = cut
+    write(tmp_path / "artifact", model, quantizer)
+    state = {key: tensor for key, tensor in model.module.state_dict().items() if tensor.is_floating_point()}
+    for name, child in model.module.named_modules():
+        if isinstance(child, QuantizedLinear):
+            state[f"{name}.weight"] = child.floats()[0]
+    Gguf().run(tmp_path / "artifact", tmp_path / "export")
+    return tmp_path / "export" / "model-Q8_0.gguf", state
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "changes"),
+    [
+        (W8A8S(), {}),
+        (W8A8S(ignore_last_linear=False), {"tie_word_embeddings": False}),
+        (W8A8Dynamic(), {"head_dim": 32, "tie_word_embeddings": False}),
+        (W8A16(per_channel=False), {"num_key_value_heads": 4}),
+        (NoQuantization(), {}),
+    ],
+    ids=repr,
+)
+def test_transformers_reads_the_same_weights(tmp_path: Path, quantizer: Quantizer, changes: dict[str, object]) -> None:
+    file, weights = exported(tmp_path, quantizer, **changes)
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    state = loaded.state_dict()
+    for key, expected in weights.items():
+        if key in state:  # coded parts are none
+            torch.testing.assert_close(state[key], expected, rtol=2**-11, atol=1e-7)
+    assert {key for key in state if key.endswith("weight")} <= weights.keys()
+    assert loaded.config.rope_parameters["rope_theta"] == 10000.0
+
+
+def test_biases_are_those_of_the_model_in_the_order_of_their_rows(tmp_path: Path) -> None:
+    file, _ = exported(tmp_path, W8A8S(), attention_bias=True)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    assert tensors["blk.1.attn_q.bias"].tensor_type == gguf.GGMLQuantizationType.F32
+    assert tensors["blk.1.attn_q.weight"].tensor_type == gguf.GGMLQuantizationType.Q8_0
+
+
+def test_the_vocabulary_is_the_tokenizers(tmp_path: Path) -> None:
+    file, _ = exported(tmp_path, W8A8S())
+    fields = gguf.GGUFReader(file).fields
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "artifact")
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert tokens == sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    assert fields["tokenizer.ggml.model"].contents() == "gpt2"
+    assert fields["tokenizer.ggml.pre"].contents() == "smollm"
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+    kinds = np.array(fields["tokenizer.ggml.token_type"].contents())
+    assert set(kinds[tokenizer.all_special_ids]) == {int(gguf.TokenType.CONTROL)}
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=CUTS.get)
+def test_a_cut_is_told_by_its_steps(tmp_path: Path, cut: tuple[str, ...]) -> None:
+    if cut == ("digits", "words of GPT-2"):
+        steps = WORDS
+    elif cut == ("words of GPT-2",):
+        steps = ByteLevel(add_prefix_space=False)
+    else:
+        steps = Sequence([Split(Regex(cut[0]), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    file, _ = exported(tmp_path, W8A16(), steps)
+    assert gguf.GGUFReader(file).fields["tokenizer.ggml.pre"].contents() == CUTS[cut]
+
+
+def test_an_unknown_cut_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.json: has the cut Whitespace .* gguf is not written"):
+        exported(tmp_path, W8A16(), Whitespace())
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt_neox"}, "config.json: model_type=gpt_neox is not written as gguf; allowed: llama"),
+        ({"hidden_act": "gelu"}, "config.json: hidden_act=gelu is not written as gguf; allowed: silu"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+            "config.json: rope_type=linear is not written as gguf; allowed: default",
+        ),
+        ({"intermediate_size": 136}, "down_proj.weight has 136 columns; Q8_0 wants a multiple of 32"),
+    ],
+)
+def test_other_models_are_refused_by_name(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        exported(tmp_path, W8A16(), **changes)
