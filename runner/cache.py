@@ -27,8 +27,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from slimrun.ops.calibration.base import Arrays, Remember
 from slimrun.ops.files import replacing
-from slimrun.ops.framework.base import Arrays, Remember
 from slimrun.ops.scratch import clear, lock
 from slimrun.runner.folder import read_json, write_json
 from slimrun.runner.identity import code_hash, digest

@@ -13,9 +13,10 @@ from typing import Any, cast
 from slimrun.evaluation.base import LanguageModel, Outputs, Reference, Task
 from slimrun.evaluation.statistics import overlap
 from slimrun.ops import bundle
+from slimrun.ops.calibration.base import Remember
 from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.compressor import Compressor
-from slimrun.ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Remember, Unavailable
+from slimrun.ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Unavailable
 from slimrun.ops.quant.base import Quantizer
 from slimrun.runner.cache import Cache
 from slimrun.runner.display import Stages

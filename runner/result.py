@@ -12,9 +12,10 @@ from torch import Tensor
 
 from slimrun.evaluation.base import Outputs, Report
 from slimrun.ops import bundle
+from slimrun.ops.calibration.base import Layer
 from slimrun.ops.compress import entropy_bits
 from slimrun.ops.compress.base import Parts
-from slimrun.ops.framework.base import Layer, Outline
+from slimrun.ops.framework.base import Outline
 
 Metrics = dict[str, float | int | str]
 

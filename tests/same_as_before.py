@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 
 ROOT = Path(__file__).parents[1]
-OTHER = ("time/", "memory/", "config_hash", "artifact/path")  # of the machine, or of what things are called
+OTHER = ("time/", "memory/", "config_hash", "repro", "artifact/path")  # of the machine, or of what things are called
 TINY = ["model=tiny_llama", "task=[perplexity]", "task.perplexity.windows=4", "task.perplexity.window=64"]
 
 

@@ -12,11 +12,12 @@ from slimrun.evaluation.base import Reference
 from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.evaluation.text import pinned, read_prompts
 from slimrun.ops import bundle
+from slimrun.ops.calibration.base import Layer
 from slimrun.ops.compress import entropy_bits
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.framework import embedded
-from slimrun.ops.framework.base import Layer, Model
+from slimrun.ops.framework.base import Model
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.quant.w8a8s import W8A8S
 

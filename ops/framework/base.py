@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from slimrun.ops.calibration.base import Calibrator
 from slimrun.ops.quant.base import Quantizer
 
 SOURCES = ("embedded", "pretrained", "random")
@@ -21,24 +22,6 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MEMORY_SIZE = re.compile(r"\d+(\.\d+)?([KMG]i?B)?")
 
 FloatArray = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]  # (done, total)
-Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-class Remember(Protocol):
-    """Computes, or gives what was computed before; the parts of one piece of work are kept apart."""
-
-    def __call__(self, compute: Callable[[], Arrays], part: str = "") -> Arrays:
-        """The arrays of a part."""
-
-
-def call(compute: Callable[[], Arrays], part: str = "") -> Arrays:
-    """A `Remember` that always computes."""
-    return compute()
-
-
-def silent(done: int, total: int) -> None:
-    """A `Progress` that shows nothing."""
 
 
 class Unavailable(ValueError):
@@ -133,25 +116,6 @@ class Outline:
     kept: Mapping[str, str] = field(default_factory=dict)  # linears that stay float whatever the method, and why
 
 
-@dataclass
-class Layer:
-    """One linear of the model: a row of the per-layer table."""
-
-    name: str
-    shape: tuple[int, int]
-    quantized: bool
-    fallback: bool = False
-    observer: str = ""
-    input_low: float = 0.0
-    input_high: float = 0.0
-    range_parameter: float = 0.0  # max|x| / std(x) of the float model's input: how heavy its tails are
-    input_loss: float = float("nan")  # estimated loss by the input's grid, where the method measures it
-    first_peak: float = 0.0  # max|x| of the float model's input on the first sample
-    sqnr_db: float = float("nan")  # signal to quantization noise of the weight
-    clipped: float = 0.0  # share of weights at +-127 that the grid cuts by more than half a step
-    note: str = ""  # why it is not what the method makes of linears: never reached by calibration, ...
-
-
 class Reader(Protocol):
     """How a model reads text; it also answers what `evaluation` asks of one."""
 
@@ -186,24 +150,6 @@ class LoadedModel(Reader, Protocol):
 
     def save_description(self, folder: Path) -> None:
         """Write config.json and the tokenizer's files into the folder."""
-
-
-class Calibrator(Protocol):
-    """Quantizes a loaded model in place."""
-
-    notes: list[str]  # what a reader of the scores must know of how it went, one line each
-
-    def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
-        """Replace every selected linear by its integers.
-
-        What depends on the float model and the texts alone goes through `remember`, which may know it already.
-        """
-
-    def calibrate(self, progress: Progress) -> list[Layer]:
-        """Choose the input grids, layer after layer on the outputs of quantized predecessors."""
-
-    def run(self) -> list[Layer]:
-        """`quantize`, then `calibrate`."""
 
 
 class Framework(Protocol):

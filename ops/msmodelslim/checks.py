@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slimrun.ops.format.linear import FLOAT
-from slimrun.ops.quant.base import Quantizer, StaticQuantizer, nearest
+from slimrun.ops.quant.base import Quantizer, nearest
 
 
 def check_type(name: str, value: object, kind: type, called: str = "") -> None:
@@ -64,5 +64,5 @@ def check_layers(quantizer: Quantizer, names: Sequence[str], kinds: str) -> None
 
 def check_calibrated(quantizer: Quantizer, calib_data: Sequence[Any] | None) -> None:
     """ValueError when the method needs samples and there are none."""
-    if not calib_data and isinstance(quantizer, StaticQuantizer):
+    if not calib_data and quantizer.input_observer:
         raise ValueError(f"{quantizer.quant_type} does not support Data-Free: calib_data is empty.")

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from slimrun.msmodelslim import quant_config
 from slimrun.msmodelslim.checks import check_calibrated, check_layers, check_type
+from slimrun.ops import calibration
 from slimrun.ops.framework import mindspore as framework
-from slimrun.ops.framework.calibrator import Calibrator as NetworkCalibrator
 
 framework.require()  # before the modules below import it: one line instead of a crash
 
@@ -79,7 +79,7 @@ class Calibrator:
         self.quantizer = cfg.quantizer(disable_level)
         samples = [_tensors(index, sample) for index, sample in enumerate(calib_data or [])]
         network = MindSporeNetwork(model, _forward(model))
-        self._calibrator = NetworkCalibrator(network, self.quantizer, samples, SCALES, one_format=True)
+        self._calibrator = calibration.calibrator(network, self.quantizer, samples, SCALES, one_format=True)
         check_layers(self.quantizer, list(linear_names(model)), "nn.Dense, mint.nn.Linear or mindformers Linear")
         check_calibrated(self.quantizer, samples)
         check_mode()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from slimrun.msmodelslim import files
 from slimrun.msmodelslim.checks import check_calibrated, check_layers, check_range, check_type, file_name
 from slimrun.msmodelslim.quant_config import DEVICES, QuantConfig
+from slimrun.ops import calibration
 from slimrun.ops.files import staging
 from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.framework.pytorch import network as pytorch
@@ -63,7 +64,8 @@ class Calibrator:
         self.model = pytorch.uncompiled(model)
         self.cfg = cfg
         self.quantizer = cfg.quantizer(disable_level)
-        self._calibrator = pytorch.Calibrator(self.model, self.quantizer, calib_data or [], one_format=True)
+        network = pytorch.TorchNetwork(self.model)
+        self._calibrator = calibration.calibrator(network, self.quantizer, calib_data or [], one_format=True)
         check_layers(self.quantizer, list(pytorch.linear_names(self.model)), "nn.Linear")
         check_calibrated(self.quantizer, calib_data)
         self._tensors: dict[str, Tensor] = {}

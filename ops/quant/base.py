@@ -27,6 +27,7 @@ NORMAL_LEVELS = 7  # the positive half of a 4-bit grid
 class Quantizer:
     """Knobs that every method has; a method adds its own and implements `quantize_weight`."""
 
+    procedure: ClassVar[str] = "sequential"  # of `slimrun.ops.calibration`, which finds it by this name
     needs_gradients: ClassVar[bool] = False  # of the float model's outputs
     ranks_by: ClassVar[str] = "range_parameter"  # which field of a `Layer` says what falls back first
 
@@ -43,6 +44,16 @@ class Quantizer:
     def quant_type(self) -> str:
         """Name of the format in the description file; "FLOAT" quantizes nothing."""
         raise NotImplementedError
+
+    @property
+    def input_observer(self) -> str:
+        """Which observer fixes the range of each linear's input; "" where inputs need no calibration."""
+        return ""
+
+    @property
+    def smooths_norms(self) -> bool:
+        """Whether the spread of channels is moved into the weights first, through the norms."""
+        return False
 
     @property
     def statistics(self) -> str:
@@ -102,6 +113,11 @@ class StaticQuantizer(Quantizer):
         super().__post_init__()
         if self.observer not in OBSERVERS:
             raise ValueError(f"observer={self.observer} is not known; allowed: {', '.join(OBSERVERS)}")
+
+    @property
+    def input_observer(self) -> str:
+        """The knob."""
+        return self.observer
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,11 @@ class Lowbit(StaticQuantizer):
             raise ValueError(f"sigma_factor={self.sigma_factor} is out of range; allowed: 3.0 to 4.0")
 
     @property
+    def smooths_norms(self) -> bool:
+        """The knob `do_smooth`."""
+        return self.do_smooth
+
+    @property
     def levels(self) -> int:
         """The whole range, for outliers; or that of 4 bits."""
         return INT8_LEVELS if self.open_outlier else NORMAL_LEVELS

@@ -13,7 +13,7 @@ The output is what W8A8S stores: int8 values, one step a row, static activations
   water-filling: Cover and Thomas, chapter 10), but the largest weight of a row stays on the grid;
 - of the two nearest levels the one with the smaller error + price * code length is taken (Sullivan and Wiegand 1998).
 
-`ops.framework.pytorch.rate_distortion` measures H and g, folds smoothing into the model, searches the slope that meets
+`slimrun.ops.calibration.rdoq` measures H and g, folds smoothing into the model, searches the slope that meets
 the bits or the loss asked for, tunes the steps that were found and leaves the inputs float that lose most. What linears
 lose beside each other is not left to the estimate: a first rounding is measured, and corrects it.
 
@@ -71,6 +71,7 @@ class RDOQ(StaticQuantizer):
     method (`grid`) takes them, whose format the result then has.
     """
 
+    procedure: ClassVar[str] = "rdoq"
     needs_gradients: ClassVar[bool] = True
 
     target_bits: float | None = None
@@ -273,39 +274,6 @@ def weighted_error(weight: Tensor, values: Tensor, steps: Tensor, hessian: Tenso
     """sum_r rows_r E_r H E_r^T of E = weight - values * steps."""
     error = weight.to(torch.float32) - values * steps
     return float(((error @ hessian) * error).sum(dim=1) @ rows)
-
-
-def smoothing_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor:
-    """[k] to divide the inputs by and multiply the columns with: reach^alpha / weight_reach^(1 - alpha), mean log 0.
-
-    reach is max|x| of each input, weight_reach the largest |w| of its columns. Source: SmoothQuant (Xiao et al. 2023).
-    """
-    scale = reach.clamp_min(1e-6).pow(alpha) / weight_reach.clamp_min(1e-6).pow(1 - alpha)
-    return scale / scale.log().mean().exp()
-
-
-def balanced_scale(reach: Tensor, columns: Tensor, sensitivity: Tensor, weight_noise: float) -> Tensor:
-    """[k] to divide the inputs by and multiply the columns with, where rounding and input grid cost least; mean log 0.
-
-    reach is max|x| of each input, columns (as of `Importance`) what a squared error of a column's weights costs,
-    sensitivity what one of an input does, weight_noise the squared error of a column's weights at equal bits, times
-    the importance of its rows. Weights alone want columns^(1/4), the importance being tempered as between tensors;
-    inputs that would then reach farther than pays are divided by more.
-    """
-    tempered = columns.clamp_min(1e-30).pow(TENSOR_BALANCE)
-    wanted = tempered.log() / 2
-    limit = reach.clamp_min(1e-6).log()
-    tempered = tempered * (columns.mean() / tempered.mean())
-    costs, scales = [], []
-    for share in torch.linspace(0, 1, 33):
-        excess = (limit - wanted).quantile(float(share))  # from dividing all inputs by their reach to none
-        scale = torch.maximum(wanted, limit - excess)
-        scale = scale - scale.mean()
-        step = 2 * float((limit - scale).max().exp()) / 255
-        inputs = step**2 / 12 * float((sensitivity * (2 * scale).exp()).sum())
-        costs.append(weight_noise * float((tempered * (-2 * scale).exp()).sum()) + inputs)
-        scales.append(scale)
-    return scales[costs.index(min(costs))].exp()
 
 
 def _feedback_block(

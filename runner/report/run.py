@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimrun.ops.framework.base import Layer
+from slimrun.ops.calibration.base import Layer
 from slimrun.runner.folder import OUTPUTS, RESULTS, write_json, write_outputs
 from slimrun.runner.result import Result
 

@@ -29,11 +29,12 @@ from torch import nn
 from slimrun.evaluation.base import Outputs, Reference
 from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.evaluation.text import pinned
+from slimrun.ops.calibration.base import call, silent
+from slimrun.ops.calibration.rdoq import fisher
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.linear import Int8Linear
-from slimrun.ops.framework.base import call, silent
-from slimrun.ops.framework.pytorch import TorchModel, fisher
+from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.runner.config import build, composed
 from slimrun.runner.experiment import Experiment
 

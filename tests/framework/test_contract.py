@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from slimrun.ops import bundle, load_bundle
+from slimrun.ops.calibration.sequential import SequentialCalibrator
+from slimrun.ops.calibration.smoothing import smooth
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.nz import NZ
 from slimrun.ops.framework.base import Device, Framework, LoadedModel, Model, Unavailable
-from slimrun.ops.framework.calibrator import Calibrator
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
-from slimrun.ops.framework.smoothing import smooth
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.none import NoQuantization
@@ -148,7 +148,7 @@ def test_quantize_write_and_read_back(framework: Framework, quantizer: Quantizer
 
 def test_smoothing_leaves_the_float_function(framework: Framework) -> None:
     model, before = (loaded(framework, tie_word_embeddings=False) for _ in range(2))
-    calibrator = cast(Calibrator, framework.calibrator(model, Lowbit(do_smooth=True), TEXTS, 64))
+    calibrator = cast(SequentialCalibrator, framework.calibrator(model, Lowbit(do_smooth=True), TEXTS, 64))
     network, ids = calibrator.network, np.array([model.encode("a text to see the difference on")])
     runs = [partial(network.run, sample) for sample in calibrator.samples]
     smoothed, notes = smooth(network, calibrator.quantizer, set(network.linears()) - {"lm_head"}, runs)

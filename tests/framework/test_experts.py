@@ -7,7 +7,7 @@ import re
 import pytest
 from torch import nn
 
-from slimrun.ops.framework.calibrator import Calibrator
+from slimrun.ops.calibration.sequential import SequentialCalibrator
 from slimrun.ops.framework.pytorch.experts import expert_parameters, float_linears
 from slimrun.ops.framework.pytorch.network import TorchNetwork, linear_names
 from slimrun.ops.quant.w8a16 import W8A16
@@ -63,7 +63,7 @@ def test_a_list_of_experts_is_linears_and_only_its_routers_stay_float() -> None:
     model = Mixture()
     assert expert_parameters(model) == {}
     assert float_linears(model).keys() == {"chooser", "shared_gate"}
-    calibrator = Calibrator(TorchNetwork(model), W8A16(), [])
+    calibrator = SequentialCalibrator(TorchNetwork(model), W8A16(), [])
     layers = calibrator.run()
     assert [layer.name for layer in layers if not layer.quantized] == ["chooser", "shared_gate", "out"]
     assert [layer.note.partition(":")[0] for layer in layers if layer.note] == [

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slimrun.ops.framework.pytorch.folding import find_folds, fold, storable
+from slimrun.ops.calibration.rdoq.folding import find_folds, fold, storable
+from slimrun.ops.calibration.smoothing import smooth
+from slimrun.ops.calibration.wiring import Fold, skipped
 from slimrun.ops.framework.pytorch.network import TorchNetwork, linear_names
-from slimrun.ops.framework.pytorch.probe import Fold
-from slimrun.ops.framework.smoothing import skipped, smooth
 from slimrun.ops.quant.lowbit import Lowbit
 
 from ..conftest import ARCHITECTURE, tiny

@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 
+from slimrun.ops.calibration.rdoq import gradients as module
+from slimrun.ops.calibration.rdoq.gradients import RoundedLinear, gradients
 from slimrun.ops.format.arithmetic import QuantizedWeight
-from slimrun.ops.framework.pytorch import gradients as module
-from slimrun.ops.framework.pytorch.gradients import RoundedLinear, gradients
 
 from ..conftest import tiny
 from .chatglm import VOCABULARY

@@ -21,8 +21,8 @@ except Unavailable as reason:
 import mindspore as ms
 from mindspore import Tensor, mint, nn
 
+from slimrun.ops.calibration.sequential import SequentialCalibrator
 from slimrun.ops.format.arithmetic import ActivationGrid, int8_linear
-from slimrun.ops.framework.calibrator import Calibrator
 from slimrun.ops.framework.mindspore import checkpoint
 from slimrun.ops.framework.mindspore.int8_cell import WeightOnly, static_product
 from slimrun.ops.framework.mindspore.language_model import LlamaModel
@@ -59,7 +59,7 @@ def test_every_linear_is_found_and_a_graph_computes_the_same(quantizer: Quantize
     network = Mixed().set_train(False)
     assert list(linear_names(network)) == ["first", "blocks.0", "blocks.1", "last"]
     expected = network(inputs(9)).asnumpy()
-    Calibrator(MindSporeNetwork(network), quantizer, [[inputs(seed)] for seed in range(4)]).run()
+    SequentialCalibrator(MindSporeNetwork(network), quantizer, [[inputs(seed)] for seed in range(4)]).run()
     assert list(linear_names(network)) == ["last"]
     found = network(inputs(9)).asnumpy()
     assert 0 < np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
@@ -139,7 +139,7 @@ class Direct(nn.Cell):
 def test_weights_that_the_network_reads_and_linears_without_samples(one_format: bool) -> None:
     network = Direct().set_train(False)
     expected = network(inputs(9), True).asnumpy()
-    calibrator = Calibrator(MindSporeNetwork(network), W8A8(), [[inputs(9)]], one_format=one_format)
+    calibrator = SequentialCalibrator(MindSporeNetwork(network), W8A8(), [[inputs(9)]], one_format=one_format)
     layers = {layer.name: layer for layer in calibrator.run()}
     assert layers["read"].note == "kept float, because the model reads the weight itself"
     assert layers["unreached"].note.endswith("kept float, because no calibration sample reached it")
@@ -150,4 +150,4 @@ def test_weights_that_the_network_reads_and_linears_without_samples(one_format: 
     found = network(inputs(9), True).asnumpy()
     assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
     with pytest.raises(ValueError, match="quantized already"):
-        Calibrator(MindSporeNetwork(network), W8A8(), [[inputs()]])
+        SequentialCalibrator(MindSporeNetwork(network), W8A8(), [[inputs()]])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimrun.ops.framework.pytorch import gradients, moments
+from slimrun.ops.calibration.rdoq import gradients, moments
 
 
 @given(k=st.integers(1, 40), strip=st.sampled_from([1, 7, 16]), seed=st.integers(0, 99))

@@ -14,18 +14,22 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slimrun.ops import bundle, load_bundle
+from slimrun.ops.calibration import search
+from slimrun.ops.calibration.base import Arrays, silent
+from slimrun.ops.calibration.rdoq import fisher, gradients
+from slimrun.ops.calibration.rdoq.attribution import AttributedLinear, corrections, loss_shares
+from slimrun.ops.calibration.rdoq.calibrator import RateDistortionCalibrator
+from slimrun.ops.calibration.rdoq.factors import Factors
+from slimrun.ops.calibration.rdoq.fisher import FisherStatistics, Statistics, head_gradient, surprise
+from slimrun.ops.calibration.rdoq.rounding import Rounding
+from slimrun.ops.calibration.search import PASSES, next_level
+from slimrun.ops.calibration.wiring import first_readers
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import QuantizedWeight
-from slimrun.ops.framework.base import Arrays, silent
-from slimrun.ops.framework.pytorch import PyTorch, TorchModel, gradients, rate_distortion
-from slimrun.ops.framework.pytorch.attribution import AttributedLinear, corrections, loss_shares
-from slimrun.ops.framework.pytorch.factors import Factors
-from slimrun.ops.framework.pytorch.fisher import FisherStatistics, Statistics, first_readers, head_gradient, surprise
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.framework.pytorch.loading import byte_tokenizer
 from slimrun.ops.framework.pytorch.network import linear_names
-from slimrun.ops.framework.pytorch.rate_distortion import RateDistortionCalibrator
-from slimrun.ops.framework.pytorch.search import PASSES, Search, next_level
 from slimrun.ops.quant.base import Quantizer, round_to_grid
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.rdoq import RDOQ, Fallback, importance
@@ -113,8 +117,8 @@ def test_gradients_of_the_head_do_not_depend_on_the_chunks() -> None:
 def test_moments_that_do_not_fit_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     one, many = tiny(), tiny()
     calibrator(one).quantize()
-    monkeypatch.setattr(rate_distortion, "MOMENTS", 1)
-    monkeypatch.setattr(rate_distortion, "SHARE", 0.0)
+    monkeypatch.setattr(fisher, "MOMENTS", 1)
+    monkeypatch.setattr(fisher, "SHARE", 0.0)
     parts: list[str] = []
 
     def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
@@ -172,7 +176,7 @@ def test_the_search_for_a_loss_ends(noise: float, floor: float) -> None:
 
 
 def test_a_loss_is_met(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(rate_distortion, "KL_TOLERANCE", 0.1)  # so small a model changes by leaps
+    monkeypatch.setattr(search, "KL_TOLERANCE", 0.1)  # so small a model changes by leaps
     model = tiny(initializer_range=0.1)
     with caplog.at_level("INFO"):
         layers = calibrator(model, RDOQ(target_kl=0.05, tune_rate=0.0, fallback=Fallback(0.1))).run()
@@ -202,11 +206,12 @@ def test_steps_of_another_method(grid: Quantizer, tmp_path: Path) -> None:
     found.quantize()
     theirs = {name: plain.module.get_submodule(name).weight for name in plain.quantized()}
     assert plain.quantized() == fed.quantized()
-    for name, weight in found._weights.items():
+    for name, one in found._ranges.items():
+        weight = one.weight
         assert int(weight.values.abs().max()) <= grid.levels
         expected = grid.quantize_weight(tiny(**CHANGES).module.get_submodule(name).weight)
         torch.testing.assert_close(weight.scale, expected.scale.expand_as(weight.scale))
-    assert any(not torch.equal(found._weights[name].values, values) for name, values in theirs.items())
+    assert any(not torch.equal(found._ranges[name].weight.values, values) for name, values in theirs.items())
     found.calibrate()
     tensors = fed.tensors()
     bundle.write(tmp_path / "a", tensors, {}, quantizer.quant_type, Native(), fed.save_description)
@@ -220,8 +225,8 @@ def test_steps_of_another_method_do_not_clip_what_smoothing_made_large() -> None
     factors["a"] = importance(torch.eye(200), torch.ones(8), 0.1)
     factors.rows["a"] = ("a", torch.ones(8))
     assert float(Lowbit().quantize_weight(weight).scale.max()) * 127 < 2  # its own steps would
-    search = Search(RDOQ(grid=Lowbit(), price=0.0), {"a": weight}, factors, silent)
-    found = search.at(None)["a"]
+    rounding = Rounding(RDOQ(grid=Lowbit(), price=0.0), {"a": weight}, factors, silent)
+    found = rounding.at(None)["a"]
     assert float((found.values * found.scale - weight)[:, 3].abs().max()) <= 0.51 * float(found.scale.max())
 
 
@@ -229,14 +234,14 @@ def test_steps_of_another_method_do_not_clip_what_smoothing_made_large() -> None
 def test_a_target_that_is_missed_by_leaps_is_nearly_met(
     nearest: float, met: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = Search(RDOQ(), {"a": torch.ones(4, 64)}, Factors(), silent)
+    rounding = Rounding(RDOQ(), {"a": torch.ones(4, 64)}, Factors(), silent)
     sizes = iter([3.6, nearest] * (PASSES // 2))
-    monkeypatch.setattr(search, "bits", lambda weights: next(sizes))
+    monkeypatch.setattr(rounding, "bits", lambda weights: next(sizes))
     if met:
-        assert search.at_bits(3.5).keys() == {"a"}
+        assert rounding.at_bits(3.5).keys() == {"a"}
     else:
         with pytest.raises(ValueError, match=r"target_bits=3\.5 is out of reach: 10 roundings end at 3\.4"):
-            search.at_bits(3.5)
+            rounding.at_bits(3.5)
     assert next(sizes, None) is None
 
 
@@ -318,7 +323,7 @@ def test_a_first_rounding_corrects_and_leaves_the_model_float(monkeypatch: pytes
 
         monkeypatch.setattr(found, "_correct", corrected)
         found.quantize()
-        steps.append({name: float(weight.scale.log().mean()) for name, weight in found._weights.items()})
+        steps.append({name: float(one.weight.scale.log().mean()) for name, one in found._ranges.items()})
         assert len(seen) == (prompts > 0)
     changes = np.array([steps[1][name] - steps[0][name] for name in steps[0]])
     asked = np.array([seen[0][name] for name in steps[0]])

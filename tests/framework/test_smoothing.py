@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrun.ops.framework.pytorch.network import Calibrator, TorchNetwork
-from slimrun.ops.framework.smoothing import foldable_by_runs, smooth
+from slimrun.ops.calibration.smoothing import foldable_by_runs, smooth
+from slimrun.ops.framework.pytorch.calibrator import Calibrator
+from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.quant.lowbit import Lowbit
 
 from ..conftest import tiny

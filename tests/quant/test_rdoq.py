@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from slimrun.ops.calibration.rdoq.folding import balanced_scale, smoothing_scale
 from slimrun.ops.quant import rdoq
 from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.lowbit import Lowbit
@@ -17,13 +18,11 @@ from slimrun.ops.quant.rdoq import (
     SHRINKAGE,
     Fallback,
     Importance,
-    balanced_scale,
     code_lengths,
     feedback,
     guarded,
     importance,
     row_steps,
-    smoothing_scale,
     weighted_error,
 )
 from slimrun.ops.quant.w8a8 import W8A8

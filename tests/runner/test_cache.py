@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimrun.ops.framework.base import Arrays
+from slimrun.ops.calibration.base import Arrays
 from slimrun.runner.cache import Cache
 from slimrun.runner.estimate import recorded
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from slimrun.ops import calibration
 from slimrun.ops.framework import embedded
 from slimrun.ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.quant.base import Quantizer
 
 if TYPE_CHECKING:
-    from slimrun.ops.framework.calibrator import Calibrator
+    from slimrun.ops.calibration.sequential import SequentialCalibrator
     from slimrun.ops.framework.text import TextModel
 
     from .language_model import MindSporeModel
@@ -117,17 +118,17 @@ class MindSpore:
         folder = embedded.folder(cache) if embedded_here else self.files(model, cache)
         return loading.load(model, folder, seed, str(self.fingerprint(model, cache, seed)))
 
-    def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
+    def calibrator(
+        self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int
+    ) -> SequentialCalibrator:
         """A Calibrator of the model on these texts, each cut to `length` tokens."""
-        from slimrun.ops.framework.calibrator import Calibrator
-
         from .language_model import MindSporeModel
         from .network import MindSporeNetwork
 
         assert isinstance(model, MindSporeModel)
         samples = [[model.tokenizer(text, truncation=True, max_length=length)["input_ids"]] for text in texts]
         forward = model.states if quantizer.ignore_last_linear else model.logits
-        return Calibrator(MindSporeNetwork(model.network, forward), quantizer, samples)
+        return calibration.calibrator(MindSporeNetwork(model.network, forward), quantizer, samples)
 
     def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> MindSporeModel:
         """The running model of a bundle folder, from nothing but its files."""

@@ -1,4 +1,4 @@
-"""What the Calibrator does to a MindSpore network: find its linears, replace them, watch what they read."""
+"""A MindSpore network as calibration sees it: its linears by name, and what they read."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import mindspore as ms
 import torch
 from mindspore import Parameter, Tensor, mint, nn, ops
 
+from slimrun.ops.calibration.base import OTHER_INPUTS, WEIGHT_READ, Sample, Watcher
+from slimrun.ops.calibration.smoothing import foldable_by_runs
+from slimrun.ops.calibration.wiring import Observations
 from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.framework.base import ONE_OUTPUT
-from slimrun.ops.framework.calibrator import OTHER_INPUTS, WEIGHT_READ, Sample, Watcher
-from slimrun.ops.framework.smoothing import Observations, foldable_by_runs
+from slimrun.ops.memory import give_back
 
 from .int8_cell import QuantizedCell, quantized_cell
 from .tensors import from_torch, to_torch
 
 
 class MindSporeNetwork:
-    """A network as `ops.framework.calibrator.Network`; `forward` runs one sample, by default the network itself."""
+    """A network as `slimrun.ops.calibration.base.Network`; `forward` runs one sample, by default the network itself."""
 
     def __init__(self, network: nn.Cell, forward: Callable[..., Any] | None = None) -> None:
         self.network = network
@@ -66,6 +68,10 @@ class MindSporeNetwork:
         activation = old.activation if isinstance(old, QuantizedCell) else activation_of(old)
         put(self.network, name, quantized_cell(name, linear, activation))
         return lambda: put(self.network, name, old)
+
+    def leave(self, count: int) -> None:
+        """Return what the float linears took to the system."""
+        give_back()
 
     @contextmanager
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:

@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from slimrun.ops import calibration
 from slimrun.ops.framework import embedded
 from slimrun.ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
 from slimrun.ops.framework.misfit import check_finite
 from slimrun.ops.framework.weight_files import check_folder, strays
 from slimrun.ops.quant.base import Quantizer
-from slimrun.ops.quant.rdoq import RDOQ
 
 from .fingerprint import folder_hash, foreign_code
 from .outline import check_device, description_key, outline_of
 
 if TYPE_CHECKING:
+    from slimrun.ops.calibration.sequential import SequentialCalibrator
     from slimrun.ops.framework.text import TextModel
 
+    from .calibrator import Calibrator
     from .language_model import TorchModel
-    from .network import Calibrator
 
 __all__ = ["Calibrator", "PyTorch", "TorchModel"]
 
@@ -122,10 +123,12 @@ class PyTorch:
         check_output_head(loaded)
         return loaded
 
-    def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
+    def calibrator(
+        self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int
+    ) -> SequentialCalibrator:
         """A Calibrator of the model on these texts, each cut to `length` tokens."""
         from .language_model import TorchModel
-        from .network import Calibrator
+        from .network import TorchNetwork
 
         assert isinstance(model, TorchModel)
         samples = []
@@ -134,11 +137,7 @@ class PyTorch:
             samples.append({"input_ids": ids["input_ids"].to(model.device), "use_cache": False})
         # the output head need not run when nothing of it is to be calibrated
         forward = model.module.base_model if quantizer.ignore_last_linear else model.module
-        if isinstance(quantizer, RDOQ):
-            from .rate_distortion import RateDistortionCalibrator
-
-            return RateDistortionCalibrator(model.module, quantizer, samples, forward)
-        return Calibrator(model.module, quantizer, samples, forward)
+        return calibration.calibrator(TorchNetwork(model.module, forward), quantizer, samples)
 
     def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> TorchModel:
         """The running model of a bundle folder, from nothing but its files."""
@@ -155,7 +154,7 @@ class PyTorch:
 def __getattr__(name: str) -> Any:
     """Imported on first use: a plan needs neither, and transformers takes seconds."""
     if name == "Calibrator":
-        from .network import Calibrator
+        from .calibrator import Calibrator
 
         return Calibrator
     if name == "TorchModel":
@@ -166,7 +165,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _commits(model: Model, path: Path | str) -> list[str]:
-    from . import loading  # transformers takes seconds to import
+    from . import loading
 
     return loading.commits(model, path)
 

@@ -1,8 +1,7 @@
-"""What the Calibrator does to a torch model: find its linears, replace them, watch what they read."""
+"""A torch model as calibration sees it: its linears by name, what they read, and its gradients."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,17 +11,17 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
+from slimrun.ops.calibration.base import Sample, Watcher
+from slimrun.ops.calibration.wiring import Fold, Observations, folds_of_norm
 from slimrun.ops.format.linear import QuantizedLinear
-from slimrun.ops.framework import calibrator
-from slimrun.ops.framework.base import Progress, Remember, call, silent
-from slimrun.ops.framework.calibrator import Sample, Watcher
-from slimrun.ops.framework.smoothing import Observations
 from slimrun.ops.memory import give_back
-from slimrun.ops.quant.base import Quantizer
 
 from .experts import float_linears
-from .probe import folds_of_norm, folds_that_hold, takes_bias
+from .language_model import output_layer
+from .probe import folds_that_hold, takes_bias
 from .usage import watched_use
+
+GLANCE = 32  # tokens to see how the model is wired
 
 
 def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -41,7 +40,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 class TorchNetwork:
-    """A torch model as `ops.framework.calibrator.Network`; `forward` runs one sample, by default the model itself."""
+    """A `slimrun.ops.calibration.base.GradientNetwork`; `forward` runs one sample, by default the model itself."""
 
     def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> None:
         self.model = model
@@ -84,6 +83,22 @@ class TorchNetwork:
         setattr(owner, child, linear)
         return lambda: setattr(owner, child, old)
 
+    def leave(self, count: int) -> None:
+        """Copy the float tensors that stay, where they are the smaller part beside `count` numbers that went.
+
+        They were read as parts of mapped files, which stay in memory whole, changed pages included, until the last is
+        gone.
+        """
+        kept = [parameter for parameter in self.model.parameters() if parameter.device.type == "cpu"]
+        if sum(parameter.numel() for parameter in kept) <= count:
+            copies: dict[tuple[Any, ...], Tensor] = {}  # what shares memory goes on doing so
+            for parameter in kept:
+                where = parameter.data_ptr(), parameter.shape, parameter.stride()
+                if where not in copies:
+                    copies[where] = parameter.data.clone()
+                parameter.data = copies[where]
+        give_back()
+
     @contextmanager
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
         """Meanwhile each linear's input goes to its watcher before the linear computes."""
@@ -124,11 +139,11 @@ class TorchNetwork:
     def foldable(self, norms: Mapping[str, Sequence[str]], run: Callable[[], Any]) -> dict[str, float]:
         """Norms that can give something else, by what their blocks then give; with each its offset."""
         candidates = {
-            name: folds_of_norm(self.model, name, readers)
+            name: folds_of_norm(name, readers, len(self.affine(name)[0]))
             for name, readers in norms.items()
             if all(takes_bias(self.model.get_submodule(part)) for part in (name, *readers))
         }
-        found = folds_that_hold(self.model, list(candidates.values()), run)
+        found = self.folds_that_hold(list(candidates.values()), run)
         return {fold.producer: fold.offset for fold in found if fold is not None}
 
     def set_affine(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
@@ -149,50 +164,38 @@ class TorchNetwork:
         with torch.compiler.set_stance("force_eager") if self._compiled() else nullcontext():
             return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
 
+    def states(self, sample: Sample) -> Tensor:
+        """The last hidden states [1, T, H] of a sample, before the output layer."""
+        base: Any = getattr(self.model, "base_model", None)
+        if base is None:
+            raise ValueError(f"{type(self.model).__name__} is no language model of transformers: it has no base_model")
+        states = base(**_tokens(sample)).last_hidden_state
+        assert isinstance(states, Tensor)
+        return states
+
+    def glance(self, sample: Sample) -> Any:
+        """The whole model on the first tokens of a sample, for what any tokens show."""
+        tokens = _tokens(sample)
+        length = tokens["input_ids"].shape[1]
+        cut = {
+            key: value[:, :GLANCE] if isinstance(value, Tensor) and value.shape[1:2] == (length,) else value
+            for key, value in tokens.items()
+        }
+        return self.model(**cut)
+
+    def head(self) -> nn.Module:
+        """The output layer: hidden states -> logits."""
+        found = output_layer(self.model)
+        assert isinstance(found, nn.Module)
+        return found
+
+    def folds_that_hold(self, candidates: Sequence[Sequence[Fold]], run: Callable[[], Any]) -> list[Fold | None]:
+        """Of each candidate's folds the first that changes nothing while `run` runs the model once."""
+        return folds_that_hold(self.model, candidates, run)
+
     def _compiled(self) -> bool:
         """Whether torch.compile has a part of the model: hooks on what is in it would not be seen."""
         return any(uncompiled(part) is not part or _is_compiled(part) for part in self.model.modules())
-
-
-class Calibrator(calibrator.Calibrator):
-    """Quantizes the torch `model` in place with `quantizer`, calibrated on `samples`.
-
-    `forward` runs one sample; by default the model itself is called. `one_format` is that of the base class.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        quantizer: Quantizer,
-        samples: Sequence[Sample],
-        forward: Callable[..., Any] | None = None,
-        *,
-        one_format: bool = False,
-    ) -> None:
-        super().__init__(TorchNetwork(model, forward), quantizer, samples, one_format=one_format)
-        self.model = model
-
-    def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
-        """Replace every selected linear by its integers; what the float ones took is free then."""
-        super().quantize(remember, progress)
-        self._leave_files()
-
-    def _leave_files(self) -> None:
-        """Copy the float tensors that stay, where they are the smaller part.
-
-        They were read as parts of mapped files, which stay in memory whole, changed pages included, until the last is
-        gone.
-        """
-        kept = [parameter for parameter in self.model.parameters() if parameter.device.type == "cpu"]
-        gone = sum(math.prod(layer.shape) for layer in self.layers.values() if layer.quantized)
-        if sum(parameter.numel() for parameter in kept) <= gone:
-            copies: dict[tuple[Any, ...], Tensor] = {}  # what shares memory goes on doing so
-            for parameter in kept:
-                where = parameter.data_ptr(), parameter.shape, parameter.stride()
-                if where not in copies:
-                    copies[where] = parameter.data.clone()
-                parameter.data = copies[where]
-        give_back()
 
 
 def add_bias(module: nn.Module, bias: Tensor) -> None:
@@ -210,6 +213,14 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
 def _is_compiled(module: nn.Module) -> bool:
     """By its own `compile()`."""
     return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _tokens(sample: Sample) -> dict[str, Any]:
+    """A sample by keyword, without a cache: blocks run again for their gradients, which would fill it twice."""
+    named = dict(sample) if isinstance(sample, Mapping) else {"input_ids": sample[0]} if len(sample) == 1 else {}
+    if not isinstance(named.get("input_ids"), Tensor):
+        raise ValueError("a sample is no text whose gradients can be taken; give {'input_ids': Tensor[1, T], ...}")
+    return {**named, "use_cache": False}
 
 
 def _hook(watcher: Watcher) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -76,7 +76,7 @@ def measure(model: Model, stored: Mapping[str, Tensor] | None = None, source: st
 
     What was stored is loaded into it in the same way, so that the loader itself says whether it fits.
     """
-    from . import loading  # transformers and the model's code take seconds to import
+    from . import loading
     from .checkpoint import check_weights
     from .experts import expert_parameters, float_linears
     from .network import linear_names

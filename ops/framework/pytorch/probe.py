@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,39 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from slimrun.ops.framework.smoothing import OFFSETS, common_path
+from slimrun.ops.calibration.wiring import Fold, common_path
 
 TOLERANCE = 1e-5  # of a number, and of the mean magnitude around it: sums in another order, never another function
 NORM_REACH = 2  # largest exponent of a scale: with an offset more would be rounded
 LINEAR_REACH = 8  # of linears that make the input: a clamp between them must show
-
-
-@dataclass(frozen=True)
-class Fold:
-    """The linears that read one input [k], and the module that takes the scale: its weight's entry or row `of[i]`."""
-
-    readers: tuple[str, ...]
-    producer: str
-    of: Tensor  # int64 [k]
-    offset: float = 0.0  # what the producer adds to its weight
-
-    def per_producer(self, values: Tensor) -> Tensor:
-        """The largest of values [k] of all inputs that an entry or row makes, for each input [k]."""
-        largest = torch.full((int(self.of.max()) + 1,), -torch.inf).scatter_reduce(0, self.of, values, "amax")
-        return largest[self.of]
-
-    def by_row(self, scale: Tensor, rows: int) -> Tensor:
-        """The scale [k] by entry or row of the producer's weight [rows], 1 for those that make none of the inputs."""
-        found = torch.ones(rows)
-        found[self.of] = scale
-        return found
-
-
-def folds_of_norm(model: nn.Module, name: str, readers: Sequence[str]) -> list[Fold]:
-    """What a norm and the linears that read it may be: its weight as it is, or less an offset."""
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return [Fold(tuple(readers), name, torch.arange(len(weight)), offset) for offset in OFFSETS]
 
 
 @torch.no_grad()

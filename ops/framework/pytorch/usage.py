@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from slimrun.ops.framework.calibrator import OTHER_INPUTS, OTHER_PRODUCT, WEIGHT_READ
+from slimrun.ops.calibration.base import OTHER_INPUTS, OTHER_PRODUCT, WEIGHT_READ
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 

@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from slimrun.ops.calibration.base import GradientNetwork, Progress, Sample
 from slimrun.ops.format.arithmetic import QuantizedWeight
-from slimrun.ops.framework.base import Progress
 
 from .fisher import head_gradient
-from .gradients import RoundedLinear, multiply
+from .gradients import RoundedLinear, gradients, multiply
 from .tuning import Heads, divergence
 
 CORRECTION = 4.0  # at most, either way, of what a linear's errors are estimated to cost
@@ -58,6 +58,26 @@ def loss_shares(
         progress(done + 1, len(samples))
     slopes = {name: 0.0 if linear.more.grad is None else float(linear.more.grad) for name, linear in linears.items()}
     return {name: slope / 2 / len(samples) for name, slope in slopes.items()}
+
+
+def measured_shares(
+    network: GradientNetwork,
+    linears: Mapping[str, AttributedLinear],
+    samples: Sequence[Sample],
+    targets: Sequence[Tensor],
+    float_head: nn.Module,
+    progress: Progress,
+) -> dict[str, float]:
+    """`loss_shares` of these linears, which stand in the network meanwhile."""
+    exact: dict[str, nn.Module] = {name: network.model.get_submodule(name) for name in linears}
+    for name, linear in linears.items():
+        network.replace(name, linear)
+    runs = [partial(network.states, sample) for sample in samples]
+    with gradients(network.model, [linear.more for linear in linears.values()]):
+        shares = loss_shares(linears, runs, targets, (network.head(), float_head), progress)
+    for name, module in exact.items():
+        network.replace(name, module)
+    return shares
 
 
 def corrections(losses: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:

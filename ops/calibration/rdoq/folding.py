@@ -3,7 +3,7 @@
 Dividing the inputs of a linear by a scale and multiplying its columns with it changes nothing, if what makes the
 inputs is divided: the weight of a norm, or rows of another linear with nothing but products and sums between. Such are
 value -> output of attention (query heads that share a key head share the scale), up -> down of a gated MLP, or either
-linear of one with ReLU. Which of them a model has is tried (`probe`).
+linear of one with ReLU. Which of them a model has, the network tries out.
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrun.ops.framework.smoothing import NOT_REACHED, OTHER_FUNCTION, Observations, divided, others_may_read
-from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ, balanced_scale, importance, smoothing_scale
+from slimrun.ops.calibration.base import GradientNetwork
+from slimrun.ops.calibration.wiring import (
+    NOT_REACHED,
+    OTHER_FUNCTION,
+    Fold,
+    Observations,
+    divided,
+    folds_of_norm,
+    others_may_read,
+)
+from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ, TENSOR_BALANCE, importance
 
 from .fisher import Statistics
-from .network import TorchNetwork, linear_names
-from .probe import Fold, folds_of_norm, folds_that_hold
 
 FLOAT_READER = "a linear that stays float reads it too"
 HEADS = ("head_dim", "v_head_dim", "kv_channels", "attention_head_size")  # what models call the width of a head
 
 
 def find_folds(
-    network: TorchNetwork, run: Callable[[], Any], selected: Collection[str] | None = None
+    network: GradientNetwork, run: Callable[[], Any], selected: Collection[str] | None = None
 ) -> tuple[list[Fold], dict[str, str]]:
     """Every fold into `selected` linears (None: all) that leaves what the model computes; places without one, and why.
 
@@ -36,10 +43,12 @@ def find_folds(
     seen = Observations(1)
     with network.observing(seen):
         run()
-    model, shapes = network.model, linear_names(network.model)
+    model, shapes = network.model, network.linears()
     wanted = set(shapes if selected is None else selected)
     of_norms = {name: norm.readers for name, norm in seen.norms.items() if norm.readers}
-    candidates = {name: folds_of_norm(model, name, readers) for name, readers in of_norms.items()}
+    candidates = {
+        name: folds_of_norm(name, readers, len(network.affine(name)[0])) for name, readers in of_norms.items()
+    }
     known = {reader for readers in of_norms.values() for reader in readers}
     between = _between_linears(model, list(seen.reached), shapes)
     candidates |= {place: folds for place, folds in between.items() if place not in known}
@@ -51,13 +60,13 @@ def find_folds(
         elif others_may_read(shapes, (first.producer, *first.readers), seen.reached):
             without[place] = NOT_REACHED
     tried = {place: folds for place, folds in candidates.items() if place not in without}
-    found = dict(zip(tried, folds_that_hold(model, list(tried.values()), run)))
+    found = dict(zip(tried, network.folds_that_hold(list(tried.values()), run)))
     without |= {place: OTHER_FUNCTION for place, fold in found.items() if fold is None}
     return [fold for fold in found.values() if fold is not None], without
 
 
 @torch.no_grad()
-def smooth_inputs(network: TorchNetwork, folds: Sequence[Fold], statistics: Statistics, quantizer: RDOQ) -> None:
+def smooth_inputs(network: GradientNetwork, folds: Sequence[Fold], statistics: Statistics, quantizer: RDOQ) -> None:
     """Smooth the inputs of all folds, in the model and in its statistics."""
     rows = statistics.rows
     for name in statistics.first:
@@ -76,7 +85,7 @@ def smooth_inputs(network: TorchNetwork, folds: Sequence[Fold], statistics: Stat
         fold(network, one, scale)
 
 
-def storable(network: TorchNetwork, one: Fold, scale: Tensor) -> Tensor:
+def storable(network: GradientNetwork, one: Fold, scale: Tensor) -> Tensor:
     """The scale [k] as the producer's weight can be stored."""
     if not one.offset:
         return scale
@@ -85,7 +94,7 @@ def storable(network: TorchNetwork, one: Fold, scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fold(network: TorchNetwork, one: Fold, scale: Tensor) -> None:
+def fold(network: GradientNetwork, one: Fold, scale: Tensor) -> None:
     """Divide the inputs of a fold by its scale [k]."""
     producer: Any = network.model.get_submodule(one.producer)
     by_row = one.by_row(scale, producer.weight.shape[0])
@@ -100,7 +109,7 @@ def fold(network: TorchNetwork, one: Fold, scale: Tensor) -> None:
         linear.weight.mul_(scale.to(linear.weight))
 
 
-def _scale(network: TorchNetwork, one: Fold, statistics: Statistics, quantizer: RDOQ) -> Tensor:
+def _scale(network: GradientNetwork, one: Fold, statistics: Statistics, quantizer: RDOQ) -> Tensor:
     """What to divide the inputs [k] of a fold by.
 
     Where a norm takes the scale, all that is known decides; where rows of a linear do, the reach of inputs that few
@@ -123,6 +132,39 @@ def _scale(network: TorchNetwork, one: Fold, statistics: Statistics, quantizer: 
         if quantizer.activations != "float":
             sensitivity += rows @ weight.square()
     return balanced_scale(reach, columns, sensitivity, noise)
+
+
+def smoothing_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor:
+    """[k] to divide the inputs by and multiply the columns with: reach^alpha / weight_reach^(1 - alpha), mean log 0.
+
+    reach is max|x| of each input, weight_reach the largest |w| of its columns. Source: SmoothQuant (Xiao et al. 2023).
+    """
+    scale = reach.clamp_min(1e-6).pow(alpha) / weight_reach.clamp_min(1e-6).pow(1 - alpha)
+    return scale / scale.log().mean().exp()
+
+
+def balanced_scale(reach: Tensor, columns: Tensor, sensitivity: Tensor, weight_noise: float) -> Tensor:
+    """[k] to divide the inputs by and multiply the columns with, where rounding and input grid cost least; mean log 0.
+
+    reach is max|x| of each input, columns (as of `Importance`) what a squared error of a column's weights costs,
+    sensitivity what one of an input does, weight_noise the squared error of a column's weights at equal bits, times
+    the importance of its rows. Weights alone want columns^(1/4), the importance being tempered as between tensors;
+    inputs that would then reach farther than pays are divided by more.
+    """
+    tempered = columns.clamp_min(1e-30).pow(TENSOR_BALANCE)
+    wanted = tempered.log() / 2
+    limit = reach.clamp_min(1e-6).log()
+    tempered = tempered * (columns.mean() / tempered.mean())
+    costs, scales = [], []
+    for share in torch.linspace(0, 1, 33):
+        excess = (limit - wanted).quantile(float(share))  # from dividing all inputs by their reach to none
+        scale = torch.maximum(wanted, limit - excess)
+        scale = scale - scale.mean()
+        step = 2 * float((limit - scale).max().exp()) / 255
+        inputs = step**2 / 12 * float((sensitivity * (2 * scale).exp()).sum())
+        costs.append(weight_noise * float((tempered * (-2 * scale).exp()).sum()) + inputs)
+        scales.append(scale)
+    return scales[costs.index(min(costs))].exp()
 
 
 def _between_linears(

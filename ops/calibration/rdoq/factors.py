@@ -7,8 +7,12 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slimrun.ops.quant.rdoq import Importance
+from slimrun.ops.calibration.base import GradientNetwork
+from slimrun.ops.memory import give_back
+from slimrun.ops.quant.rdoq import Importance, importance
 from slimrun.ops.scratch import ScratchFolder
+
+from .fisher import Statistics
 
 
 class Factors:
@@ -32,3 +36,15 @@ class Factors:
         first, rows = self.rows[name]
         stored = load_file(self._files[first], device=str(rows.device))
         return Importance(stored["factor"], stored["order"], rows, self.corrections.get(name, 1.0))
+
+
+def factored(network: GradientNetwork, statistics: Statistics, damping: float) -> Factors:
+    """What errors cost, by linear; inputs that are shared are factored once."""
+    factors = Factors()
+    for name, rows in statistics.rows.items():
+        first, device = statistics.first[name], network.affine(name)[0].device
+        if first == name or first not in factors:
+            factors[first] = importance(statistics.moment(first).to(device), rows, damping)
+        factors.rows[name] = (first, rows.to(device))
+    give_back()
+    return factors

@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from slimrun.ops.calibration.base import GradientNetwork, Progress, Sample
 from slimrun.ops.format.arithmetic import QuantizedWeight
-from slimrun.ops.framework.base import Progress
 
 from .fisher import head_gradient
-from .gradients import RoundedLinear
+from .gradients import RoundedLinear, gradients
 
 Heads = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # hidden states -> logits: quantized, float
 
@@ -66,6 +66,21 @@ def tuned_steps(
         optimizer.step()
         progress(step + 1, len(samples))
     return {name: linear.change.detach().exp().unsqueeze(1) for name, linear in linears.items()}
+
+
+def tuned(
+    network: GradientNetwork,
+    linears: Mapping[str, TunedLinear],
+    samples: Sequence[Sample],
+    targets: Sequence[Tensor],
+    float_head: nn.Module,
+    rate: float,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """`tuned_steps` of these linears, which stand in the network already."""
+    runs = [partial(network.states, sample) for sample in samples]
+    with gradients(network.model, [linear.change for linear in linears.values()]):
+        return tuned_steps(linears, runs, targets, (network.head(), float_head), rate, progress)
 
 
 def divergence(head: Callable[[Tensor], Tensor], target: Tensor, logits: Tensor, where: slice) -> Tensor:

@@ -1,18 +1,18 @@
-"""The one-dimensional search of rate-distortion optimized quantization: at which slope the target is met."""
+"""Rounding all weights at one slope of loss against bits, and the slope at which they take the bits asked for."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from slimrun.ops.calibration.base import Progress
+from slimrun.ops.calibration.search import PASSES
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
-from slimrun.ops.framework.base import Progress
 from slimrun.ops.memory import give_back
 from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, guarded, row_steps
@@ -23,13 +23,10 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 0.001  # of the bits that a search may miss,
 LAST_TOLERANCE = 0.01  # its last try: small models change by leaps
-KL_TOLERANCE = 0.01  # of the loss
-JITTER = 0.003  # of the level's logarithm: nearer tries say nothing new
-PASSES = 10  # of rounding, at most
 GIVE_BACK = 8  # linears between two returns of memory
 
 
-class Search:
+class Rounding:
     """Rounds the weights at a slope; `factors` has what errors in them cost."""
 
     def __init__(
@@ -110,20 +107,3 @@ class Search:
         values = feedback(weight, steps, known, bits, quantizer.price, level, quantizer.levels)
         self._lengths[name] = code_lengths(values)
         return QuantizedWeight(values, steps)
-
-
-def next_level(found: Sequence[tuple[float, float]]) -> float:
-    """Where a line through the points (log level, log of loss over target) crosses zero, the nearest counting most.
-
-    Roundings beside each other differ by chance too: a place that was tried already is left for one beside it.
-    """
-    levels, misses = torch.tensor(found, dtype=torch.float64).unbind(1)
-    weights = (misses.abs() + KL_TOLERANCE).reciprocal().square()
-    weights /= weights.sum()
-    level, miss = float(levels @ weights), float(misses @ weights)
-    spread = float((levels - level).square() @ weights)
-    slope = float(((levels - level) * (misses - miss)) @ weights) / spread if spread > 0 else 2.0
-    place = level - max(-1.5, min(1.5, miss / max(1.0, min(4.0, slope))))  # the loss grows about as the step squared
-    if float((levels - place).abs().min()) < JITTER:
-        place += JITTER * len(found) * (-1) ** len(found)
-    return place

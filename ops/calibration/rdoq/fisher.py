@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrun.ops.framework.base import Arrays
+from slimrun.ops.calibration.base import Arrays, GradientNetwork, Progress, Remember, Sample
+from slimrun.ops.calibration.wiring import first_readers
 from slimrun.ops.memory import give_back
 
 from .gradients import gradients
@@ -25,6 +26,8 @@ from .moments import add_moment, packed_size, unpacked
 
 POWER = 0.5  # of the squared gradients: with 1 a few dozen of 8000 tokens make up the sums, and steps go astray
 CHUNK = 64  # tokens whose logits exist at once
+MOMENTS = 2**30  # bytes of moments in memory at once,
+SHARE = 0.5  # or this much of the model as float32, if that is more
 
 
 class FisherStatistics:
@@ -125,6 +128,39 @@ class FisherStatistics:
         self.reach[name] = torch.maximum(self.reach.get(name, reach), reach)
 
 
+def measure(
+    network: GradientNetwork,
+    shapes: Mapping[str, tuple[int, int]],
+    samples: Sequence[Sample],
+    remember: Remember,
+    progress: Progress,
+) -> Statistics:
+    """The Fisher statistics of linears of these shapes in the float model, in as many passes as moments need memory."""
+    first = first_readers(network.model, list(shapes), partial(network.glance, samples[0]))
+    model_bytes = 4 * sum(parameter.numel() for parameter in network.model.parameters())
+    parts: list[list[str]] = [[]]
+    size = 0
+    for name in dict.fromkeys(first.values()):
+        moment = 4 * packed_size(shapes[name][1])
+        if parts[-1] and size + moment > max(MOMENTS, SHARE * model_bytes):
+            parts.append([])
+            size = 0
+        parts[-1].append(name)
+        size += moment
+
+    def pass_over(index: int) -> Arrays:
+        statistics = FisherStatistics(network.model, [name for name in first if first[name] in parts[index]], first)
+        generator = torch.Generator().manual_seed(0)
+        for number, sample in enumerate(samples):
+            statistics.add(partial(network.states, sample), network.head(), generator)
+            progress(index * len(samples) + number + 1, len(parts) * len(samples))
+        return statistics.arrays()
+
+    found = [remember(partial(pass_over, index), f"part {index}") for index in range(len(parts))]
+    give_back()
+    return Statistics(first, found)
+
+
 def embeddings(model: Any) -> list[nn.Module]:
     """Where gradients begin, so that no table needs one: what the model calls its embeddings, and all like them."""
     found: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -154,6 +190,14 @@ class Statistics:
             if key in part:
                 return torch.from_numpy(part[key])
         raise KeyError(key)
+
+    def states(self, samples: int) -> list[Tensor]:
+        """The float model's last hidden states float32 [T, H] of each sample."""
+        return [torch.from_numpy(self.parts[0][f"states.{number}"]) for number in range(samples)]
+
+    def token_weights(self) -> dict[str, Tensor]:
+        """Linear -> float32 [tokens of all samples]: a token's share of the mean squared gradient of its outputs."""
+        return {name: self[f"{self.first[name]}.weights"] * rows.mean() for name, rows in self.rows.items()}
 
     def moment(self, first: str) -> Tensor:
         """float32 [k, k] of the folded model's input."""
@@ -190,23 +234,3 @@ def surprise(logits: Tensor, generator: torch.Generator) -> Tensor:
     drawn = torch.rand(len(logits), 1, generator=generator).to(cumulated) * cumulated[:, -1:]
     labels = torch.searchsorted(cumulated, drawn).clamp_max(logits.shape[1] - 1)
     return shares.scatter_add_(1, labels, -torch.ones_like(drawn))
-
-
-def first_readers(model: nn.Module, linears: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:
-    """Linear -> the first in running order that reads the same tensor; those that `run` does not reach are left out."""
-    found: dict[str, str] = {}
-    seen: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors alive, so that no id is used twice
-
-    def read(name: str, x: Tensor) -> None:
-        found[name] = seen.setdefault(id(x), (name, x))[0]
-
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: read(name, given[0]))
-        for name in linears
-    ]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found

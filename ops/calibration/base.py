@@ -1,0 +1,176 @@
+"""What calibration asks of a model and answers to a run, whatever framework holds the model.
+
+A framework gives a `Network`, one whose gradients torch takes a `GradientNetwork`; calibration knows nothing else of
+it, so that every method serves every framework.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from slimrun.ops.format.arithmetic import QuantizedWeight
+from slimrun.ops.format.linear import QuantizedLinear
+
+from .wiring import Fold, Observations
+
+Progress = Callable[[int, int], None]  # (done, total)
+Arrays = Mapping[str, npt.NDArray[Any]]
+Sample = Sequence[Any] | Mapping[str, Any]  # model(*sample) or model(**sample)
+Watcher = Callable[[Tensor], None]
+FLOAT_SAMPLES = 5  # how many samples the float statistics look at, as msModelSlim does
+# why a linear cannot be replaced
+WEIGHT_READ = "the model reads the weight itself"
+OTHER_INPUTS = "the model gives it more than an input"
+OTHER_PRODUCT = "it computes something else than weight times input plus bias"
+
+
+class Remember(Protocol):
+    """Computes, or gives what was computed before; the parts of one piece of work are kept apart."""
+
+    def __call__(self, compute: Callable[[], Arrays], part: str = "") -> Arrays:
+        """The arrays of a part."""
+
+
+def call(compute: Callable[[], Arrays], part: str = "") -> Arrays:
+    """A `Remember` that always computes."""
+    return compute()
+
+
+def silent(done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+@dataclass
+class Layer:
+    """One linear of the model: a row of the per-layer table."""
+
+    name: str
+    shape: tuple[int, int]
+    quantized: bool
+    fallback: bool = False
+    observer: str = ""
+    input_low: float = 0.0
+    input_high: float = 0.0
+    range_parameter: float = 0.0  # max|x| / std(x) of the float model's input: how heavy its tails are
+    input_loss: float = float("nan")  # estimated loss by the input's grid, where the method measures it
+    first_peak: float = 0.0  # max|x| of the float model's input on the first sample
+    sqnr_db: float = float("nan")  # signal to quantization noise of the weight
+    clipped: float = 0.0  # share of weights at +-127 that the grid cuts by more than half a step
+    note: str = ""  # why it is not what the method makes of linears: never reached by calibration, ...
+
+
+class Calibrator(Protocol):
+    """Quantizes a loaded model in place."""
+
+    notes: list[str]  # what a reader of the scores must know of how it went, one line each
+
+    def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
+        """Replace every selected linear by its integers.
+
+        What depends on the float model and the texts alone goes through `remember`, which may know it already.
+        """
+
+    def calibrate(self, progress: Progress) -> list[Layer]:
+        """Choose the input grids, layer after layer on the outputs of quantized predecessors."""
+
+    def run(self) -> list[Layer]:
+        """`quantize`, then `calibrate`."""
+
+
+class Smoothable(Protocol):
+    """What smoothing needs of a model."""
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name and shape [n, k] of every float linear, in module order."""
+
+    def observing(self, seen: Observations) -> AbstractContextManager[None]:
+        """Meanwhile every norm (by class name, with a weight [c]) and every linear reports to `seen`."""
+
+    def foldable(self, norms: Mapping[str, Sequence[str]], run: Callable[[], Any]) -> dict[str, float]:
+        """Of norms, each with the linears that read it, those that can give something else if the linears make up.
+
+        With each what it adds to its weight: 0, or 1 where it is stored around zero. `run` runs the model.
+        """
+
+    def affine(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a norm or a linear."""
+
+    def set_affine(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
+        """Give a norm or a linear this weight and this bias, one that had none too; None: what it has stays."""
+
+    def first_tensor(self, output: Any) -> Tensor:
+        """The first tensor of what a run gave."""
+
+
+class Network(Smoothable, Protocol):
+    """A model by its linears, as torch tensors that share their memory."""
+
+    def kept(self) -> Mapping[str, str]:
+        """Linears that stay float whatever the method, and why."""
+
+    def quantized(self) -> list[str]:
+        """Names of the linears that are quantized already."""
+
+    def used_otherwise(self, names: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:
+        """Linear -> why it cannot be replaced: what the model does with it beside calling it, while `run` runs."""
+
+    def linear(self, name: str) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+        """Weight and bias of a float linear, good until the context ends."""
+
+    def replace(self, name: str, linear: QuantizedLinear) -> Callable[[], None]:
+        """Put a quantized linear in the place of the one that is there; calling what is returned puts it back."""
+
+    def leave(self, count: int) -> None:
+        """Let go of the memory that replaced float linears, of `count` numbers, took."""
+
+    def watching(self, watchers: Mapping[str, Watcher]) -> AbstractContextManager[None]:
+        """Meanwhile each linear's input goes to its watcher before the linear computes.
+
+        A watcher may change the quantized linear it was given for; what is computed next follows.
+        """
+
+    def run(self, sample: Sample) -> Any:
+        """The model on one sample."""
+
+
+class GradientNetwork(Network, Protocol):
+    """A language model whose gradients torch takes; its samples are keyword arguments, `input_ids` among them."""
+
+    model: nn.Module
+
+    def replace(self, name: str, linear: nn.Module) -> Callable[[], None]:
+        """Put any module in the place of a linear; calling what is returned puts it back."""
+
+    def states(self, sample: Sample) -> Tensor:
+        """The last hidden states [1, T, H] of a sample, before the output layer."""
+
+    def glance(self, sample: Sample) -> Any:
+        """The whole model on the first tokens of a sample, for what any tokens show."""
+
+    def head(self) -> nn.Module:
+        """The output layer: hidden states -> logits."""
+
+    def folds_of_norm(self, name: str, readers: Sequence[str]) -> list[Fold]:
+        """What a norm and the linears that read it may be, for `folds_that_hold`."""
+
+    def folds_that_hold(self, candidates: Sequence[Sequence[Fold]], run: Callable[[], Any]) -> list[Fold | None]:
+        """Of each candidate's folds the first that changes nothing while `run` runs the model once; None for none."""
+
+
+def weight_error(weight: Tensor, quantized: QuantizedWeight) -> tuple[float, float]:
+    """(signal to noise in dB, share of clipped weights) of the quantized weight."""
+    weight = weight.detach().to(torch.float32)
+    error = (quantized.values * quantized.scale).sub_(weight)
+    noise, signal = float(torch.linalg.vector_norm(error)), float(torch.linalg.vector_norm(weight))
+    sqnr = 20 * math.log10(signal / noise) if noise > 0 and signal > 0 else float("inf")
+    edge = (quantized.values >= 127) | (quantized.values <= -127)  # only there the grid can cut
+    clipped = error[edge].abs() > 0.5001 * quantized.scale.expand_as(error)[edge]
+    return sqnr, float(clipped.sum()) / weight.numel()

@@ -1,0 +1,69 @@
+"""What calibration sees of a linear's input: its tails in the float model, then the range of its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
+from slimrun.ops.format.linear import Int8Linear
+from slimrun.ops.quant.observer import make_observer, range_parameter
+
+from .base import Arrays, Layer
+
+
+class InputRange:
+    """The input of one quantized linear, whose grid follows every batch at once.
+
+    `put_back` makes the linear float again where there is no other format for one that no sample reaches.
+    """
+
+    def __init__(self, linear: Int8Linear, weight: QuantizedWeight, put_back: Callable[[], None] | None) -> None:
+        self.linear = linear
+        self.weight = weight
+        self.put_back = put_back
+        self.reached = False
+
+    def observe(self, kind: str, layer: Layer) -> None:
+        """Begin with an observer of this kind."""
+        self.observer = make_observer(kind, layer.range_parameter)
+        layer.observer = type(self.observer).__name__.removesuffix("Observer").lower()
+
+    def update(self, x: Tensor) -> None:
+        """Take an input [..., k]."""
+        if not x.numel():  # an expert without tokens
+            return
+        self.reached = True
+        self.observer.update(x)
+        self.linear.set_grid(self.weight, activation_grid(*self.observer.range(), self.linear.dtype))
+
+
+class InputStatistics:
+    """Of each linear's input in the float model: how heavy its tails are, and the first peak."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._lows, self._highs, self._deviations, self._peaks = (dict.fromkeys(names, 0.0) for _ in range(4))
+
+    def update(self, name: str, inputs: Tensor) -> None:
+        """Take an input [..., k] of a linear."""
+        if not inputs.numel():
+            return
+        x = inputs.detach().to(torch.float32).reshape(-1, inputs.shape[-1])
+        low, high = torch.aminmax(x, dim=0)
+        self._lows[name] = min(self._lows[name], float(low.min()))
+        self._highs[name] = max(self._highs[name], float(high.max()))
+        # the original's shift is the sum of the extremes, not half of it: kept, the ranking depends on it
+        self._deviations[name] = max(self._deviations[name], float((x - (low + high)).std()))
+
+    def end_first_sample(self) -> None:
+        """What was seen so far are the first peaks."""
+        self._peaks = {name: max(-self._lows[name], self._highs[name]) for name in self.names}
+
+    def arrays(self) -> Arrays:
+        """`range_parameter` and `first_peak`, float64 [names]."""
+        tails = [range_parameter(self._deviations[name], self._lows[name], self._highs[name]) for name in self.names]
+        return {"range_parameter": np.array(tails), "first_peak": np.array([self._peaks[name] for name in self.names])}

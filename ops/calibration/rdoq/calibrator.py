@@ -1,0 +1,202 @@
+"""Rate-distortion optimized quantization of a model: measure, fold, round at one slope, tune, fix the ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from slimrun.ops.calibration.base import (
+    FLOAT_SAMPLES,
+    GradientNetwork,
+    Layer,
+    Progress,
+    Remember,
+    Sample,
+    call,
+    silent,
+    weight_error,
+)
+from slimrun.ops.calibration.ranges import InputRange
+from slimrun.ops.calibration.search import meet
+from slimrun.ops.calibration.sequential import SequentialCalibrator
+from slimrun.ops.calibration.wiring import Fold, skipped
+from slimrun.ops.format.arithmetic import QuantizedWeight
+from slimrun.ops.format.linear import quantized_linear
+from slimrun.ops.quant.rdoq import BITS, RDOQ
+
+from .attribution import AttributedLinear, corrections, measured_shares
+from .factors import Factors, factored
+from .fisher import measure
+from .folding import find_folds, smooth_inputs
+from .inputs import input_losses
+from .rounding import Rounding
+from .tuning import TunedLinear, tuned
+
+HELD_OUT = 4  # one prompt in so many is held out to measure the loss on, where it is the target
+
+
+class RateDistortionCalibrator(SequentialCalibrator):
+    """Quantizes the network in place so that its linears take the bits, or lose what the quantizer allows.
+
+    With a loss to aim at a part of the samples is held out to measure it on. ValueError for `one_format`: linears that
+    lose much on a grid keep float inputs.
+    """
+
+    quantizer: RDOQ
+    network: GradientNetwork
+
+    def __init__(
+        self,
+        network: GradientNetwork,
+        quantizer: RDOQ,
+        samples: Sequence[Sample],
+        dtype: torch.dtype | None = None,
+        *,
+        one_format: bool = False,
+    ) -> None:
+        if one_format:
+            raise ValueError("one_format=true: quant=rdoq keeps some inputs float, in a format of their own")
+        count = 0
+        if quantizer.target_kl is not None:
+            if len(samples) < 2:
+                raise ValueError(
+                    f"target_kl={quantizer.target_kl} is measured on prompts held out: 2 or more are needed, "
+                    f"not {len(samples)}"
+                )
+            count = max(1, len(samples) // HELD_OUT)
+        super().__init__(network, quantizer, samples[: len(samples) - count], dtype)
+        self.held_out = samples[len(samples) - count :]
+        self._floats: dict[str, Tensor] = {}
+        self._biases: dict[str, Tensor | None] = {}
+        self._targets: list[Tensor] = []  # last hidden states [T, H] of the float model, by sample
+        self._float_head: nn.Module
+        self._token_weights: dict[str, Tensor] = {}
+        self._calibrated = False
+
+    @torch.no_grad()
+    def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
+        """Replace every selected linear by its integers."""
+        if not self.samples:
+            raise ValueError("what errors cost is measured on calibration samples, and there are none")
+        quantizer, selected = self.quantizer, self.select()
+        folds = self._folds(selected)
+        shapes = {name: self.layers[name].shape for name in selected}
+        statistics = measure(self.network, shapes, self.samples, remember, progress)
+        self._targets = statistics.states(len(self.samples))
+        head = self.network.head()
+        folded = any(self.network.model.get_submodule(name) is head for name in selected)
+        self._float_head = deepcopy(head) if folded else head
+        smooth_inputs(self.network, folds, statistics, quantizer)
+        for name in selected:
+            self._floats[name], self._biases[name] = self.network.affine(name)
+        self._token_weights = statistics.token_weights()
+        factors = factored(self.network, statistics, quantizer.damping)
+        del statistics
+        if quantizer.measured_prompts and quantizer.grid is None:
+            self._correct(factors, progress)
+        rounding = Rounding(quantizer, self._floats, factors, progress)
+        if quantizer.target_kl is not None:
+            self._meet_loss(rounding, quantizer.target_kl, progress)
+        else:
+            weights = rounding.at_bits(quantizer.bits) if quantizer.bits else rounding.at(None)
+            del rounding, factors  # memory that tuning needs
+            self._install(weights, progress)
+        self._floats.clear()
+        self._leave_floats()
+
+    @torch.no_grad()
+    def calibrate(self, progress: Progress = silent) -> list[Layer]:
+        """Fix every input grid, then leave the inputs float that lose most on theirs."""
+        ranges = dict(self._ranges)
+        if not self._calibrated and ranges:
+            super().calibrate(progress)
+            self._leave_worst_inputs({name: one for name, one in ranges.items() if one.reached})
+            self._renew_notes()
+        self._calibrated = True
+        return list(self.layers.values())
+
+    def _folds(self, selected: list[str]) -> list[Fold]:
+        """Where scales of inputs go; notes say where they cannot."""
+        if self.quantizer.smooth_alpha is None:
+            return []
+        folds, places = find_folds(self.network, partial(self.network.glance, self.samples[0]), selected)
+        self.notes += skipped(f"smooth_alpha={self.quantizer.smooth_alpha}", places)
+        return folds
+
+    def _correct(self, factors: Factors, progress: Progress) -> None:
+        """Correct what errors are estimated to cost by what a first rounding, at about the target, is seen to lose."""
+        rounding = Rounding(self.quantizer, self._floats, factors, progress)
+        rounded = rounding.at(rounding.first_level(self.quantizer.bits or BITS))
+        linears = {
+            name: AttributedLinear(rounded[name], self._floats[name], self._biases[name]) for name in factors.rows
+        }
+        chosen = range(0, len(self.samples), math.ceil(len(self.samples) / self.quantizer.measured_prompts))
+        samples, targets = [self.samples[index] for index in chosen], [self._targets[index] for index in chosen]
+        shares = measured_shares(self.network, linears, samples, targets, self._float_head, progress)
+        factors.corrections = corrections(shares, {name: self._floats[name].numel() for name in shares})
+
+    def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
+        """Round at the slope where the whole quantized model loses `target` on the samples held out."""
+        reference = [self._log_probs(sample) for sample in self.held_out]
+
+        def loss_at(level: float) -> float:
+            self._calibrated = False
+            self._install(rounding.at(level), progress)
+            self.calibrate()
+            lost = (
+                float((one.exp() * (one - self._log_probs(sample))).sum())
+                for one, sample in zip(reference, self.held_out)
+            )
+            return sum(lost) / sum(map(len, reference))
+
+        meet(loss_at, rounding.first_level(BITS), target)
+
+    def _log_probs(self, sample: Sample) -> Tensor:
+        """float32 [T, V]."""
+        logits = self.network.head()(self.network.states(sample))
+        return torch.log_softmax(logits.float(), dim=-1).flatten(0, -2)
+
+    def _install(self, weights: dict[str, QuantizedWeight], progress: Progress) -> None:
+        """Quantized linears in the places of the float ones, or of those of another try."""
+        dtypes = {name: self.dtype or self._floats[name].dtype for name in weights}
+        for name, quantized in weights.items():
+            layer = self.layers[name]
+            layer.quantized, layer.fallback = True, False
+            layer.sqnr_db, layer.clipped = weight_error(self._floats[name], quantized)
+        if self.quantizer.tune_rate:
+            weights = self._tuned(weights, progress)
+        for name, quantized in weights.items():
+            linear = quantized_linear(self.quantizer.quant_type, quantized, self._biases[name], dtypes[name])
+            self._put(name, quantized, linear)
+
+    def _tuned(self, weights: dict[str, QuantizedWeight], progress: Progress) -> dict[str, QuantizedWeight]:
+        """The weights with steps tuned on the samples."""
+        linears = {}
+        for name, quantized in weights.items():
+            linears[name] = TunedLinear(quantized, self._biases[name])
+            self.network.replace(name, linears[name])
+            if self.quantizer.target_kl is None:
+                del self._floats[name]
+        if not self._floats:  # there are no further tries
+            self._leave_floats()
+        rate = self.quantizer.tune_rate
+        factors = tuned(self.network, linears, self.samples, self._targets, self._float_head, rate, progress)
+        return {name: QuantizedWeight(one.values, one.scale * factors[name]) for name, one in weights.items()}
+
+    def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
+        """Float inputs for the linears that lose most on a grid, as many as the quantizer allows."""
+        runs = [
+            (partial(self._run, index), len(self._targets[index]))
+            for index in range(min(FLOAT_SAMPLES, len(self.samples)))
+        ]
+        for name, loss in input_losses(self.network, ranges, self._token_weights, runs).items():
+            self.layers[name].input_loss = loss
+        ranked = sorted(ranges, key=lambda name: -self.layers[name].input_loss)
+        for name in ranked[: int(self.quantizer.fallback.max_share * len(ranked))]:
+            self._leave_inputs(name, ranges[name])
+            self.layers[name].fallback, self.layers[name].note = True, ""

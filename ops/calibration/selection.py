@@ -1,0 +1,54 @@
+"""Which linears of a model a method gets, and how what happened to several of them is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from slimrun.ops.format.linear import FLOAT
+from slimrun.ops.quant.base import Quantizer
+
+from .base import Layer, Network
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The linears to quantize, in module order, in the table of all of them."""
+
+    layers: dict[str, Layer]
+    names: list[str]
+    notes: list[str]  # on those that the method covers but cannot have
+
+
+def select(network: Network, quantizer: Quantizer, run: Callable[[], Any] | None) -> Selection:
+    """The linears that the method covers and the model does nothing else with than call them, while `run` runs it.
+
+    ValueError when there is none.
+    """
+    shapes, kept = network.linears(), network.kept()
+    layers = {name: Layer(name, shape, quantized=False, note=kept.get(name, "")) for name, shape in shapes.items()}
+    if quantizer.quant_type == FLOAT:
+        return Selection(layers, [], [])
+    covered = [name for name in quantizer.covered(list(shapes)) if name not in kept]
+    apart = network.used_otherwise(covered, run) if run else {}
+    for name, reason in apart.items():
+        layers[name].fallback, layers[name].note = True, f"kept float, because {reason}"
+    notes = grouped(layers[name] for name in covered if name in apart)
+    if len(apart) == len(covered):
+        raise ValueError(f"the model has nothing to quantize: {'; '.join(notes)}")
+    return Selection(layers, [name for name in covered if name not in apart], notes)
+
+
+def grouped(layers: Iterable[Layer]) -> list[str]:
+    """A line for each note, with the layers that have it."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        found.setdefault(layer.note, []).append(layer.name)
+    return [f"{several(names)}: {note}" for note, names in found.items()]
+
+
+def several(names: Collection[str]) -> str:
+    """How many linears, and the first of them."""
+    first = ", ".join([*names][:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} linear{'s' if len(names) > 1 else ''} ({first})"

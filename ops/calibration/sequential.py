@@ -1,0 +1,207 @@
+"""From a float model to its quantized form, layer after layer: which linears, their integers, their input grids.
+
+Calibration is sequential: one sample after the other runs through the model whose linears are already quantized, so
+a layer is observed on what its quantized predecessors produce. Each linear's observer takes the sample's input and
+the grid follows it at once. That cannot be shared between runs: another method, fraction or selection of layers
+gives other outputs. What is measured on the float model before (tails and peaks of each input) can.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from slimrun.ops.format.arithmetic import QuantizedWeight
+from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, quantized_linear
+from slimrun.ops.memory import give_back
+from slimrun.ops.quant.base import Quantizer
+
+from .base import FLOAT_SAMPLES, Arrays, Layer, Network, Progress, Remember, Sample, call, silent, weight_error
+from .ranges import InputRange, InputStatistics
+from .selection import grouped, select, several
+from .smoothing import smooth
+
+UNREACHED = "no calibration sample reached it"  # why a linear has no input grid
+
+
+class SequentialCalibrator:
+    """Quantizes the network in place with `quantizer`, calibrated on `samples`; ValueError if it is quantized already.
+
+    `dtype` is the one in which scales are stored, None for each weight's own. A linear that no sample reaches has no
+    input grid: its weights are quantized and its inputs stay float, or with `one_format` (of all quantized linears in
+    the file) it stays float as a whole.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        quantizer: Quantizer,
+        samples: Sequence[Sample],
+        dtype: torch.dtype | None = None,
+        *,
+        one_format: bool = False,
+    ) -> None:
+        if quantizer.quant_type != FLOAT and (done := network.quantized()):
+            raise ValueError(
+                f"the model is quantized already: {several(done)}; load the float model anew, or take quant=none"
+            )
+        self.network = network
+        self.quantizer = quantizer
+        self.samples = samples
+        self.dtype = dtype
+        self.one_format = one_format
+        self.layers: dict[str, Layer] = {}
+        self.notes: list[str] = []  # what a reader of the scores must know of how it went
+        self.smoothed: list[str] = []  # norms that smoothing changed
+        self._ranges: dict[str, InputRange] = {}  # of the quantized linears whose format has a grid
+        self._raised: dict[str, int] = {}  # linear -> rows whose step was raised
+        self._calibration_notes: list[str] = []  # those of the notes that calibrating gave
+
+    def run(self) -> list[Layer]:
+        """Quantize the weights, then calibrate the inputs; returns the per-layer table."""
+        self.quantize()
+        return self.calibrate()
+
+    @torch.no_grad()
+    def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
+        """Replace every selected linear by its integers.
+
+        The statistics of the float model go through `remember`, unless smoothing has changed that model before.
+        """
+        quantizer, selected = self.quantizer, self.select()
+        if quantizer.quant_type == FLOAT:
+            return
+        if not self.samples and (quantizer.input_observer or quantizer.fallback_level):
+            raise ValueError("static activations need calibration samples, and there are none")
+        if quantizer.smooths_norms:
+            runs = [partial(self._run, index) for index in range(len(self.samples))]
+            self.smoothed, notes = smooth(self.network, quantizer, set(selected), runs)
+            self.notes += notes
+        if quantizer.fallback_level or quantizer.input_observer == "auto":
+            statistics = (call if self.smoothed else remember)(lambda: self._measure_inputs(selected))
+            for name, parameter, peak in zip(selected, statistics["range_parameter"], statistics["first_peak"]):
+                self.layers[name].range_parameter, self.layers[name].first_peak = float(parameter), float(peak)
+        fallback = self._fallback(selected)
+        for name in fallback:
+            self.layers[name].fallback = True
+        if len(fallback) == len(selected):
+            level = quantizer.fallback_level
+            self.notes.append(f"fallback_level={level}: every linear stays float, nothing is quantized")
+        for done, name in enumerate(selected):
+            if not self.layers[name].fallback:
+                self._quantize_layer(name)
+            progress(done + 1, len(selected))
+        self._leave_floats()
+
+    def select(self) -> list[str]:
+        """Begin the table of layers; the linears to quantize, in module order."""
+        selection = select(self.network, self.quantizer, partial(self._run, 0) if self.samples else None)
+        self.layers = selection.layers
+        self.notes += selection.notes
+        return selection.names
+
+    @torch.no_grad()
+    def calibrate(self, progress: Progress = silent) -> list[Layer]:
+        """Run the samples through the quantized model and fix every input grid."""
+        for name, one in self._ranges.items():
+            one.observe(self.quantizer.input_observer, self.layers[name])
+        with self.network.watching({name: one.update for name, one in self._ranges.items()}):
+            for index in range(len(self.samples) if self._ranges else 0):
+                self._run(index)
+                give_back()
+                progress(index + 1, len(self.samples))
+        if self._ranges and not any(one.reached for one in self._ranges.values()):
+            raise ValueError("no calibration sample reaches a linear that was quantized; give others")
+        self._raised = {}
+        for name, one in self._ranges.items():
+            layer = self.layers[name]
+            layer.input_low, layer.input_high = one.observer.range()
+            if one.linear.raised_rows:
+                self._raised[name] = one.linear.raised_rows
+            if not one.reached:
+                self._leave_unreached(name, one)
+        self._renew_notes()
+        self._ranges.clear()
+        return list(self.layers.values())
+
+    def _leave_unreached(self, name: str, one: InputRange) -> None:
+        """What a linear becomes of whose inputs nothing is known."""
+        layer = self.layers[name]
+        layer.fallback, layer.quantized = True, one.put_back is None
+        layer.note = f"{'inputs ' if layer.quantized else ''}kept float, because {UNREACHED}"
+        if one.put_back is not None:
+            one.put_back()
+        else:
+            self._leave_inputs(name, one)
+
+    def _leave_inputs(self, name: str, one: InputRange) -> None:
+        """A linear whose inputs stay float."""
+        alone = quantized_linear(WeightOnlyLinear.quant_type, one.weight, one.linear.bias, one.linear.dtype)
+        self.network.replace(name, alone)
+
+    def _renew_notes(self) -> None:
+        """Say what calibrating has found, in the place of what an earlier time has."""
+        self.notes = [note for note in self.notes if note not in self._calibration_notes]
+        found = grouped(layer for layer in self.layers.values() if layer.note.endswith(UNREACHED))
+        raised = {name: rows for name, rows in self._raised.items() if not self.layers[name].fallback}
+        for name, rows in raised.items():
+            self.layers[name].note = f"a larger step in {rows} rows, so that int32 holds their bias"
+        if raised:
+            count = sum(raised.values())
+            found.append(f"{several(raised)}: a larger step in {count} rows, so that int32 holds their bias")
+        self.notes += found
+        self._calibration_notes = found
+
+    def _measure_inputs(self, names: Sequence[str]) -> Arrays:
+        """Each linear's input in the float model over the first samples."""
+        statistics = InputStatistics(names)
+        with self.network.watching({name: partial(statistics.update, name) for name in names}):
+            for index in range(min(FLOAT_SAMPLES, len(self.samples))):
+                self._run(index)
+                if index == 0:
+                    statistics.end_first_sample()
+        return statistics.arrays()
+
+    def _fallback(self, names: Sequence[str]) -> list[str]:
+        """The first `fallback_level` linears in the method's ranking, in module order on ties."""
+        ranked = sorted(names, key=lambda name: -float(getattr(self.layers[name], self.quantizer.ranks_by)))
+        return ranked[: self.quantizer.fallback_level]
+
+    def _quantize_layer(self, name: str) -> None:
+        with self.network.linear(name) as (weight, bias):
+            try:
+                quantized = self.quantizer.quantize_weight(weight)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            layer = self.layers[name]
+            layer.quantized = True
+            layer.sqnr_db, layer.clipped = weight_error(weight, quantized)
+            linear = quantized_linear(self.quantizer.quant_type, quantized, bias, self.dtype or weight.dtype)
+        self._put(name, quantized, linear)
+
+    def _put(self, name: str, weight: QuantizedWeight, linear: QuantizedLinear) -> None:
+        """The quantized linear in the place of the float one, or of that of another try."""
+        self.layers[name].note = ""
+        put_back = self.network.replace(name, linear)
+        if isinstance(linear, Int8Linear):
+            self._ranges[name] = InputRange(linear, weight, put_back if self.one_format else None)
+
+    def _leave_floats(self) -> None:
+        """What the float linears took is free then."""
+        self.network.leave(sum(math.prod(layer.shape) for layer in self.layers.values() if layer.quantized))
+
+    def _run(self, index: int) -> Any:
+        """The model on one sample; ValueError says which when it does not fit."""
+        sample = self.samples[index]
+        try:
+            return self.network.run(sample)
+        except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:
+            if "out of memory" in str(error).lower():
+                raise
+            call = "model(**sample)" if isinstance(sample, Mapping) else "model(*sample)"
+            first = str(error).strip().split("\n")[0]
+            raise ValueError(f"calibration sample {index}: {call} fails: {first}") from error
