@@ -17,4 +17,5 @@ def targets() -> dict[str, type[Target]]:
     found = [Target]
     for target in found:
         found += target.__subclasses__()
-    return {target.name: target for target in sorted(found[1:], key=lambda target: target.name)}
+    named = [target for target in found if "name" in vars(target)]
+    return {target.name: target for target in sorted(named, key=lambda target: target.name)}

@@ -20,6 +20,7 @@ from .source import Linear, Source
 
 STEP_CHANGE = 0.01  # a step that its dtype there changes by more is no rounding any more
 PRODUCT_CHANGE = 1e-6  # of a linear's outputs, median: float32 sums in another order
+EXACT = 2**-23  # what a float32 product of step and input_scale leaves of the step
 TOKENS = 8  # of the input that a linear is tried on
 REACH = 40  # its standard deviation, in steps of the grid
 
@@ -45,12 +46,12 @@ class Held:
     quant_bias: Tensor | None = None  # int32 [n]
 
     def steps(self) -> Tensor:
-        """float32 [n]."""
+        """[n], what the outputs of the rows are multiplied with beside the input's scale."""
         if self.step is not None:
             return self.step
         if self.grid is None or self.deq_scale is None:
             raise ValueError("holds neither a step nor a deq_scale with its grid")
-        return self.deq_scale / self.grid[0]
+        return self.deq_scale.double() / self.grid[0]
 
     def product(self, x: Tensor) -> Tensor:
         """float64 [m, n] of x [m, k], from the formulas of the formats alone."""
@@ -150,7 +151,7 @@ def _compare(counts: _Counts, linear: Linear, kind: str, held: Held) -> None:
     case = (kind, linear.values.shape)
     if case not in counts.tried:
         counts.tried[case] = _difference(linear, held)
-        exact = change == 0 and (held.grid is None or linear.grid is None or held.grid[0] == linear.grid.scale)
+        exact = change <= EXACT and (held.grid is None or linear.grid is None or held.grid[0] == linear.grid.scale)
         if exact and linear.kind == kind and not counts.tried[case] <= PRODUCT_CHANGE:
             raise ValueError(
                 f"{name}: on equal input the outputs differ by {counts.tried[case]:.2g} (median, relative)"

@@ -54,7 +54,7 @@ class Gguf(Target):
 
     name: ClassVar[str] = "gguf"
     abilities: ClassVar[Abilities] = Abilities(
-        dict.fromkeys(("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16"), Q8_0.name), fuses=False
+        dict.fromkeys(("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16"), Q8_0.name), fuses=False, quantizes_head=True
     )
 
     def check(self, config: Mapping[str, Any]) -> None:

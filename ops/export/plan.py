@@ -12,6 +12,7 @@ from .source import Source
 
 STATIC = {kind.quant_type for kind in FORMATS.values() if kind.has_grid}
 WEIGHTS_ALONE = WeightOnlyLinear.quant_type
+HEADS = ("lm_head", "embed_out", "output_layer")  # what models call their output layer
 SHOWN = 3  # names in a line
 NOT_THERE = "{} is not known there"
 SPLIT = "linears that share an input must have one type and one grid"
@@ -32,6 +33,7 @@ class Abilities:
 
     formats: Mapping[str, str]  # a bundle's format -> what it is called there; a linear of any other becomes FLOAT
     fuses: bool = True  # linears that share an input are one product there
+    quantizes_head: bool = False
     weights_alone_beside_static: bool = True
 
 
@@ -41,6 +43,8 @@ def planned(source: Source, engine: Abilities) -> tuple[dict[str, str], list[Cha
     reasons: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for group in source.groups() if engine.fuses else [[name] for name in source.types]:
         kind, reason = _common(source, group)
+        if kind != FLOAT and not engine.quantizes_head and group[0].rpartition(".")[2] in HEADS:
+            kind, reason = FLOAT, "the output layer is float there"
         if kind not in engine.formats:
             kind, reason = FLOAT, NOT_THERE.format(kind) if kind != FLOAT else reason
         for name in group:

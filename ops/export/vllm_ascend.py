@@ -1,0 +1,24 @@
+"""vllm-ascend on Atlas A2 and A3; SGLang on NPU reads the same files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from .ascend import Ascend
+from .plan import Abilities
+
+
+@dataclass(frozen=True)
+class VllmAscend(Ascend):
+    """W8A8S is not known there: the same integers are W8A8."""
+
+    name: ClassVar[str] = "vllm-ascend"
+    abilities: ClassVar[Abilities] = Abilities(
+        {"W8A8S": "W8A8", "W8A8": "W8A8", "W8A8_DYNAMIC": "W8A8_DYNAMIC", "W8A16": "W8A16"}
+    )
+
+    def command(self, folder: Path) -> str:
+        """For vLLM with vllm-ascend."""
+        return f"vllm serve {folder} --quantization ascend"
