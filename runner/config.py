@@ -99,12 +99,12 @@ def build(config: DictConfig) -> Experiment:
     values that a constructor refuses raise ConfigError.
     """
     _check_references(config)
-    fields = {field.name for field in dataclasses.fields(Experiment)}
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(Experiment))  # in order: which error is first
     for key in map(str, config):
-        if key not in fields | {"hydra"}:
+        if key not in {*fields, "hydra"}:
             raise CompositionError(f"{key}: no such key{_did_you_mean(key, fields)}")
     arguments: dict[str, Any] = {}
-    for name in fields - {"task"}:
+    for name in (name for name in fields if name != "task"):
         value = config.get(name)
         arguments[name] = construct(value, name) if isinstance(value, DictConfig) else _scalar(config, name)
     tasks = config.get("task")

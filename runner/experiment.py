@@ -190,7 +190,7 @@ class Experiment:
         weight, though it reads the weight files once.
         """
         settings = {
-            "quant": settings_of(self.quant),
+            "quant": settings_of(self.quant, "samples"),  # the texts below say how many were taken
             "compress": settings_of(self.compress, "threads"),
             "task": {name: (settings_of(task, "path"), task.protocol()) for name, task in self.task.items()},
             "calibration": (self.calibration.texts(), self.calibration.length),
@@ -227,10 +227,11 @@ class Experiment:
         selection = (self.quant.ignore, self.quant.ignore_last_linear)
         return self.cache.arrays(what, model.fingerprint, self.device.type, texts, self.calibration.length, selection)
 
-    def _data_hashes(self, texts: list[str]) -> dict[str, str]:
-        """sha256 of what calibrated and of what each task reads."""
+    def _data_hashes(self, texts: list[str]) -> dict[str, str | int]:
+        """sha256 of what calibrated, how many prompts that was, and of what each task reads."""
         return {
             "data/calibration": digest(texts),
+            "data/calibration_prompts": len(texts),
             **{f"data/{name}": digest(task.texts()) for name, task in self.task.items()},
         }
 

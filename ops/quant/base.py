@@ -34,11 +34,13 @@ class Quantizer:
     ignore: list[str] = field(default_factory=list)
     ignore_last_linear: bool = True
     fallback_level: int = 0
+    samples: int = 16  # calibration prompts that a run takes where it is not told how many
 
     def __post_init__(self) -> None:
         """Validate the knobs; ValueError names the key, the value and what is allowed."""
-        if self.fallback_level < 0:
-            raise ValueError(f"fallback_level={self.fallback_level} is out of range; allowed: 0 or more")
+        for name, low in (("fallback_level", 0), ("samples", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: {low} or more")
 
     @property
     def quant_type(self) -> str:

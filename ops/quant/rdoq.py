@@ -85,6 +85,7 @@ class RDOQ(StaticQuantizer):
     measured_prompts: int = 8
     fallback: Fallback = Fallback()
     tune_rate: float = 0.002
+    samples: int = 24
 
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""
@@ -97,6 +98,8 @@ class RDOQ(StaticQuantizer):
                 raise ValueError(
                     f"grid.{name}={getattr(self.grid, name)} has no effect, only steps are taken of a grid"
                 )
+        if self.grid is not None and self.grid.samples != type(self.grid).samples:
+            raise ValueError(f"grid.samples={self.grid.samples} has no effect; allowed: samples, of the method itself")
         if self.activations not in ACTIVATIONS:
             raise ValueError(f"activations={self.activations} is not known; allowed: {', '.join(ACTIVATIONS)}")
         if self.fallback_level:

@@ -74,6 +74,8 @@ def slimrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["model.dtype=int4"], "model.dtype=int4 is not known; allowed: auto, float32"),
         (["device=npu"], "device=npu needs the package torch_npu: install CANN"),
         (["calibration.samples=0"], "calibration.samples=0 is out of range; allowed: 1 or more"),
+        (["quant.samples=0"], "quant.samples=0 is out of range; allowed: 1 or more"),
+        (["quant=rdoq_w8a8", "quant.grid.samples=5"], "quant.grid.samples=5 has no effect; allowed: samples"),
         (["calibration.path=missing.txt"], "missing.txt"),
         (["compress.tile_size=5000"], "compress.tile_size=5000 is out of range; allowed: powers of two"),
         (["cache.max_gb=-1"], "cache.max_gb=-1.0 is out of range"),
