@@ -22,7 +22,7 @@ from hydra.utils import get_class
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from slimrun.ops.framework.base import Outline
+from slimrun.ops.model.base import Outline
 from slimrun.runner.experiment import Experiment
 from slimrun.runner.tracking.base import Tracker
 

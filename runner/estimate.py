@@ -14,13 +14,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from slimrun.ops.framework.base import Outline
+from slimrun.ops.model.base import Outline
 from slimrun.runner.cache import Cache
 from slimrun.runner.experiment import Experiment
 from slimrun.runner.folder import RESULTS, read_json
 from slimrun.runner.result import Result, covered_share
 
-DOWNLOAD_BYTES = 93_000_000  # the package of the embedded model
 PROCESS_BYTES = 620_000_000  # interpreter and libraries
 FLOAT_COPIES = 2.0  # of the float weights at the peak, the pages of their mapped file being one
 INT8_COPIES = 1.4  # of the int8 weights
@@ -190,13 +189,13 @@ class Estimate:
     @property
     def folder(self) -> Path | None:
         """Where the model's files lie."""
-        return self.experiment.framework.files(self.experiment.model, self.experiment.cache.path)
+        return self.experiment.model.folder(self.experiment.cache.path)
 
     @property
     def download_bytes(self) -> int:
         """What has to be fetched and converted first, below `cache.dir`."""
-        missing = self.experiment.model.source == "embedded" and self.folder is None
-        return DOWNLOAD_BYTES + self.outline.float_bytes if missing else 0
+        fetched = self.experiment.model.download_bytes
+        return fetched + self.outline.float_bytes if fetched and self.folder is None else 0
 
     @cached_property
     def memory(self) -> tuple[int, bool]:

@@ -16,7 +16,9 @@ from slimrun.ops import bundle
 from slimrun.ops.calibration.base import Remember
 from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.compressor import Compressor
-from slimrun.ops.framework.base import Device, Framework, LoadedModel, Model, Outline, Unavailable
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework.base import Device, Framework, LoadedModel
+from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
 from slimrun.runner.cache import Cache
 from slimrun.runner.display import Stages
@@ -74,7 +76,7 @@ class Experiment:
         """
 
         def look() -> list[str]:
-            model = loaded or self.framework.reader(self.model, self.cache.path)
+            model = loaded or self.model.reader(self.cache.path)
             if model is None:
                 return []
             # every framework's model satisfies the protocols of both rooms; they do not know each other
@@ -88,7 +90,7 @@ class Experiment:
                 notes.append(f"the chat template asks for the date; every prompt says {date}, whatever the day")
             return notes
 
-        key = self.framework.reader_key(self.model, self.cache.path)
+        key = self.model.key(self.cache.path)
         asked = (self.calibration.texts(), settings_of(self.calibration, "path", "prompts"), self.protocols())
         return self.cache.notes(look, key, *asked) if key else look()
 
@@ -258,12 +260,7 @@ class Experiment:
             share = overlap("\n".join(task.texts()), "\n".join(calibration))
             if share > 0:
                 found.append(f"{share:.1%} of the 13-grams of task {name} also stand in the calibration text")
-        if self.model.source == "embedded":
-            found.append(
-                "the embedded model's float weights come from a 4-bit file (Q4_1): that loss is in the baseline, "
-                "and its scores are not the published ones of SmolLM2-135M-Instruct"
-            )
-        return found
+        return [*found, *self.model.notes]
 
 
 @contextmanager

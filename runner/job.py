@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slimrun.ops import scratch
 from slimrun.ops.files import replacing
-from slimrun.ops.framework.base import Outline
+from slimrun.ops.model.base import Outline
 from slimrun.runner.config import (
     CONFIG_MODULE,
     CONFIG_NAME,

@@ -11,7 +11,7 @@ import torch
 
 from slimrun.runner.config import ConfigError
 from slimrun.runner.display import print_table
-from slimrun.runner.estimate import DOWNLOAD_BYTES, Estimate
+from slimrun.runner.estimate import Estimate
 from slimrun.runner.overrides import distinct
 from slimrun.runner.settings import PINNED_CALIBRATION
 
@@ -93,8 +93,8 @@ def reads(job: Estimate) -> str:
     model = job.experiment.model
     what = f"{model.name}, {size(job.outline.float_bytes)} of float weights"
     if job.download_bytes:
-        return f"{what}, fetched first ({size(DOWNLOAD_BYTES)})"
-    return f"{what}, random" if model.source == "random" else f"{what} from {job.folder or model.path}"
+        return f"{what}, fetched first ({size(model.download_bytes)})"
+    return f"{what}, {model.origin(job.experiment.cache.path)}"
 
 
 def calibrates(job: Estimate) -> str:

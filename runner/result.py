@@ -15,7 +15,7 @@ from slimrun.ops import bundle
 from slimrun.ops.calibration.base import Layer
 from slimrun.ops.compress import entropy_bits
 from slimrun.ops.compress.base import Parts
-from slimrun.ops.framework.base import Outline
+from slimrun.ops.model.base import Outline
 
 Metrics = dict[str, float | int | str]
 

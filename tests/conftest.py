@@ -14,9 +14,13 @@ import hypothesis
 import pytest
 import torch
 
-from slimrun.ops.framework import embedded, mindspore
-from slimrun.ops.framework.base import Device, Framework, Model, Unavailable
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework import mindspore
+from slimrun.ops.framework.base import Device, Framework
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.model import embedded
+from slimrun.ops.model.pretrained import Pretrained
+from slimrun.ops.model.random import Random
 
 # a shell's background job ignores Ctrl-C, and so would every program that the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,8 +50,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SLIMRUN_CACHE", "~/.cache/slimrun")).expanduser()
 
 
-def described(dtype: str = "float32", **changes: object) -> Model:
-    return Model("tiny", "random", dtype=dtype, architecture=ARCHITECTURE | changes)
+def described(dtype: str = "float32", **changes: object) -> Random:
+    return Random("tiny", dtype=dtype, architecture=ARCHITECTURE | changes)
 
 
 def tiny(dtype: str = "float32", **changes: object) -> TorchModel:
@@ -91,5 +95,5 @@ def tiny_folder(tmp_path: Path) -> Path:
 def smollm2() -> TorchModel:
     """The real model, fetched once into the cache; the session shares it, so tests must not change it."""
     torch.set_num_threads(2)
-    path = embedded.folder(cache_folder())
-    return PyTorch().load(Model("smollm2", "pretrained", str(path)), CPU, cache_folder(), seed=0)
+    path = embedded.fetched(cache_folder())
+    return PyTorch().load(Pretrained("smollm2", str(path)), CPU, cache_folder(), seed=0)

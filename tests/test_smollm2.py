@@ -16,9 +16,9 @@ from slimrun.ops.calibration.base import Layer
 from slimrun.ops.compress import entropy_bits
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
-from slimrun.ops.framework import embedded
-from slimrun.ops.framework.base import Model
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.model import embedded
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.quant.w8a8s import W8A8S
 
 from .conftest import CPU, cache_folder
@@ -34,8 +34,8 @@ def silent(done: int, total: int) -> None:
 
 @pytest.fixture(scope="module")
 def quantized(smollm2: TorchModel) -> tuple[TorchModel, list[Layer]]:
-    path = str(embedded.folder(cache_folder()))
-    model = PyTorch().load(Model("smollm2", "pretrained", path), CPU, cache_folder(), seed=0)
+    path = str(embedded.fetched(cache_folder()))
+    model = PyTorch().load(Pretrained("smollm2", path), CPU, cache_folder(), seed=0)
     texts = read_prompts(pinned("wikipedia_calibration"))[:3]
     layers = PyTorch().calibrator(model, W8A8S(), texts, 256).run()
     return model, layers

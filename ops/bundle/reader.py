@@ -20,6 +20,7 @@ from torch import Tensor
 
 from slimrun.ops.compress.base import Arena, Codec, Int8Array, Limited
 from slimrun.ops.format.linear import FLOAT
+from slimrun.ops.weights import ckpt
 
 from .description import CKPT, PARTS, SAFETENSORS, damage, file_name, named, read_description
 from .manifest import check_tensors, read_manifest
@@ -178,13 +179,8 @@ def _is_still(place: Path, held: int) -> bool:
 def read_tensors(weights: Path) -> dict[str, Tensor]:
     """ValueError names the file when it is damaged, or when nothing here reads its kind."""
     if weights.suffix == CKPT:
-        from slimrun.ops.framework.mindspore import require
-
-        require()
-        from slimrun.ops.framework.mindspore import checkpoint
-
         with named(weights):
-            return checkpoint.read(weights)
+            return ckpt.read(weights)
     with named(weights), safe_open(weights, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
 

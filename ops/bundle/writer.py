@@ -23,6 +23,7 @@ from slimrun.ops.compress.base import Codec, Parts
 from slimrun.ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
 from slimrun.ops.format.linear import FLOAT, FORMATS, WeightOnlyLinear
 from slimrun.ops.scratch import ScratchFolder
+from slimrun.ops.weights import ckpt
 
 from .description import SAFETENSORS, file_name
 from .manifest import write_manifest
@@ -100,9 +101,7 @@ def _write_tensors(weights: Path, tensors: Mapping[str, Tensor]) -> None:
     if weights.suffix == SAFETENSORS:
         save_file(dict(tensors), weights, metadata={"format": "pt"})
     else:
-        from slimrun.ops.framework.mindspore import checkpoint
-
-        checkpoint.write(weights, tensors)
+        ckpt.write(weights, tensors)
 
 
 def _owner(key: str) -> str:

@@ -159,7 +159,7 @@ class Source:
         """Every tensor of the float model by name, without memory; None when the model brings its own code."""
         from transformers import AutoConfig
 
-        from slimrun.ops.framework.pytorch.skeleton import shapes_of
+        from slimrun.ops.model.skeleton import shapes_of
 
         if self.config.get("auto_map"):
             return None

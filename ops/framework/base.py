@@ -13,58 +13,13 @@ import numpy.typing as npt
 import torch
 
 from slimrun.ops.calibration.base import Calibrator
+from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
 
-SOURCES = ("embedded", "pretrained", "random")
-ONE_OUTPUT = "one output: a gate or a score, it stays float"
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MEMORY_SIZE = re.compile(r"\d+(\.\d+)?([KMG]i?B)?")
 
 FloatArray = npt.NDArray[np.float32]
-
-
-class Unavailable(ValueError):
-    """Something the run needs is not here; the message says what, and the exact next step."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """Which model, as conf/model says it.
-
-    `source` is "embedded" (fetched once from the package index), "pretrained" (`path`: a folder or a hub id) or
-    "random" (random weights of the shape in `architecture`). With framework=mindspore a `loader` ("package.function",
-    which returns network and tokenizer) brings the user's own network instead.
-    """
-
-    name: str
-    source: str
-    path: str | None = None
-    revision: str | None = None
-    dtype: str = "auto"
-    trust_remote_code: bool = False
-    loader: str | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def runs_code(self) -> bool:
-        """Whether the user allowed code that is not the framework's: the model's own, or the loader they named."""
-        return self.trust_remote_code or self.loader is not None
-
-    def __post_init__(self) -> None:
-        """Validate; ValueError names the key, the value and what is allowed."""
-        if self.source not in SOURCES:
-            raise ValueError(f"source={self.source} is not known; allowed: {', '.join(SOURCES)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype} is not known; allowed: {', '.join(DTYPES)}")
-        if self.loader is not None:
-            if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", self.loader):
-                raise ValueError(f"loader={self.loader} names no function; allowed: PACKAGE.FUNCTION")
-            return
-        if self.source == "pretrained" and not self.path:
-            raise ValueError("path=null names no model; give a folder or a hub id: model=hf model.path=DIR_OR_HUB_ID")
-        if self.source != "pretrained" and not self.architecture:
-            raise ValueError(f"architecture is empty; source={self.source} needs one")
 
 
 @dataclass(frozen=True)
@@ -102,18 +57,6 @@ class Device:
                 raise ValueError(
                     f"max_memory.{key}={size} is no size; allowed: a number with KiB, MiB, GiB, KB, MB, GB"
                 )
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What is known of a model without loading a weight."""
-
-    linears: dict[str, tuple[int, int]]  # name -> shape [n, k], in module order
-    parameters: int  # numbers in all its tensors, tied ones once
-    float_bytes: int  # of the parameters, in the dtype the model is loaded in
-    notes: tuple[str, ...] = ()  # what a person must know of it before it loads, one line each
-    experts: int = 0  # numbers in weights of experts that are no linear
-    kept: Mapping[str, str] = field(default_factory=dict)  # linears that stay float whatever the method, and why
 
 
 class Reader(Protocol):
@@ -174,18 +117,6 @@ class Framework(Protocol):
 
         None when `read` is false and weights would have to be read for it.
         """
-
-    def files(self, model: Model, cache: Path) -> Path | None:
-        """The folder here that the model is loaded from; None when there is none (yet)."""
-
-    def reader(self, model: Model, cache: Path) -> Reader | None:
-        """How the model reads text, without loading a weight; None when its tokenizer is not here yet.
-
-        Unavailable says in one line why its tokenizer cannot be used.
-        """
-
-    def reader_key(self, model: Model, cache: Path) -> str | None:
-        """Hash of everything that `reader` depends on, from its files alone; None where that is not known."""
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> LoadedModel:
         """The float model, ready to run; its fingerprint is the one that `fingerprint` gives."""

@@ -23,8 +23,8 @@ from slimrun.msmodelslim.weight_compression import PARTS, CompressConfig, Compre
 from slimrun.ops.compress.base import Int8Array, Limited
 from slimrun.ops.compress.nz import NZ
 from slimrun.ops.format.linear import FORMATS
-from slimrun.ops.framework.mindspore import require
 from slimrun.ops.quant.base import nearest
+from slimrun.ops.weights.ckpt import read, write
 
 WEIGHT = ".weight"
 CONTAINER = "slimrun.container"
@@ -70,8 +70,6 @@ def merge(checkpoint: str | Path, output: str | Path, weight: Arrays, index: Arr
     A weight NAME.weight becomes NAME.weight (int8, coded), NAME.index (int8) and NAME.info (int64); all other entries
     stay. Nothing is written unless `restore` gives every entry back as it was; ValueError says which differs.
     """
-    from slimrun.ops.framework.mindspore.checkpoint import write
-
     tensors = _read(checkpoint)
     merged = dict(tensors)
     for key in weight:
@@ -119,9 +117,6 @@ def compress(
 
 
 def _read(path: str | Path) -> dict[str, Tensor]:
-    require()
-    from slimrun.ops.framework.mindspore.checkpoint import read
-
     return read(Path(path))
 
 

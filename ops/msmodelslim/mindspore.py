@@ -27,9 +27,10 @@ framework.require()  # before the modules below import it: one line instead of a
 import mindspore as ms
 from mindspore import nn
 
-from slimrun.ops.framework.mindspore import checkpoint
 from slimrun.ops.framework.mindspore.language_model import stored_tensors
+from slimrun.ops.framework.mindspore.loading import fill_float
 from slimrun.ops.framework.mindspore.network import MindSporeNetwork, check_mode, linear_names
+from slimrun.ops.weights import ckpt
 
 __all__ = ["Calibrator", "QuantConfig"]
 
@@ -83,8 +84,8 @@ class Calibrator:
         check_layers(self.quantizer, list(linear_names(model)), "nn.Dense, mint.nn.Linear or mindformers Linear")
         check_calibrated(self.quantizer, samples)
         check_mode()
-        self._source = checkpoint.read(Path(model_ckpt))
-        checkpoint.load(model, self._source, Path(model_ckpt))
+        self._source = ckpt.read(Path(model_ckpt))
+        fill_float(model, self._source, Path(model_ckpt))
         self._tensors: dict[str, Tensor] = {}
 
     def run(self) -> None:
@@ -117,7 +118,7 @@ class Calibrator:
         if not self._tensors:
             raise ValueError("save() needs a quantized model: call run() first.")
         integers = WEIGHT_DTYPES[weight_dtype]
-        checkpoint.write(
+        ckpt.write(
             Path(path),
             {
                 key: tensor.to(integers) if tensor.dtype == torch.int8 and key.endswith(".weight") else tensor

@@ -23,6 +23,7 @@ from slimrun.ops.files import staging
 from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.framework.pytorch import network as pytorch
 from slimrun.ops.framework.pytorch.language_model import stored_tensors
+from slimrun.ops.model.linears import linear_names
 
 __all__ = ["Calibrator", "QuantConfig"]
 
@@ -66,7 +67,7 @@ class Calibrator:
         self.quantizer = cfg.quantizer(disable_level)
         network = pytorch.TorchNetwork(self.model)
         self._calibrator = calibration.calibrator(network, self.quantizer, calib_data or [], one_format=True)
-        check_layers(self.quantizer, list(pytorch.linear_names(self.model)), "nn.Linear")
+        check_layers(self.quantizer, list(linear_names(self.model)), "nn.Linear")
         check_calibrated(self.quantizer, calib_data)
         self._tensors: dict[str, Tensor] = {}
 

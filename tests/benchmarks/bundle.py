@@ -26,9 +26,10 @@ from slimrun.ops.compress.base import Codec, Parts
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.compress.none import NoCompression
-from slimrun.ops.framework import embedded
-from slimrun.ops.framework.base import Device, Model
+from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.model import embedded
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.quant.w8a8s import W8A8S
 
 PAGE = 4096
@@ -66,7 +67,7 @@ def main() -> None:
 def quantized() -> dict[str, torch.Tensor]:
     """The int8 weights of SmolLM2's linears."""
     cache = Path("~/.cache/slimrun").expanduser()
-    model = PyTorch().load(Model("smollm2", "pretrained", str(embedded.folder(cache))), Device("cpu", "cpu"), cache, 0)
+    model = PyTorch().load(Pretrained("smollm2", str(embedded.fetched(cache))), Device("cpu", "cpu"), cache, 0)
     linears = {n: m for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     return {name: W8A8S().quantize_weight(linear.weight).values for name, linear in linears.items()}
 

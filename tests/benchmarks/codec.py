@@ -29,9 +29,10 @@ import numpy as np
 import torch
 
 from slimrun.ops import _native, compress
-from slimrun.ops.framework import embedded
-from slimrun.ops.framework.base import Device, Model
+from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.model import embedded
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.w8a8 import W8A8
@@ -172,7 +173,7 @@ def tensors(which: set[str]) -> Iterator[tuple[str, np.ndarray]]:
     """(name, int8 matrix): real ones of SmolLM2 by three methods, and synthetic ones of LLaMA-7B's shapes."""
     if "smollm2" in which:
         cache = Path("~/.cache/slimrun").expanduser()
-        model = Model("smollm2", "pretrained", str(embedded.folder(cache)))
+        model = Pretrained("smollm2", str(embedded.fetched(cache)))
         module: Any = PyTorch().load(model, Device("cpu", "cpu"), cache, 0).module
         for method, quantizer in (("w8a8s", W8A8S()), ("lowbit", Lowbit()), ("w8a8", W8A8())):
             for layer in ("model.layers.10.mlp.gate_proj", "model.layers.20.mlp.down_proj"):

@@ -20,9 +20,10 @@ import torch
 
 from slimrun.evaluation.metrics import token_log_probs
 from slimrun.evaluation.text import pinned, read_prompts
-from slimrun.ops.framework import embedded
-from slimrun.ops.framework.base import Device, Model
+from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.model import embedded
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.quant.w8a8s import W8A8S
 
 WINDOW, NEW_TOKENS = 512, 24
@@ -31,9 +32,9 @@ CPU = Device("cpu", "cpu")
 
 def models(texts: list[str]) -> dict[str, TorchModel]:
     cache = Path(os.environ.get("SLIMRUN_CACHE", "~/.cache/slimrun")).expanduser()
-    folder = str(embedded.folder(cache))
+    folder = str(embedded.fetched(cache))
     framework = PyTorch()
-    load = lambda dtype: framework.load(Model("smollm2", "pretrained", folder, dtype=dtype), CPU, cache, 0)  # noqa: E731
+    load = lambda dtype: framework.load(Pretrained("smollm2", folder, dtype=dtype), CPU, cache, 0)  # noqa: E731
     found = {"float32": load("float32"), "bfloat16": load("bfloat16"), "w8a8s": load("float32")}
     framework.calibrator(found["w8a8s"], W8A8S(), texts[:4], WINDOW).run()
     return found

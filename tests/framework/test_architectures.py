@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slimrun.ops.framework.pytorch import Calibrator, TorchModel
-from slimrun.ops.framework.pytorch.loading import byte_tokenizer
+from slimrun.ops.model.tokenizer import byte_tokenizer
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.w8a8 import W8A8
 from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic

@@ -13,7 +13,7 @@ from slimrun.ops import bundle
 from slimrun.ops.format.arithmetic import ActivationGrid, activation_grid
 from slimrun.ops.format.linear import Int8Linear, WeightOnlyLinear, quantized_linear, restored_linear
 from slimrun.ops.framework.pytorch import Calibrator, PyTorch
-from slimrun.ops.framework.pytorch.network import linear_names
+from slimrun.ops.model.linears import linear_names
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.none import NoQuantization

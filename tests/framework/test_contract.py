@@ -16,8 +16,10 @@ from slimrun.ops.calibration.sequential import SequentialCalibrator
 from slimrun.ops.calibration.smoothing import smooth
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.nz import NZ
-from slimrun.ops.framework.base import Device, Framework, LoadedModel, Model, Unavailable
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework.base import Device, Framework, LoadedModel
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.none import NoQuantization
@@ -196,7 +198,7 @@ def test_check_outlines_the_model_without_loading_it(framework: Framework, tmp_p
 
 
 def test_a_folder_is_loaded_and_damage_is_named(framework: Framework, tiny_folder: Path) -> None:
-    model = Model("mine", "pretrained", str(tiny_folder))
+    model = Pretrained("mine", str(tiny_folder))
     ids = np.array([[5, 6, 7, 8]])
     np.testing.assert_allclose(framework.load(model, CPU, tiny_folder, 0).hidden(ids), tiny().hidden(ids), atol=1e-5)
     weights = tiny_folder / "model.safetensors"
@@ -204,7 +206,7 @@ def test_a_folder_is_loaded_and_damage_is_named(framework: Framework, tiny_folde
     with pytest.raises(Unavailable, match=r"model\.safetensors"):
         framework.check(model, CPU, tiny_folder)
     with pytest.raises(Unavailable, match=r"no such folder"):
-        framework.check(Model("mine", "pretrained", "./nowhere"), CPU, tiny_folder)
+        framework.check(Pretrained("mine", "./nowhere"), CPU, tiny_folder)
 
 
 def test_a_missing_device_is_refused_with_the_next_step(framework: Framework) -> None:

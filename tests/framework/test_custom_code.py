@@ -13,9 +13,11 @@ import torch
 
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.compress.none import NoCompression
-from slimrun.ops.framework.base import Model, Unavailable
+from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.framework.pytorch.language_model import check_output_head
+from slimrun.ops.model.own import Own
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.runner.config import build, composed
 from slimrun.runner.display import Stages
 from tests.conftest import CPU
@@ -25,7 +27,7 @@ from .chatglm import AUTO_MAP, chatglm, write_folder
 
 @pytest.fixture
 def glm(tmp_path: Path) -> TorchModel:
-    model = Model("glm", "pretrained", str(write_folder(tmp_path / "glm")), trust_remote_code=True)
+    model = Pretrained("glm", str(write_folder(tmp_path / "glm")), trust_remote_code=True)
     return PyTorch().load(model, CPU, tmp_path, seed=0)
 
 
@@ -102,4 +104,4 @@ def test_a_base_model_that_cannot_be_told_apart_is_refused(glm: TorchModel) -> N
 
 def test_a_loader_is_for_mindspore() -> None:
     with pytest.raises(Unavailable, match=r"model.loader=mine.load is for framework=mindspore"):
-        PyTorch().check(Model("mine", "random", loader="mine.load"), CPU, Path("unused"))
+        PyTorch().check(Own("mine", "mine.load"), CPU, Path("unused"))

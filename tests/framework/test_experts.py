@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from slimrun.ops.calibration.sequential import SequentialCalibrator
-from slimrun.ops.framework.pytorch.experts import expert_parameters, float_linears
-from slimrun.ops.framework.pytorch.network import TorchNetwork, linear_names
+from slimrun.ops.framework.pytorch.network import TorchNetwork
+from slimrun.ops.model.linears import expert_parameters, float_linears, linear_names
 from slimrun.ops.quant.w8a16 import W8A16
 
 from .architectures import DENSE, MIXTURES, empty

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from slimrun.ops.framework.base import Model
 from slimrun.ops.framework.pytorch import PyTorch
-from slimrun.ops.framework.pytorch.fingerprint import folder_hash
-from slimrun.ops.framework.pytorch.outline import description_key
+from slimrun.ops.model.fingerprint import folder_hash
+from slimrun.ops.model.outline import description_key
+from slimrun.ops.model.pretrained import Pretrained
 
 READ = [
     "model.safetensors", "pytorch_model.bin", "model.ckpt", "config.json", "generation_config.json", "merges.txt",
@@ -91,7 +91,7 @@ def test_damaged_digests_are_computed_anew(tmp_path: Path, content: bytes) -> No
 
 def test_what_is_known_without_weights_follows_all_but_the_weights(tmp_path: Path) -> None:
     folder, cache = tmp_path / "model", tmp_path / "cache"
-    model = Model("mine", "pretrained", str(folder))
+    model = Pretrained("mine", str(folder))
     keys = set()
     for name in ("config.json", "merges.txt", "modeling_mine.py", "chat_template.jinja"):
         put(folder, name, b"{}")
@@ -111,11 +111,10 @@ def test_code_in_another_repository_counts_by_its_commit(tmp_path: Path, monkeyp
         put(hub, f"models--owner--code/snapshots/{commit}/modeling.py", b"")
         put(hub, "models--owner--code/refs/main", commit.encode())
         for trusted in (True, False):
-            model = Model("mine", "pretrained", str(folder), trust_remote_code=trusted)
+            model = Pretrained("mine", str(folder), trust_remote_code=trusted)
             found.append(PyTorch().fingerprint(model, tmp_path / "cache", 0))
     assert found[0] != found[2]
     assert found[1] == found[3]
     assert (
-        PyTorch().fingerprint(Model("mine", "pretrained", str(folder), trust_remote_code=True), tmp_path, 0, read=False)
-        is None
+        PyTorch().fingerprint(Pretrained("mine", str(folder), trust_remote_code=True), tmp_path, 0, read=False) is None
     )

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from slimrun.ops.calibration.rdoq.folding import find_folds, fold, storable
 from slimrun.ops.calibration.smoothing import smooth
 from slimrun.ops.calibration.wiring import Fold, skipped
-from slimrun.ops.framework.pytorch.network import TorchNetwork, linear_names
+from slimrun.ops.framework.pytorch.network import TorchNetwork
+from slimrun.ops.model.linears import linear_names
 from slimrun.ops.quant.lowbit import Lowbit
 
 from ..conftest import ARCHITECTURE, tiny

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework import mindspore as framework
-from slimrun.ops.framework.base import Unavailable
 
 pytestmark = pytest.mark.mindspore
 try:
@@ -23,15 +23,15 @@ from mindspore import Tensor, mint, nn
 
 from slimrun.ops.calibration.sequential import SequentialCalibrator
 from slimrun.ops.format.arithmetic import ActivationGrid, int8_linear
-from slimrun.ops.framework.mindspore import checkpoint
 from slimrun.ops.framework.mindspore.int8_cell import WeightOnly, static_product
 from slimrun.ops.framework.mindspore.language_model import LlamaModel
-from slimrun.ops.framework.mindspore.loading import outline
+from slimrun.ops.framework.mindspore.loading import check_config
 from slimrun.ops.framework.mindspore.network import MindSporeNetwork, linear_names
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.w8a8 import W8A8
 from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
 from slimrun.ops.quant.w8a16 import W8A16
+from slimrun.ops.weights import ckpt
 
 from ..conftest import CPU, described
 
@@ -104,23 +104,23 @@ def test_checkpoints_keep_every_dtype(tmp_path: Path) -> None:
         "brain": torch.tensor([1.5, 3e38], dtype=torch.bfloat16),
     }
     path = tmp_path / "all.ckpt"
-    checkpoint.write(path, tensors)
-    found = checkpoint.read(path)
+    ckpt.write(path, tensors)
+    found = ckpt.read(path)
     assert all(torch.equal(found[key], tensor) and found[key].dtype == tensor.dtype for key, tensor in tensors.items())
     assert path.stat().st_mode & 0o777 == 0o400
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match=r"all\.ckpt is no MindSpore checkpoint"):
-        checkpoint.read(path)
+        ckpt.read(path)
 
 
 def test_models_that_are_no_llama_are_refused_with_the_way_out() -> None:
     other = described(model_type="gpt2")
     with pytest.raises(Unavailable, match=r"framework=mindspore builds llama.*model\.loader=PACKAGE\.FUNCTION"):
-        outline(other, None, Path("unused"))
+        check_config(other.config(Path("unused")), other.name)
     turning = described(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
     with pytest.raises(Unavailable, match=r"rope_type=dynamic is not built"):
-        outline(turning, None, Path("unused"))
+        check_config(turning.config(Path("unused")), turning.name)
 
 
 class Direct(nn.Cell):

@@ -7,8 +7,8 @@ import types
 
 import pytest
 
+from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework import mindspore
-from slimrun.ops.framework.base import Unavailable
 
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,14 @@ from transformers import LlamaConfig
 from slimrun.ops import bundle
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
-from slimrun.ops.framework.base import Device, Model, Unavailable
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel, loading
-from slimrun.ops.framework.pytorch.outline import check_device
+from slimrun.ops.framework.pytorch.device import check_device
 from slimrun.ops.framework.pytorch.placement import find_device_map, input_device, private_folder
+from slimrun.ops.model.base import Model
+from slimrun.ops.model.pretrained import Pretrained
+from slimrun.ops.model.random import Random
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.runner.config import build, composed
 from tests.conftest import ARCHITECTURE, CPU, TEXTS, tiny
@@ -90,7 +94,7 @@ def assert_same(expected: list[object], found: list[object]) -> None:
 def test_cpu_and_disk_give_what_the_cpu_gives(
     write: Callable[[Path], Path], memory: str, all_linears: bool, tmp_path: Path
 ) -> None:
-    model = Model("m", "pretrained", str(write(tmp_path / "model")), trust_remote_code=write is write_folder)
+    model = Pretrained("m", str(write(tmp_path / "model")), trust_remote_code=write is write_folder)
     quantizer = W8A8S(fraction=0.1, ignore_last_linear=not all_linears)
     expected, _ = run(model, CPU, quantizer, tmp_path / "plain")
     found, (float_map, restored_map) = run(model, on_disk(memory), quantizer, tmp_path / "spread")
@@ -121,8 +125,8 @@ def test_two_pretend_cards_give_what_the_cpu_gives(tmp_path: Path) -> None:
 
 
 def test_half_precision_and_random_weights_are_spread_alike(tmp_path: Path) -> None:
-    folder = Model("m", "pretrained", str(tied(tmp_path / "model")), dtype="bfloat16")
-    fresh = Model("m", "random", architecture=ARCHITECTURE)
+    folder = Pretrained("m", str(tied(tmp_path / "model")), dtype="bfloat16")
+    fresh = Random("m", architecture=ARCHITECTURE)
     for model, memory in ((folder, "200KB"), (fresh, "250KB")):
         plain, spread = (PyTorch().load(model, device, tmp_path, 0) for device in (CPU, on_disk(memory)))
         assert set(spread.module.hf_device_map.values()) == {"cpu", "disk"}
@@ -168,7 +172,7 @@ class TestPretendCards:
 )
 def test_a_quantized_model_holds_no_file(tmp_path: Path, quantizer: W8A8S, mapped: bool) -> None:
     folder = write_llama(tmp_path / "model")
-    loaded = PyTorch().load(Model("m", "pretrained", str(folder)), CPU, tmp_path, 0)
+    loaded = PyTorch().load(Pretrained("m", str(folder)), CPU, tmp_path, 0)
     maps = Path("/proc/self/maps")
     assert str(folder) in maps.read_text()
     embeddings = loaded.module.get_input_embeddings().weight
@@ -181,7 +185,7 @@ def test_a_quantized_model_holds_no_file(tmp_path: Path, quantizer: W8A8S, mappe
 
 
 def test_inputs_go_to_the_embeddings(tmp_path: Path) -> None:
-    spread = PyTorch().load(Model("m", "random", architecture=ARCHITECTURE), on_disk("1KB"), tmp_path, 0)
+    spread = PyTorch().load(Random("m", architecture=ARCHITECTURE), on_disk("1KB"), tmp_path, 0)
     assert next(spread.module.get_input_embeddings().parameters()).is_meta
     assert input_device(spread.module, on_disk("1KB")) == torch.device("cpu")
 
@@ -212,7 +216,7 @@ class TestDevicesOfTheYaml:
         device = self.device("device=npu_multi")
         assert device.device_map == "auto"
         with pytest.raises(Unavailable, match=r"device=npu_multi needs the package torch_npu: install CANN"):
-            PyTorch().check(Model("tiny", "random", architecture=ARCHITECTURE), device, Path("unused"))
+            PyTorch().check(Random("tiny", architecture=ARCHITECTURE), device, Path("unused"))
         assert os.environ.pop("PYTORCH_NPU_ALLOC_CONF") == "expandable_segments:False"
         assert "ASCEND_RT_VISIBLE_DEVICES" not in os.environ
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.framework import mindspore
-from slimrun.ops.framework.mindspore.protobuf import read_tensors
+from slimrun.ops.weights.base import read_tensors
 
 TENSORS = {
     "a.weight": torch.arange(-60, 60, dtype=torch.int8).reshape(10, 12),
@@ -57,7 +57,7 @@ def written(tensors: dict[str, Tensor], slices: int = 1) -> bytes:
 
 def read(folder: Path, content: bytes) -> dict[str, Tensor]:
     (folder / "x.ckpt").write_bytes(content)
-    return read_tensors(folder / "x.ckpt")
+    return dict(read_tensors(folder / "x.ckpt"))
 
 
 @pytest.mark.parametrize("slices", [1, 3])
@@ -82,12 +82,12 @@ def test_what_mindspore_writes_is_read_as_mindspore_reads_it(tmp_path: Path, crc
         pytest.skip(str(reason))
     import mindspore as ms
 
-    from slimrun.ops.framework.mindspore.tensors import from_torch, to_torch
+    from slimrun.ops.weights.mindspore import from_torch, to_torch
 
     entries = [{"name": name, "data": from_torch(tensor)} for name, tensor in TENSORS.items()]
     ms.save_checkpoint(entries, str(tmp_path / "x.ckpt"), crc_check=crc_check)
     expected = {name: to_torch(tensor) for name, tensor in ms.load_checkpoint(str(tmp_path / "x.ckpt")).items()}
-    found = read_tensors(tmp_path / "x.ckpt")
+    found = dict(read_tensors(tmp_path / "x.ckpt"))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype

@@ -28,8 +28,8 @@ from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
-from slimrun.ops.framework.pytorch.loading import byte_tokenizer
-from slimrun.ops.framework.pytorch.network import linear_names
+from slimrun.ops.model.linears import linear_names
+from slimrun.ops.model.tokenizer import byte_tokenizer
 from slimrun.ops.quant.base import Quantizer, round_to_grid
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.rdoq import RDOQ, Fallback, importance

@@ -10,9 +10,9 @@ import yaml
 from accelerate import init_empty_weights
 from transformers import LlamaConfig
 
-from slimrun.ops.framework.pytorch import loading
-from slimrun.ops.framework.pytorch.language_model import output_layer
-from slimrun.ops.framework.pytorch.network import linear_names
+from slimrun.ops.model.linears import linear_names
+from slimrun.ops.model.output_head import output_layer
+from slimrun.ops.model.skeleton import skeleton
 from slimrun.ops.quant.w8a8s import W8A8S
 
 from .chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -21,7 +21,7 @@ PRESETS = Path(__file__).parents[2] / "conf" / "experiment"
 
 
 def llama(hidden: int, ffn: int, layers: int, heads: int) -> Any:
-    return loading.skeleton(
+    return skeleton(
         LlamaConfig(
             hidden_size=hidden,
             intermediate_size=ffn,

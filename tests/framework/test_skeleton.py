@@ -16,8 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.compress.none import NoCompression
 from slimrun.ops.framework.pytorch import TorchModel
-from slimrun.ops.framework.pytorch.skeleton import shapes_of, skeleton
-from slimrun.ops.framework.pytorch.tokenizer import byte_tokenizer
+from slimrun.ops.model.skeleton import shapes_of, skeleton
+from slimrun.ops.model.tokenizer import byte_tokenizer
 from tests.conftest import ARCHITECTURE
 
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 64}

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_format
 
-from slimrun.ops.framework.base import Model, Unavailable
-from slimrun.ops.framework.pytorch import PyTorch, TorchModel
-from slimrun.ops.framework.pytorch.tokenizer import byte_tokenizer
-from slimrun.ops.framework.text import PROMPT_TIME, TextModel
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework.pytorch import TorchModel
+from slimrun.ops.model.pretrained import Pretrained
+from slimrun.ops.model.text import PROMPT_TIME, TextModel
+from slimrun.ops.model.tokenizer import byte_tokenizer
 from tests.conftest import ARCHITECTURE, described
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, trusted: bool = False) -> TextModel:
-    found = PyTorch().reader(Model("mine", "pretrained", str(folder), trust_remote_code=trusted), folder / ".cache")
+    found = Pretrained("mine", str(folder), trust_remote_code=trusted).reader(folder / ".cache")
     assert found is not None
     return found
 
@@ -149,10 +150,11 @@ def test_a_template_that_refuses_a_plain_turn_is_one_line(tiny_model: TorchModel
 
 
 def test_the_key_of_a_reader_follows_its_files(folder: Path, tmp_path: Path) -> None:
-    model, keys = Model("mine", "pretrained", str(folder)), []
+    model, keys = Pretrained("mine", str(folder)), []
     for change in (lambda _: None, too_many, remove):
         change(folder)
-        keys.append(PyTorch().reader_key(model, tmp_path / "cache"))
-    assert len({*keys, PyTorch().reader_key(described(), tmp_path)}) == 4
+        keys.append(model.key(tmp_path / "cache"))
+    assert len({*keys, described().key(tmp_path)}) == 4
     shutil.rmtree(folder)
-    assert PyTorch().reader_key(model, tmp_path / "cache") is None
+    with pytest.raises(Unavailable, match="no such folder"):
+        model.key(tmp_path / "cache")

@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from slimrun.ops.framework import mindspore
-from slimrun.ops.framework.base import Framework, Model, Outline, Unavailable
-from slimrun.ops.framework.misfit import holes
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework.base import Framework
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.framework.pytorch.loading import load_pretrained
-from slimrun.ops.framework.pytorch.tokenizer import byte_tokenizer
+from slimrun.ops.model.base import Outline
+from slimrun.ops.model.pretrained import Pretrained
+from slimrun.ops.model.random import Random
+from slimrun.ops.model.tokenizer import byte_tokenizer
+from slimrun.ops.weights.misfit import holes
 from tests.conftest import ARCHITECTURE, CPU
 
 from .architectures import BASE, KINDS, save
@@ -28,7 +31,7 @@ NO_BASE = {"llama4_text"}  # transformers gives it no base model apart from its 
 
 
 def check(folder: Path) -> Outline:
-    return PyTorch().check(Model("mine", "pretrained", str(folder)), CPU, folder.parent / "cache")
+    return PyTorch().check(Pretrained("mine", str(folder)), CPU, folder.parent / "cache")
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
@@ -61,7 +64,7 @@ def test_what_save_pretrained_wrote_is_taken_and_every_change_of_it_refused(kind
     rewrite(folder, lambda _: {name: tensor for name, tensor in whole.items() if name != lost})
     assert last in refusal(folder)
     with pytest.raises(ValueError, match=r"does not hold the weights|experts lack weights"):
-        load_pretrained(folder, Model("mine", "pretrained", str(folder)), CPU)
+        load_pretrained(folder, Pretrained("mine", str(folder)), CPU)
     rewrite(folder, lambda _: whole | {lost: whole[lost][:-1]})
     assert "instead of" in refusal(folder) or "lack" in refusal(folder)
     rewrite(folder, lambda _: {f"module.{name}": tensor for name, tensor in whole.items()})
@@ -195,14 +198,14 @@ def test_pickled_weights_are_read_without_being_executed(llama: Path) -> None:
 def test_logits_that_are_not_the_output_layers_are_seen_in_the_config(
     kind: str, changes: dict[str, Any], line: str, tmp_path: Path
 ) -> None:
-    model = Model("mine", "random", architecture={"model_type": kind, **BASE, **changes})
+    model = Random("mine", architecture={"model_type": kind, **BASE, **changes})
     with pytest.raises(Unavailable, match=line.replace("(", r"\(").replace(")", r"\)")):
         PyTorch().check(model, CPU, tmp_path)
 
 
 def test_scales_of_one_change_nothing(tmp_path: Path) -> None:
     for changes in ({"model_type": "granite"}, {"model_type": "gemma2", "final_logit_softcapping": None}):
-        PyTorch().check(Model("mine", "random", architecture={**BASE, **changes}), CPU, tmp_path)
+        PyTorch().check(Random("mine", architecture={**BASE, **changes}), CPU, tmp_path)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -214,11 +217,11 @@ def test_a_float_model_with_broken_numbers_is_named_with_its_tensor(llama: Path,
     rewrite(llama, spoil)
     byte_tokenizer().save_pretrained(llama)
     with pytest.raises(ArithmeticError, match=r"float model.s model\.embed_tokens\.weight holds numbers that are not"):
-        PyTorch().load(Model("mine", "pretrained", str(llama)), CPU, llama.parent / "cache", seed=0)
+        PyTorch().load(Pretrained("mine", str(llama)), CPU, llama.parent / "cache", seed=0)
 
 
 def test_both_frameworks_say_the_same(framework: Framework, llama: Path) -> None:
-    model = Model("mine", "pretrained", str(llama))
+    model = Pretrained("mine", str(llama))
     whole = load_file(llama / "model.safetensors")
     byte_tokenizer().save_pretrained(llama)
     (llama / "consolidated.safetensors").write_bytes(b"cut off")
@@ -236,10 +239,15 @@ def test_both_frameworks_say_the_same(framework: Framework, llama: Path) -> None
         framework.load(model, CPU, llama.parent, 0)
 
 
-@pytest.mark.mindspore
-def test_pickled_weights_are_for_pytorch(llama: Path) -> None:
-    pytest.importorskip("mindspore")
-    torch.save(load_file(llama / "model.safetensors"), llama / "pytorch_model.bin")
-    (llama / "model.safetensors").unlink()
-    with pytest.raises(Unavailable, match=r"pytorch_model.bin: framework=mindspore reads .safetensors and .ckpt; save"):
-        mindspore.MindSpore().check(Model("mine", "pretrained", str(llama)), CPU, llama.parent)
+def test_what_torch_saved_loads_like_safetensors(llama: Path, framework: Framework) -> None:
+    model, found = Pretrained("mine", str(llama)), []
+    for change in (lambda: None, lambda: as_torch_saves(llama)):
+        change()
+        assert len(framework.check(model, CPU, llama.parent).linears) == 15
+        found.append(framework.load(model, CPU, llama.parent, 0).logits_checksum())
+    assert found[0] == found[1]
+
+
+def as_torch_saves(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()

@@ -22,8 +22,8 @@ from slimrun.msmodelslim import checkpoint, npy
 from slimrun.msmodelslim.mindspore import Calibrator, QuantConfig
 from slimrun.msmodelslim.restore import read_dat, verify
 from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
-from slimrun.ops.framework.mindspore import checkpoint as ckpt
 from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.ops.weights import ckpt
 
 from . import tiny_llama
 

@@ -15,7 +15,7 @@ import pytest
 
 from slimrun.msmodelslim import npy
 from slimrun.msmodelslim.restore import read_dat, verify
-from slimrun.ops.framework import embedded
+from slimrun.ops.model import embedded
 
 from ..conftest import cache_folder
 from ..framework.chatglm import write_folder
@@ -39,7 +39,7 @@ def run(script: str, folder: Path) -> str:
 @pytest.mark.parametrize(("model", "linears"), [("chatglm2", 5), pytest.param("smollm2", 207, marks=pytest.mark.real)])
 def test_the_guides_scripts(model: str, linears: int, tmp_path: Path) -> None:
     if model == "smollm2":
-        (tmp_path / model).symlink_to(embedded.folder(cache_folder()))
+        (tmp_path / model).symlink_to(embedded.fetched(cache_folder()))
     else:
         write_folder(tmp_path / model)
     said = run(f"sparse_quant_{model}.py", tmp_path)

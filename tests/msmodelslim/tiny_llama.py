@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from slimrun.ops.framework.pytorch import loading
+from slimrun.ops.model.tokenizer import byte_tokenizer
 
 WIDTH, INNER, HEADS, VOCABULARY, LAYERS = 64, 128, 4, 259, 2
 RANDOM = np.random.default_rng(0)
@@ -112,4 +112,4 @@ class TinyLlamaForCausalLM(TinyLlama):
 
 
 def load_model_and_tokenizer() -> tuple[nn.Cell, Any]:
-    return TinyLlamaForCausalLM(), loading.byte_tokenizer()
+    return TinyLlamaForCausalLM(), byte_tokenizer()

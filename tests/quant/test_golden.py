@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig
-from slimrun.ops.framework import embedded
+from slimrun.ops.model import embedded
 
 from ..conftest import cache_folder
 from .golden import make_golden
@@ -53,7 +53,7 @@ def saved(source: str, dtype: str, case: dict[str, object], folder: Path) -> dic
 )
 def test_saved_tensors_equal_the_formulas(source: str, dtype: str, tmp_path: Path) -> None:
     if source in REAL:
-        embedded.folder(cache_folder())
+        embedded.fetched(cache_folder())
     for number, case in enumerate(methods()):
         found = saved(source, dtype, case, tmp_path / str(number))
         for key, expected in TABLE[name(source, dtype, case)].items():

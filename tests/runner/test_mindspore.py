@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from slimrun.ops import load_bundle
+from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework import mindspore
-from slimrun.ops.framework.base import Unavailable
 
 from .test_run import FAST, results, slimrun
 
@@ -20,10 +20,11 @@ try:
 except Unavailable as reason:
     pytest.skip(str(reason), allow_module_level=True)
 
-from slimrun.ops.framework.mindspore import checkpoint
+from slimrun.ops.weights import ckpt
 
 RUN = [*FAST, "framework=mindspore", "tracking=none", "hydra.run.dir=run"]
-OWN = "model.loader=tests.msmodelslim.tiny_llama.load_model_and_tokenizer"
+HUB = ["model=hf", "model.path=owner/name"]
+OWN = ["model=own", "model.loader=tests.msmodelslim.tiny_llama.load_model_and_tokenizer"]
 
 
 def test_a_run_leaves_a_checkpoint_with_coded_weights_that_computes_the_same(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_a_run_leaves_a_checkpoint_with_coded_weights_that_computes_the_same(tmp
     found = results(tmp_path)[0]
     assert (found["status"], found["compress/verified"]) == ("ok", 1)
     weights = tmp_path / "run" / "artifact" / "quant_model_weight_w8a8sc.ckpt"
-    stored = checkpoint.read(weights)
+    stored = ckpt.read(weights)
     own = {key.rpartition(".")[2] for key in stored if key.startswith("model.layers.0.self_attn.q_proj.")}
     assert own == {"weight", "index", "info", "input_scale", "input_offset", "quant_bias", "deq_scale"}
     model = load_bundle(tmp_path / "run" / "artifact", framework="mindspore")
@@ -56,7 +57,7 @@ def test_numbers_are_those_of_pytorch(tmp_path: Path) -> None:
 
 def test_the_users_own_network(tmp_path: Path) -> None:
     tasks = ["task=[perplexity,translation]", "task.translation.limit=2", "task.translation.max_new_tokens=4"]
-    code, _, err = slimrun(tmp_path, *RUN, OWN, *tasks)
+    code, _, err = slimrun(tmp_path, *RUN, *OWN, *tasks)
     assert code == 0, err
     found = results(tmp_path)[0]
     assert found["compress/verified"] == 1
@@ -72,12 +73,18 @@ def test_the_users_own_network(tmp_path: Path) -> None:
         (["device=cuda"], "device=cuda: framework=mindspore runs on cpu, npu"),
         (["device=cpu_disk"], "device.device_map=auto is for framework=pytorch"),
         (["device=npu"], "device=npu: MindSpore finds no Ascend here; install CANN"),
-        (["model.trust_remote_code=true"], "model.trust_remote_code=true is for framework=pytorch"),
+        (
+            ["model=hf", "model.path=x/y", "model.trust_remote_code=true"],
+            "model.trust_remote_code=true is for framework=pytorch",
+        ),
         (["model.dtype=bfloat16"], "model.dtype=bfloat16: MindSpore has no bfloat16 products on the CPU"),
         (["quant=rdoq"], "quant._target_=RDOQ needs gradients; allowed: framework=pytorch"),
-        (["model.loader=none.such"], "model.loader=none.such cannot be imported"),
-        (["model.loader=os.getcwd"], "model.loader=os.getcwd gives str; expected (mindspore.nn.Cell, tokenizer)"),
-        ([OWN, "quant.ignore=[lm_haed]"], "quant.ignore"),
+        (["model=own", "model.loader=none.such"], "model.loader=none.such cannot be imported"),
+        (
+            ["model=own", "model.loader=os.getcwd"],
+            "model.loader=os.getcwd gives str; expected (mindspore.nn.Cell, tokenizer)",
+        ),
+        ([*OWN, "quant.ignore=[lm_haed]"], "quant.ignore"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

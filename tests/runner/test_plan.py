@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from slimrun.ops.framework.base import Unavailable
+from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework.pytorch import PyTorch
-from slimrun.ops.framework.pytorch.fingerprint import folder_hash
+from slimrun.ops.model.fingerprint import folder_hash
 from slimrun.runner import plan
 from slimrun.runner.config import ConfigError, build, composed
 from slimrun.runner.display import Stages

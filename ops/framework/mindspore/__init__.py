@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from slimrun.ops import calibration
-from slimrun.ops.framework import embedded
-from slimrun.ops.framework.base import Device, LoadedModel, Model, Outline, Unavailable
-from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework.base import Device, LoadedModel
+from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
 
 if TYPE_CHECKING:
     from slimrun.ops.calibration.sequential import SequentialCalibrator
-    from slimrun.ops.framework.text import TextModel
 
     from .language_model import MindSporeModel
 
@@ -51,7 +50,7 @@ def require() -> None:
 
 @dataclass(frozen=True)
 class MindSpore:
-    """Runs LLaMA models, or a user's own network (`model.loader`), with MindSpore on the CPU or on Ascend.
+    """Runs LLaMA models, or a user's own network (`model=own`), with MindSpore on the CPU or on Ascend.
 
     `weights` is the kind of the bundle's weight file: "safetensors", which both frameworks read, or "ckpt".
     """
@@ -75,48 +74,31 @@ class MindSpore:
         _set_device(device)
         from . import loading
 
-        if model.trust_remote_code and model.loader is None:
+        if own := model.own():
+            return loading.outline_of(loading.cell(own[0]))
+        if model.trust_remote_code:
             raise Unavailable(
                 "model.trust_remote_code=true is for framework=pytorch: the code that such a model brings is "
-                "PyTorch's; give your own network with model.loader=PACKAGE.FUNCTION"
+                "PyTorch's; give your own network with model=own model.loader=PACKAGE.FUNCTION"
             )
-        folder = self.files(model, cache)
-        if model.loader is None and model.source == "embedded" and folder is None:
-            embedded.check_cache(cache)
-        return loading.outline(model, folder, cache)
-
-    def files(self, model: Model, cache: Path) -> Path | None:
-        """The folder here that the model is loaded from; None when there is none (yet)."""
-        return None if model.loader is not None else PyTorch().files(model, cache)
+        loading.check_config(model.config(cache), model.name, model.dtype)
+        return model.outline(cache, loading.FORMATS)
 
     def fingerprint(self, model: Model, cache: Path, seed: int, *, read: bool = True) -> str | None:
         """What the float weights are, as with framework=pytorch; of a user's network the content of its parameters."""
-        if model.loader is None:
-            content = PyTorch().fingerprint(model, cache, seed, read=read)
-        elif read:
+        content = model.fingerprint(cache, seed, read=read)
+        if content and (own := model.own()):
             from . import loading
 
-            content = loading.content_hash(model.loader)
-        else:
-            content = None
+            content = f"{content}:{loading.content_hash(loading.cell(own[0]))}"
         return content and f"mindspore-{version('mindspore')}:{content}"
-
-    def reader(self, model: Model, cache: Path) -> TextModel | None:
-        """How the model reads text, as with framework=pytorch; a user's network tells it once it is loaded."""
-        return None if model.loader is not None else PyTorch().reader(model, cache)
-
-    def reader_key(self, model: Model, cache: Path) -> str | None:
-        """Hash of everything that `reader` depends on, None where it is not known without asking for it."""
-        return None if model.loader is not None else PyTorch().reader_key(model, cache)
 
     def load(self, model: Model, device: Device, cache: Path, seed: int) -> MindSporeModel:
         """The float model on the device."""
         _set_device(device)
         from . import loading
 
-        embedded_here = model.loader is None and model.source == "embedded"
-        folder = embedded.folder(cache) if embedded_here else self.files(model, cache)
-        return loading.load(model, folder, seed, str(self.fingerprint(model, cache, seed)))
+        return loading.load(model, cache, seed, str(self.fingerprint(model, cache, seed)))
 
     def calibrator(
         self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int

@@ -16,8 +16,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from slimrun.ops.format.arithmetic import EXACT_FLOAT32_DEPTH, ActivationGrid, dynamic_linear, int8_linear
 from slimrun.ops.format.linear import DynamicInt8Linear, Int8Linear, QuantizedLinear, WeightOnlyLinear
-
-from .tensors import from_torch
+from slimrun.ops.weights.mindspore import from_torch
 
 Array = npt.NDArray[Any]
 EPSILON = float(np.finfo(np.float32).eps)

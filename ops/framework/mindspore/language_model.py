@@ -15,10 +15,10 @@ import torch
 from mindspore import Tensor, nn, ops
 
 from slimrun.ops.framework.mindspore_llama import CHUNK, WIDTH, Llama, columns_of
-from slimrun.ops.framework.text import CHECKSUM_PROMPTS, TextModel
+from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
+from slimrun.ops.weights.mindspore import to_torch
 
 from .int8_cell import QuantizedCell
-from .tensors import to_torch
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Container, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,76 +11,61 @@ from typing import Any
 import mindspore as ms
 import torch
 from huggingface_hub import snapshot_download
-from mindspore import nn
-from safetensors import safe_open
+from mindspore import Parameter, nn
 from transformers import GenerationConfig
 
 from slimrun.ops import bundle
 from slimrun.ops.bundle.description import read_object
 from slimrun.ops.bundle.references import CONFIG
+from slimrun.ops.errors import Unavailable
 from slimrun.ops.format.linear import restored_linear
-from slimrun.ops.framework import weight_files
-from slimrun.ops.framework.base import Model, Outline, Unavailable
 from slimrun.ops.framework.mindspore_llama import Llama, rope
-from slimrun.ops.framework.misfit import Misfit, check_finite
-from slimrun.ops.framework.pytorch import _is_path
-from slimrun.ops.framework.pytorch import loading as pytorch
-from slimrun.ops.framework.pytorch.outline import outline_of
-from slimrun.ops.framework.pytorch.restoring import open_config, open_generation_config, open_tokenizer
-from slimrun.ops.framework.pytorch.tokenizer import load_tokenizer
+from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer
+from slimrun.ops.model.base import Model, Outline
+from slimrun.ops.model.own import Own
+from slimrun.ops.quant.base import nearest
+from slimrun.ops.weights.base import read_tensors
+from slimrun.ops.weights.folder import weight_files
+from slimrun.ops.weights.mindspore import DTYPES, from_torch, to_torch
+from slimrun.ops.weights.misfit import Misfit, check_finite
 
-from . import checkpoint
 from .int8_cell import quantized_cell
 from .language_model import LOADER_KEY, LlamaModel, MindSporeModel
 from .network import activation_of, add_bias, cell_of, gates, linear_names, put
-from .tensors import DTYPES, to_torch
 
-FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-
-
-def outline(model: Model, folder: Path | None, cache: Path) -> Outline:
-    """The outline of the model; of a LLaMA without loading a weight."""
-    if model.loader is not None:
-        network = call_loader(model.loader)[0]
-        sizes = {parameter.name: prod(parameter.shape) for parameter in network.get_parameters()}
-        width = max((parameter.itemsize for parameter in network.get_parameters()), default=4)
-        count = sum(sizes.values())
-        return Outline(linear_names(network), count, count * width, kept=gates(network))
-    stored = None
-    if folder is not None:
-        stored = check_folder(folder)
-    elif model.source == "pretrained" and _is_path(model):
-        raise Unavailable(f"model.path={model.path}: no such folder; give a folder or a hub id (owner/name)")
-    check_config(pytorch.read_config(model), model)
-    found = outline_of(model, folder, cache, stored)
-    return replace(found, notes=(*found.notes, *weight_files.strays(folder))) if folder and stored else found
+FORMATS = (".safetensors", ".ckpt", ".bin")  # of weight files
+FILES = ["*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
-def load(model: Model, folder: Path | None, seed: int, fingerprint: str) -> MindSporeModel:
+def outline_of(network: nn.Cell) -> Outline:
+    """The outline of a user's network."""
+    sizes = {parameter.name: prod(parameter.shape) for parameter in network.get_parameters()}
+    width = max((parameter.itemsize for parameter in network.get_parameters()), default=4)
+    count = sum(sizes.values())
+    return Outline(linear_names(network), count, count * width, kept=gates(network))
+
+
+def load(model: Model, cache: Path, seed: int, fingerprint: str) -> MindSporeModel:
     """The float model; a random one has the same weights as with framework=pytorch."""
-    if model.loader is not None:
-        network, tokenizer = call_loader(model.loader)
-        return MindSporeModel(network, tokenizer, model.name, fingerprint, model.loader)
-    if model.source == "random":
-        module, tokenizer = pytorch.random_model(model, seed)
+    if own := model.own():
+        return MindSporeModel(cell(own[0]), own[1], model.name, fingerprint, model.origin(cache))
+    module = model.drawn(seed)
+    if module is None:
+        folder = _fetched(model, cache)
+        generation = generation_config(folder)
+        config, weights, source = model.config(cache), read_weights(folder), str(folder)
+    else:
         config, weights, source = module.config, module.state_dict(), "random weights"
         generation = module.generation_config
-    else:
-        folder = folder or _fetched(model)
-        check_folder(folder)
-        config = pytorch.read_config(Model(model.name, "pretrained", str(folder)))
-        check_config(config, model)
-        tokenizer = load_tokenizer(folder, model)
-        generation = generation_config(folder)
-        weights, source = read_weights(folder), str(folder)
-    dtype = dtype_name(model, config)
+    check_config(config, model.name, model.dtype)
+    dtype = dtype_name(model.dtype, config)
     config.dtype = getattr(torch, dtype)
     network = Llama(config, DTYPES[dtype])
     if lost := misfit_of(network, weights):
         raise ValueError(lost.told(source, "LlamaForCausalLM", weights, config.to_dict()))
     check_finite(weights.items())
-    checkpoint.load(network, weights, source)
-    return LlamaModel(network, tokenizer, model.name, fingerprint, generation)
+    fill_float(network, weights, source)
+    return LlamaModel(network, model.tokenizer(cache), model.name, fingerprint, generation)
 
 
 def restore(folder: Path, trust_remote_code: bool) -> MindSporeModel:
@@ -92,10 +75,10 @@ def restore(folder: Path, trust_remote_code: bool) -> MindSporeModel:
     )
     model: MindSporeModel
     if config is None:
-        network, _ = call_loader(str(described[LOADER_KEY]))
+        network = cell(Own(folder.name, str(described[LOADER_KEY])).own()[0])
         model = MindSporeModel(network, tokenizer, folder.name, "bundle", str(described[LOADER_KEY]))
     else:
-        network = Llama(config, DTYPES[dtype_name(Model(folder.name, "pretrained", str(folder)), config)])
+        network = Llama(config, DTYPES[dtype_name("auto", config)])
         model = LlamaModel(network, tokenizer, folder.name, "bundle", generation)
     decoded = bundle.decode(stored, linear_names(network))
     fill(network, decoded.tensors, decoded.types, stored.weights)
@@ -110,7 +93,7 @@ def _open(folder: Path, trust_remote_code: bool) -> tuple[bundle.Stored, dict[st
     if LOADER_KEY not in described:
         config = open_config(folder, stored)
         with bundle.named(folder / CONFIG):
-            check_config(config, Model(folder.name, "pretrained", str(folder)))
+            check_config(config, folder.name)
     elif not trust_remote_code:
         raise ValueError(f"{folder} names its own code: give trust_remote_code=True if you trust it")
     return stored, described, config, open_tokenizer(folder), open_generation_config(folder)
@@ -137,42 +120,12 @@ def fill(
         if suffix == "bias" and owner not in quantized and f"{owner}.weight" in tensors:  # smoothing gave it one
             add_bias(network, owner, tensors[key])
     inside = {parameter.name for name in quantized for parameter in cell_of(network, name).get_parameters()}
-    checkpoint.load(network, tensors, source, skip=inside)
+    fill_float(network, tensors, source, skip=inside)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the safetensors that a folder is loaded from, else of its .ckpt files."""
-    found: dict[str, torch.Tensor] = {}
-    if of_checkpoints(folder):
-        for file in sorted(folder.glob(f"*{checkpoint.SUFFIX}")):
-            found |= checkpoint.read(file)
-        return found
-    for file in weight_files.weight_files(folder):
-        with safe_open(file, framework="pt") as stored:
-            found |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - safe_open is no mapping
-    return found
-
-
-def of_checkpoints(folder: Path) -> bool:
-    """Whether the folder's weights are .ckpt files: it has some, and no safetensors."""
-    return any(folder.glob(f"*{checkpoint.SUFFIX}")) and not any(folder.glob("*.safetensors"))
-
-
-def check_folder(folder: Path) -> dict[str, torch.Tensor] | None:
-    """What the folder's safetensors hold, on the meta device; None of .ckpt files, which say it when they are read.
-
-    Unavailable unless the folder holds config.json and the whole weights of a float model.
-    """
-    weight_files.check_kind(folder)
-    if of_checkpoints(folder):
-        return None
-    files = weight_files.weight_files(folder)
-    if files[0].suffix != ".safetensors":
-        raise Unavailable(
-            f"{files[0]}: framework=mindspore reads .safetensors and .ckpt; save the model again with "
-            "save_pretrained, or take framework=pytorch"
-        )
-    return weight_files.read_headers(files)
+    """All tensors of the files that a folder is loaded from."""
+    return {name: tensor for file in weight_files(folder, FORMATS) for name, tensor in read_tensors(file)}
 
 
 def misfit_of(network: nn.Cell, weights: Mapping[str, torch.Tensor]) -> Misfit:
@@ -188,42 +141,37 @@ def misfit_of(network: nn.Cell, weights: Mapping[str, torch.Tensor]) -> Misfit:
     )
 
 
-def check_config(config: Any, model: Model) -> None:
+def check_config(config: Any, name: str, dtype: str = "auto") -> None:
     """Unavailable unless the config describes a LLaMA that is built here, in a dtype that runs here."""
     if config.model_type != "llama":
         raise Unavailable(
-            f"model={model.name} is {config.model_type}; framework=mindspore builds llama: give your own network with "
-            "model.loader=PACKAGE.FUNCTION, or take framework=pytorch"
+            f"model={name} is {config.model_type}; framework=mindspore builds llama: give your own network with "
+            "model=own model.loader=PACKAGE.FUNCTION, or take framework=pytorch"
         )
     try:
         rope(config)
     except ValueError as error:
-        raise Unavailable(f"model={model.name}: {error}") from error
-    if dtype_name(model, config) == "bfloat16" and ms.get_context("device_target") == "CPU":
+        raise Unavailable(f"model={name}: {error}") from error
+    if dtype_name(dtype, config) == "bfloat16" and ms.get_context("device_target") == "CPU":
         raise Unavailable(
-            f"model.dtype={model.dtype}: MindSpore has no bfloat16 products on the CPU; allowed: float32, float16"
+            f"model.dtype={dtype}: MindSpore has no bfloat16 products on the CPU; allowed: float32, float16"
         )
 
 
-def dtype_name(model: Model, config: Any) -> str:
+def dtype_name(asked: str, config: Any) -> str:
     """The dtype to run in: the one asked for, else the config's, else float32."""
-    if model.dtype != "auto":
-        return model.dtype
+    if asked != "auto":
+        return asked
     own = getattr(config, "dtype", None)
     return "float32" if own is None else str(own).removeprefix("torch.")
 
 
-def call_loader(loader: str) -> tuple[nn.Cell, Any]:
-    """(network, tokenizer) of the user's function "package.function"; Unavailable says what is wrong with it."""
-    module, _, function = loader.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise Unavailable(f"model.loader={loader} cannot be imported: {error}") from error
-    made = found()
-    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Cell):
-        raise Unavailable(f"model.loader={loader} gives {type(made).__name__}; expected (mindspore.nn.Cell, tokenizer)")
-    return made
+def cell(network: Any) -> nn.Cell:
+    """A user's network; Unavailable unless it is one of MindSpore."""
+    if not isinstance(network, nn.Cell):
+        kind = type(network).__name__
+        raise Unavailable(f"model.loader gives a network of the type {kind}; expected (mindspore.nn.Cell, tokenizer)")
+    return network
 
 
 def generation_config(folder: Path) -> Any:
@@ -231,21 +179,44 @@ def generation_config(folder: Path) -> Any:
     return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
 
 
-def _fetched(model: Model) -> Path:
-    path = Path(str(model.path)).expanduser()
-    if path.is_dir():
-        return path
-    return Path(snapshot_download(str(model.path), revision=model.revision, allow_patterns=FILES))
+def _fetched(model: Model, cache: Path) -> Path:
+    found = model.fetch(cache)
+    if isinstance(found, Path):
+        return found
+    return Path(snapshot_download(found, revision=model.revision, allow_patterns=FILES))
 
 
-def content_hash(loader: str) -> str:
-    """Hash of all parameters of a user's network, and of the Python files beside the one that makes it."""
-    network = call_loader(loader)[0]
+def content_hash(network: nn.Cell) -> str:
+    """Hash of all parameters of a user's network."""
     digest = hashlib.sha256()
-    source = Path(str(importlib.import_module(loader.rpartition(".")[0]).__file__)).parent
-    for file in sorted(source.glob("*.py")):
-        digest.update(file.name.encode() + file.read_bytes())
     for parameter in network.get_parameters():
         digest.update(parameter.name.encode())
         digest.update(to_torch(parameter).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def fill_float(
+    network: nn.Cell, tensors: Mapping[str, torch.Tensor], source: Path | str, skip: Container[str] = ()
+) -> None:
+    """Give every parameter of the network but `skip` its tensor, in the parameter's dtype; others are left over.
+
+    ValueError names the parameter that the source lacks or has in another shape.
+    """
+    for parameter in network.get_parameters():
+        if parameter.name in skip:
+            continue
+        if parameter.name not in tensors:
+            hint = nearest(parameter.name, list(tensors))
+            raise ValueError(f"{source} lacks {parameter.name}, which the network has{hint}")
+        tensor = tensors[parameter.name]
+        if tuple(tensor.shape) != tuple(parameter.shape):
+            raise ValueError(
+                f"{source}: {parameter.name} has the shape {tuple(tensor.shape)}, the network's has {parameter.shape}"
+            )
+        assign(parameter, tensor)
+
+
+def assign(parameter: Parameter, tensor: torch.Tensor) -> None:
+    """Set the parameter to the tensor, cast to its dtype on the host."""
+    kinds: dict[Any, torch.dtype] = {ms.float32: torch.float32, ms.float16: torch.float16, ms.bfloat16: torch.bfloat16}
+    parameter.set_data(from_torch(tensor.to(kinds[parameter.dtype]) if parameter.dtype in kinds else tensor))

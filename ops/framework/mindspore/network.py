@@ -15,11 +15,11 @@ from slimrun.ops.calibration.base import OTHER_INPUTS, WEIGHT_READ, Sample, Watc
 from slimrun.ops.calibration.smoothing import foldable_by_runs
 from slimrun.ops.calibration.wiring import Observations
 from slimrun.ops.format.linear import QuantizedLinear
-from slimrun.ops.framework.base import ONE_OUTPUT
 from slimrun.ops.memory import give_back
+from slimrun.ops.model.linears import ONE_OUTPUT
+from slimrun.ops.weights.mindspore import from_torch, to_torch
 
 from .int8_cell import QuantizedCell, quantized_cell
-from .tensors import from_torch, to_torch
 
 
 class MindSporeNetwork:

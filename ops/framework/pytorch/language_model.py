@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers.dynamic_module_utils import custom_object_save
 
 from slimrun.ops.format.linear import QuantizedLinear, float_products
-from slimrun.ops.framework.text import CHECKSUM_PROMPTS, TextModel
+from slimrun.ops.model.output_head import output_layer
+from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
 
 from .cached_steps import MORE, READ, CachedSteps
 
@@ -184,17 +185,6 @@ def _read_offloaded(module: nn.Module, keys: set[str]) -> dict[str, Tensor]:
             own = owner.state_dict(prefix=f"{name}." if name else "")
             found.update({key: tensor for key, tensor in own.items() if key in keys and not tensor.is_meta})
     return found
-
-
-def output_layer(module: Any) -> Any:
-    """The output layer: what the model calls so, else its last linear (custom code rarely says)."""
-    found = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    if found is not None:
-        return found
-    linears = [child for child in module.modules() if isinstance(child, nn.Linear | QuantizedLinear)]
-    if not linears:
-        raise ValueError(f"{type(module).__name__} has no linear that could be its output layer")
-    return linears[-1]
 
 
 def check_output_head(model: TorchModel) -> None:

@@ -15,22 +15,13 @@ from slimrun.ops.calibration.base import Sample, Watcher
 from slimrun.ops.calibration.wiring import Fold, Observations, folds_of_norm
 from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.memory import give_back
+from slimrun.ops.model.linears import float_linears, linear_names
+from slimrun.ops.model.output_head import output_layer
 
-from .experts import float_linears
-from .language_model import output_layer
 from .probe import folds_that_hold, takes_bias
 from .usage import watched_use
 
 GLANCE = 32  # tokens to see how the model is wired
-
-
-def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Name and shape [n, k] of every `nn.Linear`, in module order."""
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

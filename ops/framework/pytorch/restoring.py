@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
-from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
-
 from slimrun.ops import bundle
-from slimrun.ops.bundle.references import CONFIG, check_references
-from slimrun.ops.compress.base import Limited
+from slimrun.ops.bundle.references import CONFIG
 from slimrun.ops.format.linear import restored_linear
+from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer, own_code
+from slimrun.ops.model.linears import linear_names
+from slimrun.ops.model.skeleton import skeleton
 
-from .network import add_bias, linear_names
-from .skeleton import shapes_of, skeleton
-
-MOST_UNSTORED = 1000  # parameters that no file holds: tied ones
-TOKENIZER, GENERATION = "tokenizer.json", "generation_config.json"
+from .network import add_bias
 
 
 @dataclass(frozen=True)
@@ -42,62 +34,16 @@ def restore(folder: Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
         return _filled(opened.module, decoded, opened.stored.weights), opened.tokenizer
 
 
-def open_config(folder: Path, stored: bundle.Stored, trust_remote_code: bool = False) -> Any:
-    """The transformers config of a bundle, held against what its weight file has before anything is allocated."""
-    file = folder / CONFIG
-    check_references(folder, trust_remote_code)
-    with bundle.named(file), _own_code(folder):
-        config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
-        )
-    if not trust_remote_code:  # other people's code may not build without memory, and is trusted anyway
-        with bundle.named(file), _own_code(folder):
-            shapes = shapes_of(config, MOST_UNSTORED + 2 * (len(stored.tensors) + len(stored.coded)))
-        size = stored.weights.stat().st_size
-        if shapes.computed_bytes > max(Limited.FLOOR, Limited.FACTOR * size):
-            raise bundle.damage(file, f"asks for {shapes.computed_bytes} bytes of tables beside {size} of weights")
-        _check_tensors(stored, shapes.stored)
-    return config
-
-
-def open_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a bundle; ValueError when it does not load."""
-    file = folder / TOKENIZER
-    with bundle.named(file if file.exists() else folder), _own_code(folder):
-        return AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=not trust_remote_code
-        )
-
-
-def open_generation_config(folder: Path) -> Any:
-    """The generation config of a bundle, None when it has none."""
-    file = folder / GENERATION
-    if not file.is_file():
-        return None
-    with bundle.named(file):
-        return transformers.GenerationConfig.from_pretrained(folder)
-
-
 def _open(folder: Path, trust_remote_code: bool) -> Opened:
     stored = bundle.open_stored(folder)
     config = open_config(folder, stored, trust_remote_code)
     tokenizer = open_tokenizer(folder, trust_remote_code)
     generation = open_generation_config(folder)
-    with bundle.named(folder / CONFIG), _own_code(folder):
+    with bundle.named(folder / CONFIG), own_code(folder):
         module = skeleton(config, trust_remote_code=trust_remote_code)
     if generation is not None:
         module.generation_config = generation
     return Opened(stored, config, module, tokenizer)
-
-
-def _check_tensors(stored: bundle.Stored, expected: Mapping[str, Tensor]) -> None:
-    """ValueError names the first float tensor whose shape or kind is not that of the config's model."""
-    for key, tensor in stored.tensors.items():
-        if key.rpartition(".")[0] in stored.coded or key not in expected:
-            continue
-        if tensor.shape != expected[key].shape or tensor.is_floating_point() != expected[key].is_floating_point():
-            said = f"{tensor.dtype} {list(tensor.shape)}, the model of {CONFIG} has {list(expected[key].shape)}"
-            raise bundle.damage(stored.weights, f"{key} is {said}")
 
 
 def _filled(module: Any, decoded: bundle.Bundle, weights: Path) -> Any:
@@ -129,14 +75,3 @@ def _filled(module: Any, decoded: bundle.Bundle, weights: Path) -> Any:
             weights, f"does not fit {CONFIG}: missing {missing[:3]}, unexpected {sorted(unexpected)[:3]}"
         )
     return module
-
-
-@contextmanager
-def _own_code(folder: Path) -> Iterator[None]:
-    """transformers' refusal to run what the folder brings, with what to do about it here."""
-    try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(f"{folder} brings its own code: give trust_remote_code=True if you trust it") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from slimrun.ops.framework.pytorch.loading import byte_tokenizer
+from slimrun.ops.model.tokenizer import byte_tokenizer
 
 from .configuration_chatglm import ChatGLMConfig
 from .modeling_chatglm import ChatGLMForConditionalGeneration

@@ -11,7 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 torch.inference_mode = torch.no_grad  # the pretend tensors have no version counters
 LlamaPreTrainedModel._supports_sdpa = False  # one attention on both sides
 
-from slimrun.ops.framework.base import Device, Model  # noqa: E402
+from slimrun.ops.framework.base import Device  # noqa: E402
+from slimrun.ops.model.pretrained import Pretrained  # noqa: E402
 from slimrun.ops.quant.w8a8s import W8A8S  # noqa: E402
 from tests.conftest import CPU  # noqa: E402
 from tests.framework.chatglm import write_folder  # noqa: E402
@@ -22,8 +23,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         quantizer = W8A8S(fraction=0.1, observer="minmax", ignore_last_linear=False)
-        llama = Model("llama", "pretrained", str(write_llama(folder / "llama", num_hidden_layers=2)))
-        glm = Model("glm", "pretrained", str(write_folder(folder / "glm")), trust_remote_code=True)
+        llama = Pretrained("llama", str(write_llama(folder / "llama", num_hidden_layers=2)))
+        glm = Pretrained("glm", str(write_folder(folder / "glm")), trust_remote_code=True)
         expected = {model.name: run(model, CPU, quantizer, folder / "plain")[0] for model in (llama, glm)}
         for model, memory in ((glm, {}), (llama, {"0": "230KB", "1": "160KB", "cpu": "350KB"})):
             kind = "sequential" if memory else "auto"

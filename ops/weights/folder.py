@@ -1,45 +1,39 @@
 """A model's folder, looked at without loading a weight: which files would be loaded, and what their headers say.
 
-Both frameworks load the files that transformers takes: `model.safetensors`, else its shards, else `pytorch_model.bin`,
-else its shards. Whatever else lies in the folder is not looked at.
+What is loaded are the files that transformers takes: `model.safetensors`, else its shards, else `pytorch_model.bin`,
+else its shards; and where a framework reads them, all .ckpt files. Whatever else lies in the folder is not looked at.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from zipfile import is_zipfile
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from slimrun.ops.framework.base import Unavailable
+from slimrun.ops.errors import Unavailable, first_line
+from slimrun.ops.weights.base import open_file
 
+CKPT = ".ckpt"
 INDEX = ".index.json"  # names the shards
 SINGLE = ("model.safetensors", "pytorch_model.bin")
-WEIGHT_FILES = tuple(name + end for name in SINGLE for end in ("", INDEX))  # the first one there is loaded
-OTHER_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"}
+OTHER_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", CKPT}
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 BUNDLE = "quant_model_description*.json"
 LFS_POINTER = b"version https://git-lfs"
-DTYPES = {  # of safetensors' headers; others are those of quantized weights
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
-}  # fmt: skip
 
 
-def check_folder(folder: Path) -> dict[str, Tensor]:
+def check_folder(folder: Path, formats: Collection[str]) -> dict[str, Tensor]:
     """What the files hold that would be loaded: tensors by name, on the meta device.
 
     Unavailable unless they are whole and nothing says that they are not the weights of a float model.
     """
     check_kind(folder)
-    return read_headers(weight_files(folder))
+    return read_headers(weight_files(folder, formats))
 
 
 def check_kind(folder: Path) -> None:
@@ -71,60 +65,49 @@ def check_float(config: Mapping[str, Any], source: str) -> None:
             )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files whose weights are loaded; Unavailable when there are none, or the index of shards is wrong."""
-    named = _read_object(folder / "config.json").get("transformers_weights")
-    for name in [str(named)] if named else WEIGHT_FILES:
+def weight_files(folder: Path, formats: Collection[str]) -> list[Path]:
+    """The files whose weights are loaded, of these suffixes, the first one preferred.
+
+    Unavailable when there are none, or the index of shards is wrong.
+    """
+    told = _read_object(folder / "config.json").get("transformers_weights")
+    single = [name for suffix in formats for name in SINGLE if name.endswith(suffix)]
+    names = [str(told)] if told else [name + end for name in single for end in ("", INDEX)]
+    for name in names:
         file = _inside(folder, name, folder / "config.json")
         if file.is_file():
             return _shards(file) if name.endswith(INDEX) else [file]
+    checkpoints = sorted(folder.glob(f"*{CKPT}")) if CKPT in formats else []
+    if checkpoints:
+        return checkpoints
     others = _named(folder, OTHER_WEIGHTS)
     found = f"; {', '.join(others[:3])} would not be loaded" if others else ""
-    raise Unavailable(f"{folder} has no weights ({', '.join([str(named)] if named else WEIGHT_FILES)}){found}")
+    names += [f"*{CKPT}"] if CKPT in formats else []
+    raise Unavailable(f"{folder} has no weights ({', '.join(names)}){found}")
 
 
-def strays(folder: Path) -> list[str]:
+def strays(folder: Path, formats: Collection[str]) -> list[str]:
     """A note when the folder holds other safetensors than those that are loaded."""
-    others = _named(folder, {".safetensors"}, but=weight_files(folder))
+    others = _named(folder, {".safetensors"}, but=weight_files(folder, formats))
     told = f"{', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''}"
     return [f"{told}: beside the model's weights in {folder}, not loaded"] if others else []
 
 
 def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
-    """Tensors by name on the meta device, of .safetensors and .bin files; Unavailable names a file that is damaged."""
+    """Tensors by name on the meta device; Unavailable names a file that is damaged."""
     found: dict[str, Tensor] = {}
     for file in files:
         try:
-            found |= _safetensors_header(file) if file.suffix == ".safetensors" else _bin_header(file)
+            found |= open_file(file).headers()
         except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
             with file.open("rb") as stream:
                 pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
             raise Unavailable(
                 f"{file} is a pointer of Git LFS, not the weights: git lfs pull"
                 if pointer
-                else f"{file} is truncated or damaged ({str(error).strip().splitlines()[0]}); get it again"
+                else f"{file} is truncated or damaged ({first_line(error)}); get it again"
             ) from error
     return found
-
-
-def _safetensors_header(file: Path) -> dict[str, Tensor]:
-    with safe_open(file, framework="pt") as stored:
-        parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - safe_open is no mapping
-        return {
-            name: torch.empty(part.get_shape(), dtype=DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
-            for name, part in parts.items()
-        }
-
-
-def _bin_header(file: Path) -> dict[str, Tensor]:
-    """`weights_only`: nothing in the file is executed; only the pickle of names and shapes is read of a zip archive."""
-    found = torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
-    if not isinstance(found, Mapping):
-        raise ValueError(f"holds {type(found).__name__}, expected the tensors of model.state_dict()")
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} is {type(value).__name__}, expected the tensors of model.state_dict()")
-    return dict(found)
 
 
 def _named(folder: Path, suffixes: set[str], but: Sequence[Path] = ()) -> list[str]:

@@ -11,8 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from slimrun.ops.framework.base import Unavailable
-from slimrun.ops.framework.misfit import GIVE_FLOAT, Misfit, holes
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.weights.misfit import GIVE_FLOAT, Misfit, holes
 
 
 def check_weights(module: Any, config: Any, stored: Mapping[str, Tensor], source: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForCausalLM
 
-from .network import linear_names
+from slimrun.ops.model.linears import linear_names
 
 
 class _Building(threading.local):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from slimrun.ops.framework.base import Unavailable
+from slimrun.ops.errors import Unavailable
 
 CHECKSUM_PROMPTS = ("The capital of France is", "def add(a, b):\n    return", "中国的首都在哪里？")
 # Chat templates that put the day into the prompt (LLaMA 3.1, Granite, gpt-oss) would give other scores each day. They

@@ -1,4 +1,4 @@
-"""Mixtures of experts, told by their structure: which weights are experts' that are no linear, and which linears route.
+"""The linears of a network, told by its structure: which route, and which weights are experts' that are no linear.
 
 In transformers 5 the experts of a layer are one parameter [experts, rows, columns]; others keep a list of modules.
 """
@@ -9,10 +9,18 @@ import re
 
 from torch import nn
 
-from slimrun.ops.framework.base import ONE_OUTPUT
-
+ONE_OUTPUT = "one output: a gate or a score, it stays float"
 PLAIN = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)  # their weights are no experts', whatever the shape
 ROUTES = re.compile(r"router|gat(e|ing)$", re.IGNORECASE)  # of a module beside experts; gate_proj is none
+
+
+def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Name and shape [n, k] of every `nn.Linear`, in module order."""
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
 
 
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

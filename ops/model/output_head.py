@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimrun.ops.framework.base import Unavailable
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.format.linear import QuantizedLinear
 
 # what changes no number: selecting, reshaping, casting
 HARMLESS = {
@@ -35,8 +36,6 @@ SCALES = {"mul", "div"}  # harmless by 1
 
 def check_head(module: Any, name: str) -> None:
     """Unavailable when the model of the config changes its logits; says nothing when its code cannot run like this."""
-    from .language_model import output_layer
-
     base, head = module.base_model, output_layer(module)
     if base is module:
         kind = type(module).__name__
@@ -72,6 +71,17 @@ def check_head(module: Any, name: str) -> None:
             f"model={name}: {type(module).__name__} changes its logits after the output layer"
             f" ({told or ', '.join(found.operations)}); this is not supported"
         )
+
+
+def output_layer(module: Any) -> Any:
+    """The output layer: what the model calls so, else its last linear (custom code rarely says)."""
+    found = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    if found is not None:
+        return found
+    linears = [child for child in module.modules() if isinstance(child, nn.Linear | QuantizedLinear)]
+    if not linears:
+        raise ValueError(f"{type(module).__name__} has no linear that could be its output layer")
+    return linears[-1]
 
 
 class _Outside(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch brings no types for it

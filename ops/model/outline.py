@@ -1,0 +1,120 @@
+"""What can be known of a model without loading a weight: its linears, its size, and whether its files are its own.
+
+Outlines are kept in the cache, because importing a model's code takes seconds: `outlines/<key>.json` is keyed by what
+describes the model and by the libraries' versions. Deleting any of it is safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from slimrun.ops.errors import Unavailable, first_line
+from slimrun.ops.model.base import Model, Outline
+from slimrun.ops.model.fingerprint import description_hash, store_object
+from slimrun.ops.weights.folder import check_float
+
+
+def outline_of(model: Model, cache: Path, stored: Mapping[str, Tensor] | None = None) -> Outline:
+    """The outline of a transformers model; `stored` is what its weight files hold, on the meta device.
+
+    Unavailable when that is not the model's.
+    """
+    described = model.key(cache)
+    if described is None:
+        return measure(model, cache, stored)  # what a hub id means may change
+    held = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in sorted((stored or {}).items())]
+    key = hashlib.sha256(json.dumps([described, held]).encode()).hexdigest()
+    file = cache / "outlines" / f"{key}.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        linears = {name: (int(rows), int(columns)) for name, (rows, columns) in found["linears"].items()}
+        notes = tuple(map(str, found["notes"]))
+        kept = {str(name): str(why) for name, why in found["kept"].items()}
+        sizes = int(found["parameters"]), int(found["float_bytes"])
+        return Outline(linears, *sizes, notes, int(found["experts"]), kept)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        measured = measure(model, cache, stored)
+    store_object(file, asdict(measured))
+    return measured
+
+
+def measure(model: Model, cache: Path, stored: Mapping[str, Tensor] | None = None) -> Outline:
+    """The outline from the model's code, with parameters that take no memory; Unavailable when it cannot run here.
+
+    What was stored is loaded into it in the same way, so that the loader itself says whether it fits.
+    """
+    import torch
+
+    from slimrun.ops.model.fit import check_weights  # transformers and the model's code take seconds to import
+    from slimrun.ops.model.linears import expert_parameters, float_linears, linear_names
+    from slimrun.ops.model.output_head import check_head
+
+    config = model.config(cache)
+    check_float(config.to_dict(), f"model={model.name}")
+    module = empty_model(config, model)
+    module.tie_weights()
+    if stored is not None:
+        check_weights(module, config, stored, model.origin(cache))
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    named = None if model.dtype == "auto" else getattr(torch, model.dtype)
+    dtype = named or getattr(config, "dtype", None) or torch.float32
+    experts = sum(parameter.numel() for parameter in expert_parameters(module).values())
+    check_head(module, model.name)
+    return Outline(
+        linear_names(module), parameters, parameters * dtype.itemsize, experts=experts, kept=float_linears(module)
+    )
+
+
+def empty_model(config: Any, model: Model) -> Any:
+    """`skeleton` of a model as the run describes it; Unavailable when it is no causal language model."""
+    from slimrun.ops.model.fit import quiet
+    from slimrun.ops.model.skeleton import skeleton
+
+    try:
+        with quiet():
+            return skeleton(config, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # the model's own code raises its own
+        if "trust_remote_code" in str(error) or "Unrecognized configuration class" not in str(error):
+            raise Unavailable(f"model={model.name}: {first_line(error)}{code_hint(error)}") from error
+        kind = ", an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else ""
+        raise Unavailable(
+            f"model={model.name} is {config.model_type}{kind}; give a causal language model, one of transformers' "
+            "AutoModelForCausalLM"
+        ) from error
+
+
+def code_hint(error: BaseException) -> str:
+    """What to do when transformers refuses to run the code that a model brings; else ""."""
+    if "trust_remote_code" in str(error):
+        return "; it brings its own code: add model.trust_remote_code=true if you trust it"
+    return ""
+
+
+def config_of(architecture: Mapping[str, Any]) -> Any:
+    """The transformers config of an architecture: `model_type` and the keys of its config."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**architecture)
+
+
+def architecture_key(model: Model, architecture: Mapping[str, Any]) -> str:
+    """sha256 of everything that is known of a model without files; libraries' versions are part of it."""
+    return _digest(model, dict(architecture))
+
+
+def description_key(model: Model, folder: Path, cache: Path) -> str:
+    """sha256 of everything that is known of a folder's model without its weights: config, code and tokenizer."""
+    return _digest(model, description_hash(folder, cache, code=model.trust_remote_code))
+
+
+def _digest(model: Model, described: Any) -> str:
+    known = [version("transformers"), version("torch"), model.dtype, model.trust_remote_code, described]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,123 @@
+"""A model of transformers in a folder here or on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from slimrun.ops.errors import Unavailable, first_line
+from slimrun.ops.model.base import Model, Outline, check_dtype
+from slimrun.ops.model.fingerprint import folder_hash, foreign_code
+from slimrun.ops.model.outline import code_hint, description_key, outline_of
+from slimrun.ops.weights.folder import check_folder, check_kind, strays
+
+WAY_OUT = "; give an existing folder, or a hub id while the hub can be reached: model=hf model.path=DIR_OR_HUB_ID"
+
+
+@dataclass(frozen=True)
+class Pretrained(Model):
+    """`path` is a folder, or a hub id (owner/name) at a `revision`."""
+
+    name: str
+    path: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        check_dtype(self.dtype)
+        if not self.path:
+            raise ValueError("path=null names no model; give a folder or a hub id: model=hf model.path=DIR_OR_HUB_ID")
+
+    def origin(self, cache: Path) -> str:
+        """Where the weights come from, for a person."""
+        return str(self.folder(cache) or self.path)
+
+    def folder(self, cache: Path) -> Path | None:
+        """The folder that `path` means, None of a hub id; Unavailable when it means one that is not there."""
+        path = Path(str(self.path)).expanduser()
+        if path.is_dir():
+            return path
+        if path.is_absolute() or len(path.parts) != 2 or str(self.path).startswith((".", "~")) or path.exists():
+            raise Unavailable(f"model.path={self.path}: no such folder; give a folder or a hub id (owner/name)")
+        return None
+
+    def fetch(self, cache: Path) -> Path | str:
+        """The folder or hub id that weights are loaded from."""
+        return self.folder(cache) or str(self.path)
+
+    def config(self, cache: Path) -> Any:
+        """The transformers config; Unavailable says in one line why there is none."""
+        from transformers import AutoConfig
+
+        if folder := self.folder(cache):
+            check_kind(folder)
+        try:
+            return AutoConfig.from_pretrained(
+                self.fetch(cache), revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        except Exception as error:  # the hub client, the json reader and custom code each raise their own
+            raise Unavailable(f"model.path={self.path}: {first_line(error)}{code_hint(error) or WAY_OUT}") from error
+
+    def tokenizer(self, cache: Path) -> Any:
+        """The transformers tokenizer; Unavailable says in one line why it cannot be used."""
+        from slimrun.ops.model.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.fetch(cache), self.revision, self.trust_remote_code)
+
+    def outline(self, cache: Path, formats: Collection[str]) -> Outline:
+        """The outline; Unavailable says in one line why the model cannot be loaded."""
+        folder = self.folder(cache)
+        if folder is None:
+            return outline_of(self, cache)
+        found = outline_of(self, cache, check_folder(folder, formats))
+        return replace(found, notes=(*found.notes, *strays(folder, formats)))
+
+    def fingerprint(self, cache: Path, seed: int, *, read: bool = True) -> str | None:
+        """Of a folder its content, of a hub id its commit."""
+        folder, known = self.folder(cache), ""
+        if folder is not None:
+            content = folder_hash(folder, cache, read=read, code=self.trust_remote_code)
+            if content is None:
+                return None
+            known = content
+        if folder is None or (self.trust_remote_code and foreign_code(folder)):
+            if not read:
+                return None
+            known = " ".join([*([known] if known else []), *self._commits(cache)])
+        return f"{known}:{self.dtype}"
+
+    def key(self, cache: Path) -> str | None:
+        """Hash of the folder's files but the weights; None of a hub id, or of code in another repository."""
+        folder = self.folder(cache)
+        unseen = folder is None or (self.trust_remote_code and foreign_code(folder))
+        return None if folder is None or unseen else description_key(self, folder, cache)
+
+    def _commits(self, cache: Path) -> list[str]:
+        """`owner/name@commit` of every repository that the model's files come from, beside its folder.
+
+        Those are the hub id itself, and with `trust_remote_code` the repositories whose code the model runs.
+        """
+        from transformers.utils.hub import extract_commit_hash
+
+        found, path = [], self.fetch(cache)
+        if isinstance(path, str):
+            found.append(f"{path}@{getattr(self.config(cache), '_commit_hash', None)}")
+        if self.trust_remote_code:
+            files = [_cached(str(path), name, self.revision) for name in ("config.json", "tokenizer_config.json")]
+            for folder in sorted({file.parent for file in files if file is not None}):
+                for repository, name in foreign_code(folder):
+                    code = _cached(repository, name, None)
+                    found.append(f"{repository}@{extract_commit_hash(str(code), None)}")
+        return found
+
+
+def _cached(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a folder or hub id, fetched first if it must be; None when there is none."""
+    from transformers.utils.hub import cached_file
+
+    file = cached_file(repository, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if file is None else Path(file)
