@@ -50,7 +50,7 @@ class Target:
         """Validate; ValueError names the key, the value and what is allowed."""
         if self.dtype not in (AUTO, *self.dtypes):
             raise ValueError(
-                f"dtype={self.dtype} is nothing that {self.name} runs; allowed: auto, {', '.join(self.dtypes)}"
+                f"dtype={self.dtype} is nothing that {self.name} runs; allowed: {', '.join((AUTO, *self.dtypes))}"
             )
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Target:
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
         with ScratchFolder(f".{folder.name}", folder.parent) as scratch:
-            changes, checks = bundle.undisturbed(artifact, lambda place: self._written(place, scratch))
+            changes, checks = bundle.undisturbed(artifact, lambda place: self._attempt(place, scratch))
             settle(scratch, folder, [file for file in scratch.iterdir() if file.suffix in WEIGHTS])
         return Exported(folder, changes, checks, self.command(folder))
 
@@ -97,11 +97,15 @@ class Target:
         tensor = source.tensor(key)
         return cast(key, tensor, self.dtype_of(source)) if tensor.dtype == source.dtype else tensor
 
-    def _written(self, artifact: Path, scratch: Path) -> tuple[list[Change], list[Check]]:
+    def _attempt(self, artifact: Path, scratch: Path) -> tuple[list[Change], list[Check]]:
         for left in scratch.iterdir():  # by an attempt during which the bundle was replaced
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         source = Source(artifact)
         self.check(source.config)
+        return self.written(source, scratch)
+
+    def written(self, source: Source, scratch: Path) -> tuple[list[Change], list[Check]]:
+        """Write all files into the empty folder and read them back; what was changed, and what was found."""
         for key in source.floats:
             if ".experts." in key and len(source.shapes[key]) == 3:
                 raise ValueError(f"{key} holds all experts in one tensor; {self.name} is not written for such models")

@@ -74,18 +74,18 @@ class Source:
         self.codec = description.codec()
         self.quant_type = description.quant_type
         self._manifest = read_manifest(folder)
-        self._weights = folder / file_name("weight", description.quant_type, SAFETENSORS)
+        self.weights = folder / file_name("weight", description.quant_type, SAFETENSORS)
         self._whole: Mapping[str, Tensor] | None = None
-        if not self._weights.exists() and self._weights.with_suffix(CKPT).exists():
-            self._weights = self._weights.with_suffix(CKPT)
-            self._whole = read_tensors(self._weights)  # MindSpore's files have no directory
+        if not self.weights.exists() and self.weights.with_suffix(CKPT).exists():
+            self.weights = self.weights.with_suffix(CKPT)
+            self._whole = read_tensors(self.weights)  # MindSpore's files have no directory
         self.shapes: dict[str, tuple[int, ...]] = {}  # of every stored tensor
         stored = self._stored()
         if self._manifest is not None:
-            check_names(self._manifest, self._weights, stored)
+            check_names(self._manifest, self.weights, stored)
         for key in stored:
             if key not in description.types:
-                raise damage(self._weights, f"holds {key}, which its description does not name")
+                raise damage(self.weights, f"holds {key}, which its description does not name")
         self.config = read_object(folder / CONFIG)
         self._parts: dict[str, list[str]] = defaultdict(list)
         self.types: dict[str, str] = {}  # of each quantized linear, in the order of the file
@@ -125,12 +125,16 @@ class Source:
         stored = self._read(f"{name}.{suffix}" for suffix in self._parts[name])
         own = {key.removeprefix(f"{name}."): tensor for key, tensor in stored.items()}
         coded = {part: own.pop(part).numpy() for part in PARTS if part in own}
-        with named(self._weights):
+        with named(self.weights):
             limited = Limited(sum(part.nbytes for part in coded.values()))
             own["weight"] = torch.from_numpy(self.codec.decode(coded, limited))
             rows, columns = own["weight"].shape
             module = restored_linear(self.types[name], own, (rows, columns))
         return _linear(name, self.types[name], module)
+
+    def stored(self) -> dict[str, Tensor]:
+        """Every tensor of the weight file as it is stored, weights still coded."""
+        return self._read(list(self.shapes))
 
     def tensor(self, key: str) -> Tensor:
         """One of `floats`."""
@@ -173,7 +177,7 @@ class Source:
         if self._whole is not None:
             self.shapes = {key: tuple(tensor.shape) for key, tensor in self._whole.items()}
             return {key: "I8" if tensor.dtype == torch.int8 else "" for key, tensor in self._whole.items()}
-        with named(self._weights), safe_open(self._weights, framework="pt") as file:
+        with named(self.weights), safe_open(self.weights, framework="pt") as file:
             parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
             self.shapes = {key: tuple(part.get_shape()) for key, part in parts.items()}
             return {key: part.get_dtype() for key, part in parts.items()}
@@ -183,10 +187,10 @@ class Source:
         if self._whole is not None:
             found = {key: self._whole[key] for key in keys}
         else:
-            with named(self._weights), safe_open(self._weights, framework="pt") as file:
+            with named(self.weights), safe_open(self.weights, framework="pt") as file:
                 found = {key: file.get_tensor(key) for key in keys}
         if self._manifest is not None:
-            check_contents(self._manifest, self._weights, found)
+            check_contents(self._manifest, self.weights, found)
         return found
 
 

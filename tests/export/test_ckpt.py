@@ -1,0 +1,43 @@
+"""ckpt: the bundle that a run with framework.weights=ckpt leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from slimrun.ops import bundle, load_bundle
+from slimrun.ops.export.ckpt import Ckpt
+from slimrun.ops.framework import mindspore
+from slimrun.ops.framework.base import Unavailable
+from slimrun.ops.quant.w8a8s import W8A8S
+
+from .bundles import written
+
+
+@pytest.mark.mindspore
+def test_the_bundle_is_the_same_with_another_weight_file(tmp_path: Path) -> None:
+    try:
+        mindspore.require()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    model = written(tmp_path / "artifact", W8A8S())
+    folder = Ckpt().run(tmp_path / "artifact", tmp_path / "export").folder
+    first, second = (bundle.read(place).tensors for place in (tmp_path / "artifact", folder))
+    assert first.keys() == second.keys()
+    assert all(first[key].equal(second[key]) for key in first)
+    assert json.loads((folder / "slimrun.json").read_text())["weights"] == "quant_model_weight_w8a8sc.ckpt"
+    assert load_bundle(folder).logits_checksum() == model.logits_checksum()
+    with pytest.raises(ValueError, match=r"is a \.ckpt file already"):
+        Ckpt().run(folder, tmp_path / "again")
+
+
+def test_without_mindspore_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise Unavailable("framework=mindspore needs the package mindspore: pip install 'slimrun[mindspore]'")
+
+    monkeypatch.setattr("slimrun.ops.export.ckpt.require", missing)
+    written(tmp_path / "artifact", W8A8S())
+    with pytest.raises(ValueError, match=r"ckpt is written by MindSpore; .*pip install 'slimrun\[mindspore\]'"):
+        Ckpt().run(tmp_path / "artifact", tmp_path / "export")
