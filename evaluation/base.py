@@ -8,12 +8,14 @@ kept, so comparing never needs both models in memory.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain, islice, repeat
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from slimrun.evaluation.comparison import Report
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -22,7 +24,6 @@ Progress = Callable[[int, int], None]  # (done, total)
 
 T = TypeVar("T")
 PROTOCOL_VERSION = 1  # raise it when the same settings begin to give other outputs
-SAMPLES = 5  # examples of a report that a person reads
 
 
 class Reader(Protocol):
@@ -79,27 +80,6 @@ class Reference:
     log_probs: Callable[[FloatArray], FloatArray]  # its output head
 
 
-@dataclass(frozen=True)
-class Score:
-    """Float against quantized, with 95 % intervals where they exist: one pair of the picture."""
-
-    name: str
-    float_value: float
-    float_ci: tuple[float, float] | None
-    quant_value: float
-    quant_ci: tuple[float, float] | None
-    higher_is_better: bool = True
-
-
-@dataclass(frozen=True)
-class Report:
-    """The comparison of two measurements of one task."""
-
-    metrics: dict[str, float | str]  # "<task>/<key>"
-    scores: list[Score]
-    samples: list[dict[str, str]] = field(default_factory=list)  # input, reference, float, quantized
-
-
 class Task(Protocol):
     """One benchmark: a frozen dataclass whose fields are the keys of its yaml."""
 
@@ -141,18 +121,6 @@ def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     """Refuse a setting that is none of the allowed words."""
     if value not in allowed:
         raise ValueError(f"{key}={value} is unknown; allowed: {', '.join(allowed)}")
-
-
-def fills(key: str, template: str, fields: Sequence[str]) -> None:
-    """Refuse a prompt template that leaves a field out or names an unknown one."""
-    allowed = " ".join(f"{{{name}}}" for name in fields)
-    marks = {name: f"<{name}>" for name in fields}
-    try:
-        filled = template.format(**marks)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f"{key}={template!r} cannot be filled in ({error}); allowed fields: {allowed}") from None
-    if not all(mark in filled for mark in marks.values()):
-        raise ValueError(f"{key}={template!r} leaves a field out; it needs {allowed}")
 
 
 def protocol_of(task: Any, data_sha256: str, *, without: Sequence[str]) -> str:

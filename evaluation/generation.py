@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slimrun.evaluation.base import SAMPLES, LanguageModel, Outputs, Progress, Reader, batches
+from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, batches
+from slimrun.evaluation.comparison import SAMPLES
 
 
 def encoded(model: Reader, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:

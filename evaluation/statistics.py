@@ -97,17 +97,6 @@ def mcnemar(lost: int, gained: int) -> float:
     return min(1.0, 2.0 * tail / float(2**flips))
 
 
-def verdict(loss_low: float, loss_high: float, margin: float, unit: str) -> str:
-    """One word on a loss (positive is worse) from its interval: does it stay within the margin?"""
-    if loss_high <= margin:
-        word = "non-inferior"
-    elif loss_low > margin:
-        word = "worse"
-    else:
-        word = "inconclusive"
-    return f"{word} (margin {margin:g} {unit})"
-
-
 def overlap(text: str, other: str, n: int = 13) -> float:
     """Share of the n-grams of words of `text` that also stand in `other` (13: GPT-3's contamination check)."""
     grams = set(_grams(text, n))

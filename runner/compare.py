@@ -14,21 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from slimrun.evaluation import statistics
 from slimrun.evaluation.base import Outputs, Task
 from slimrun.runner.config import construct
 from slimrun.runner.display import print_anything, print_table
 from slimrun.runner.folder import OUTPUTS, RESULTS, flat, read_outputs
+from slimrun.runner.report.table import SIZES, cells
 
 COLUMNS = ["", "A", "B", "B - A", "95 % interval", "p", "verdict on B"]
-EXACT = (  # known without error: no interval
-    ("bits per weight", "size/bits_per_weight", "{:.3f}"),
-    ("compression ratio", "compress/ratio", "{:.3f}"),
-    ("artifact, MB", "size/artifact_bytes", "{:.1f}"),
-)
 NOT_COMPARED = ("tracking", "cache", "sweep", "plan")
 # all that a run's config.yaml may have constructed
 OWN_TASK = re.compile(r"slimrun\.evaluation\.task\.[a-z_]+\.[A-Za-z]+")
@@ -127,38 +121,22 @@ def changes(a: Run, b: Run) -> list[str]:
 def exact_rows(a: Run, b: Run) -> list[list[str]]:
     """Sizes: both are known, so is their difference."""
     found = []
-    for label, key, form in EXACT:
-        one, two = (run.results[key] / (1e6 if key.endswith("_bytes") else 1) for run in (a, b))
-        found.append([label, form.format(one), form.format(two), _signed(two - one, form), "", "", ""])
+    for size in SIZES:
+        one, two = size.of(a.results), size.of(b.results)
+        if one is None or two is None:
+            lacking = a.folder if one is None else b.folder
+            raise ValueError(f"{lacking} has no {size.key} in its {RESULTS}; run it again")
+        signed = size.form.replace("{:", "{:+")
+        found.append([size.label, size.shown(a.results), size.shown(b.results), signed.format(two - one), "", "", ""])
     return found
 
 
 def rows(name: str, a: Run, b: Run) -> list[list[str]]:
-    """A task's scores and, where the runs kept it, the divergence from the float model."""
-    task = task_of(a, name)
-    report = task.compare(name, a.outputs[name], b.outputs[name])
-    found = report.metrics
-    if found[f"{name}/signature"] != a.results[f"{name}/signature"]:
+    """A task's scores, those of A in the place of the float model's."""
+    report = task_of(a, name).compare(name, a.outputs[name], b.outputs[name])
+    if report.metrics[f"{name}/signature"] != a.results[f"{name}/signature"]:
         raise ValueError(f"task {name}: its data changed since the runs; put the file back, or run both again")
-    score = report.scores[0]  # the one that the task's interval, p-value and verdict are of
-    in_percent = f"{name}/delta_pct" in found
-    change = float(found[f"{name}/delta_pct"]) if in_percent else score.quant_value - score.float_value
-    unit = " %" if in_percent else ""
-    low, high = float(found[f"{name}/ci_low"]), float(found[f"{name}/ci_high"])
-    table = [
-        [
-            score.name,
-            f"{score.float_value:.4g}",
-            f"{score.quant_value:.4g}",
-            f"{change:+.4g}{unit}",
-            f"{low:+.4g} to {high:+.4g}{unit}",
-            f"{float(found[f'{name}/p_value']):.4f}",
-            str(found[f"{name}/verdict"]),
-        ]
-    ]
-    if "kl" in a.outputs[name]:
-        table.append(divergence_row(name, a.outputs[name]["kl"], b.outputs[name]["kl"]))
-    return table
+    return [cells(score) for score in report.scores]
 
 
 def task_of(run: Run, name: str) -> Task:
@@ -171,18 +149,5 @@ def task_of(run: Run, name: str) -> Task:
     return task
 
 
-def divergence_row(name: str, mine: np.ndarray, other: np.ndarray) -> list[str]:
-    """KL to the float model [W, T] of both runs, paired by window as the perplexities are."""
-    means = [kl.mean(axis=1, dtype=np.float64) for kl in (mine, other)]
-    change = statistics.paired_difference(*means)
-    interval = f"{change.low:+.4g} to {change.high:+.4g}"
-    values = [f"{side.mean():.4g}" for side in means]
-    return [f"{name}: KL to float, nats", *values, f"{change.value:+.4g}", interval, f"{change.p_value:.4f}", ""]
-
-
 def _line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _signed(value: float, form: str) -> str:
-    return form.replace("{:", "{:+").format(value)

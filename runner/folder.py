@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,12 +13,14 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from slimrun.evaluation.base import Outputs
+from slimrun.evaluation.comparison import Score
 from slimrun.ops.files import replacing
 
 ARTIFACT = "artifact"
 RESULTS = "results.json"
+SCORES = "scores.json"
 OUTPUTS = "outputs.npz"
-UPLOADED = ("config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", OUTPUTS)  # beside the numbers
+UPLOADED = ("config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", SCORES, OUTPUTS)  # beside the numbers
 SWEEP = "sweep.json"  # in the folder of a multirun: its command, its parent run, its jobs
 RUN = "tracking.json"  # in the folder of a job: its run
 
@@ -37,6 +40,21 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         text = json.dumps(content, indent=2, ensure_ascii=False)
         # the name of a folder may be no UTF-8; what replaces such a byte is JSON's own escape for it
         scratch.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
+
+
+def write_scores(path: Path, scores: Iterable[Score]) -> None:
+    """The rows of a run."""
+    write_json(path, {"scores": [asdict(score) for score in scores]})
+
+
+def read_scores(path: Path) -> list[Score] | None:
+    """The rows that `write_scores` left; None when there are none or the file is damaged."""
+    try:
+        rows: list[dict[str, Any]] = (read_json(path) or {})["scores"]
+        pairs = ("float_interval", "quant_interval")
+        return [Score(**{**row, **{key: tuple(row[key]) for key in pairs}}) for row in rows]
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def write_outputs(path: Path, outputs: Mapping[str, Outputs]) -> None:

@@ -150,7 +150,7 @@ def show(result: Result, experiment: Experiment, output: Path) -> None:
     """The final table on stdout, with where to look next as its last line."""
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
-    print_table(f"slimrun {experiment.model.name}", ["", "value"], report.headlines(result))
+    print_table(f"slimrun {experiment.model.name}", report.HEADINGS, report.headlines(result))
     print(f"bundle: {result.weight_file.parent}")
     print(f"report: {output / 'report.md'}")
     print(f"look next: {experiment.tracking.look_next() or output / RESULTS}")

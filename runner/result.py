@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from slimrun.evaluation.base import Outputs, Report
+from slimrun.evaluation.base import Outputs
+from slimrun.evaluation.comparison import Report, Score
 from slimrun.ops import bundle
 from slimrun.ops.calibration.base import Layer
 from slimrun.ops.compress import entropy_bits
@@ -42,6 +43,11 @@ class Result:
     outputs: Mapping[str, Outputs]  # of the quantized model, by task
     weight_file: Path
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def scores(self) -> list[Score]:
+        """The rows of all tasks."""
+        return [score for report in self.reports.values() for score in report.scores]
 
 
 def covered_share(covered: Mapping[str, tuple[int, int]], outline: Outline) -> float:

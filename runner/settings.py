@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from slimrun.evaluation.text import pinned, read_prompts
+from slimrun.evaluation.source.file import read_prompts
+from slimrun.evaluation.source.pinned import pinned
 from slimrun.ops.framework.base import Reader
 
 PINNED_CALIBRATION = "wikipedia_calibration"

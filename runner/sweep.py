@@ -14,10 +14,11 @@ from omegaconf import DictConfig
 
 from slimrun.runner.config import ConfigError, build, build_tracker
 from slimrun.runner.display import print_table
-from slimrun.runner.folder import RESULTS, RUN, SWEEP, read_json, write_json
+from slimrun.runner.folder import RESULTS, SWEEP, read_json, write_json
 from slimrun.runner.job import OK, STOPPED
 from slimrun.runner.overrides import command_of
 from slimrun.runner.report import sweep as report
+from slimrun.runner.report.pareto import jobs
 from slimrun.runner.tracking.base import Tracker
 
 FOLDERS = "multirun/*/*"  # where conf/config.yaml puts multiruns
@@ -90,40 +91,41 @@ def all_done(folder: Path, configs: Sequence[DictConfig], tracker: Tracker) -> b
 
 def conclude(folder: Path, tracker: Tracker) -> int:
     """Write sweep.json, show every job, deliver the parent run; returns how many jobs did not end well."""
-    record = read_json(folder / SWEEP) or {}
-    found = {file.parent: read_json(file) or {} for file in folder.rglob(RESULTS) if "mlartifacts" not in file.parts}
-    ended = {results["job"]: (job, results) for job, results in found.items() if results.keys() >= RECORDED}
-    jobs = {job["number"]: job for job in record["jobs"]}
-    for number, (job, results) in ended.items():
-        jobs[number] = {
-            "number": number,
-            "overrides": results["overrides"],
-            "folder": str(job.relative_to(folder)),
-            "status": results["status"],
-            "config_hash": results.get("config_hash", ""),
-        }
-    record["jobs"] = [jobs[number] for number in sorted(jobs)]
-    results = {number: content for number, (_, content) in ended.items()}
-    runs = {number: str((read_json(job / RUN) or {}).get("run_id", "")) for number, (job, _) in ended.items()}
-    common = set.intersection(*(set(job["overrides"]) for job in record["jobs"])) if len(jobs) > 1 else set()
-    scores = dict.fromkeys(key for content in results.values() for key in content if key.endswith(report.PRIMARY))
-    record["summary"] = [
-        report.row(job, results.get(job["number"], {}), list(scores), runs, common) for job in record["jobs"]
-    ]
-    record["tags"] = report.best(record["summary"])
-    write_json(folder / SWEEP, {**record, "files": []})
-    record["files"] = [os.path.relpath(file, folder) for file in report.write(folder)]
+    record = {**(read_json(folder / SWEEP) or {}), "files": []}
+    record["jobs"] = ended(folder, record["jobs"])
+    write_json(folder / SWEEP, record)
+    found = jobs(folder)
+    common = set.intersection(*(set(job.overrides) for job in found)) if len(found) > 1 else set()
+    record["summary"] = report.summary(folder, found, common)
+    record["tags"] = report.best(found, record["summary"])
+    record["files"] = [os.path.relpath(file, folder) for file in report.write(folder, found)]
     write_json(folder / SWEEP, record)
 
     title = f"multirun in {folder}: {' '.join(sorted(common))}"
-    columns = list(record["summary"][0]) if jobs else []
+    columns = list(record["summary"][0]) if found else []
     print_table(title, columns, [[report.cell(value) for value in row.values()] for row in record["summary"]])
     tracker.deliver_sweep(folder)
     unfinished = [job for job in record["jobs"] if job["status"] != OK]
     if unfinished:
-        print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done; the same command runs the others again")
+        print(f"{len(found) - len(unfinished)} of {len(found)} jobs are done; the same command runs the others again")
     print(f"look next: {tracker.look_next() or folder / SWEEP}")
     return len(unfinished)
+
+
+def ended(folder: Path, planned: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs of sweep.json by number, with what those that ended have left; a search plans none."""
+    found = {file.parent: read_json(file) or {} for file in folder.rglob(RESULTS) if "mlartifacts" not in file.parts}
+    listed = {job["number"]: job for job in planned}
+    for job, results in found.items():
+        if results.keys() >= RECORDED:
+            listed[results["job"]] = {
+                "number": results["job"],
+                "overrides": results["overrides"],
+                "folder": str(job.relative_to(folder)),
+                "status": results["status"],
+                "config_hash": results.get("config_hash", ""),
+            }
+    return [listed[number] for number in sorted(listed)]
 
 
 def _command_in(file: Path) -> object:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from slimrun.evaluation.base import Reference
+from slimrun.evaluation.source.file import read_prompts
+from slimrun.evaluation.source.pinned import pinned
 from slimrun.evaluation.task.perplexity import Perplexity
-from slimrun.evaluation.text import pinned, read_prompts
 from slimrun.ops import bundle
 from slimrun.ops.calibration.base import Layer
 from slimrun.ops.compress import entropy_bits

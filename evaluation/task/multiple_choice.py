@@ -5,21 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from slimrun.evaluation import statistics, text
+from slimrun.evaluation import statistics
 from slimrun.evaluation.base import (
-    SAMPLES,
     LanguageModel,
     Outputs,
     Progress,
     Reader,
     Reference,
-    Report,
-    Score,
     at_least,
-    fills,
     one_of,
     protocol_of,
 )
+from slimrun.evaluation.comparison import SAMPLES, Report, scored, verdict
+from slimrun.evaluation.prompt import fills
+from slimrun.evaluation.source.file import read_jsonl, select, sha256
+from slimrun.evaluation.source.pinned import pinned
 from slimrun.evaluation.statistics import Values
 
 PINNED = ("mmlu", "socialiqa")
@@ -72,7 +72,7 @@ class MultipleChoice:
 
     def protocol(self) -> str:
         """Settings, prompt and the hash of the items."""
-        return protocol_of(self, text.sha256(self._file()), without=["data", "normalize", "margin_points"])
+        return protocol_of(self, sha256(self._file()), without=["data", "normalize", "margin_points"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """log_probs: the summed log-probability of every option, item after item in one row."""
@@ -94,31 +94,27 @@ class MultipleChoice:
         was, now = right[self.normalize]
         lost, gained = int((was & ~now).sum()), int((~was & now).sum())
         change = statistics.proportion_difference(lost, gained, len(items))
-        report: dict[str, float | str] = {
-            f"{name}/accuracy_float": float(was.mean()),
-            f"{name}/accuracy_quant": float(now.mean()),
-        }
+        own = scored(
+            name,
+            "accuracy",
+            (float(was.mean()), float(now.mean())),
+            (statistics.mean_interval(was.astype(np.float64)), statistics.mean_interval(now.astype(np.float64))),
+            change,
+            verdict=verdict(-100 * change.high, -100 * change.low, self.margin_points, "points of accuracy"),
+            signature=self._signature(items),
+        )
+        metrics = own.metrics("accuracy")
         for rule, label in ((False, "plain"), (True, "normalized")):
             for side, hits in zip(("float", "quant"), right[rule]):
-                report[f"{name}/accuracy_{label}_{side}"] = float(hits.mean())
+                metrics[f"{name}/accuracy_{label}_{side}"] = float(hits.mean())
         for side, log_probs in zip(("float", "quant"), sides):
-            report[f"{name}/answer_log_prob_{side}"] = self._answer_log_prob(items, log_probs)
-        report |= {
+            metrics[f"{name}/answer_log_prob_{side}"] = self._answer_log_prob(items, log_probs)
+        metrics |= {
             f"{name}/flips": (lost + gained) / len(items),
             f"{name}/flips_lost": lost / len(items),
             f"{name}/flips_gained": gained / len(items),
-            f"{name}/ci_low": change.low,
-            f"{name}/ci_high": change.high,
-            f"{name}/p_value": change.p_value,
-            f"{name}/detectable": change.detectable,
-            f"{name}/verdict": statistics.verdict(
-                -100 * change.high, -100 * change.low, self.margin_points, "points of accuracy"
-            ),
-            f"{name}/signature": self._signature(items),
         }
-        intervals = [statistics.mean_interval(hits.astype(np.float64)) for hits in (was, now)]
-        score = Score(f"{name} accuracy", float(was.mean()), intervals[0], float(now.mean()), intervals[1])
-        return Report(report, [score], self._samples(items, *chosen[self.normalize]))
+        return Report(metrics, [own], self._samples(items, *chosen[self.normalize]))
 
     @staticmethod
     def _choices(items: list[dict[str, Any]], log_probs: Values, per_character: bool) -> np.ndarray:
@@ -152,16 +148,16 @@ class MultipleChoice:
 
     def _signature(self, items: list[dict[str, Any]]) -> str:
         rule = "per-character" if self.normalize else "sum"
-        source = text.sha256(self._file())[:12]
+        source = sha256(self._file())[:12]
         return f"acc|items:{len(items)}|shots:0|score:option-text|norm:{rule}|prompt:{self.prompt!r}|data:{source}"
 
     def _file(self) -> str:
-        return self.path or str(text.pinned(self.data))
+        return self.path or str(pinned(self.data))
 
     def _items(self) -> list[dict[str, Any]]:
         path = self._file()
-        items = text.read_jsonl(path, {"question": str, "options": list, "answer": int}, _problem)
-        return text.select(items, self.limit, path)
+        items = read_jsonl(path, {"question": str, "options": list, "answer": int}, _problem)
+        return select(items, self.limit, path)
 
     def _tokens(self, model: Reader, item: dict[str, Any]) -> tuple[list[int], list[list[int]]]:
         """The question and its options."""

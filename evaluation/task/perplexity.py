@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrun.evaluation import metrics, statistics, text
 from slimrun.evaluation.base import (
     IntArray,
     LanguageModel,
@@ -12,12 +11,14 @@ from slimrun.evaluation.base import (
     Progress,
     Reader,
     Reference,
-    Report,
-    Score,
     at_least,
     batches,
     protocol_of,
 )
+from slimrun.evaluation.comparison import Report
+from slimrun.evaluation.metric import fidelity
+from slimrun.evaluation.source.file import read_jsonl, read_text, sha256
+from slimrun.evaluation.source.pinned import pinned
 
 PINNED = "wikipedia_evaluation"
 
@@ -56,12 +57,12 @@ class Perplexity:
     def texts(self) -> list[str]:
         """The documents that are cut into windows."""
         if self.path:
-            return [text.read_text(self.path)]
-        return [row["text"] for row in text.read_jsonl(text.pinned(PINNED), {"text": str})]
+            return [read_text(self.path)]
+        return [row["text"] for row in read_jsonl(pinned(PINNED), {"text": str})]
 
     def protocol(self) -> str:
         """Settings and the hash of the text."""
-        return protocol_of(self, text.sha256(self._file()), without=["margin_pct"])
+        return protocol_of(self, sha256(self._file()), without=["margin_pct"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """Float model: log_probs [W, T-1], hidden [W, T-1, H]. With a reference: log_probs, kl, agree [W, T-1]."""
@@ -74,12 +75,12 @@ class Perplexity:
             targets, shape = ids[:count, 1:].ravel(), (count, self.window - 1)
             states = hidden.reshape(-1, hidden.shape[-1])
             if reference is None:
-                scores = metrics.token_log_probs(targets, states, model.log_probs)
+                scores = fidelity.token_log_probs(targets, states, model.log_probs)
                 parts: Outputs = {"log_probs": scores.reshape(shape), "hidden": hidden}
             else:
                 float_states = reference.outputs["hidden"][done : done + count].reshape(-1, hidden.shape[-1])
                 names = ("log_probs", "kl", "agree")
-                values = metrics.divergence(targets, states, model.log_probs, float_states, reference.log_probs)
+                values = fidelity.divergence(targets, states, model.log_probs, float_states, reference.log_probs)
                 parts = {name: value.reshape(shape) for name, value in zip(names, values)}
             for name, part in parts.items():
                 collected.setdefault(name, []).append(part)
@@ -89,43 +90,30 @@ class Perplexity:
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Perplexities, their difference paired by window, and the fidelity to the float model."""
-        scored = (float_outputs["log_probs"], quant_outputs["log_probs"])
-        # windows are equally long, so the mean over windows is the mean over tokens
-        losses = [-log_probs.mean(axis=1, dtype=np.float64) for log_probs in scored]
-        change = statistics.paired_difference(*losses)
-        value, low, high = (100 * float(np.expm1(x)) for x in (change.value, change.low, change.high))
-        perplexities = [metrics.perplexity(log_probs) for log_probs in scored]
-        intervals = [tuple(np.exp(statistics.mean_interval(loss)).tolist()) for loss in losses]
-        fidelity = f"fidelity{name.removeprefix('perplexity')}"
-        report: dict[str, float | str] = {
-            f"{name}/float": perplexities[0],
-            f"{name}/quant": perplexities[1],
-            f"{name}/delta_pct": value,
-            f"{name}/ci_low": low,
-            f"{name}/ci_high": high,
-            f"{name}/p_value": change.p_value,
-            f"{name}/detectable_pct": 100 * float(np.expm1(change.detectable)),
-            f"{name}/verdict": statistics.verdict(low, high, self.margin_pct, "%"),
-            f"{name}/signature": self._signature(len(losses[0])),
+        log_probs = [side["log_probs"] for side in (float_outputs, quant_outputs)]
+        own = fidelity.perplexities(
+            name, "perplexity", *log_probs, margin_pct=self.margin_pct, signature=self._signature(len(log_probs[0]))
+        )
+        if "kl" not in quant_outputs:
+            return Report(own.metrics(), [own])
+        kl, group = quant_outputs["kl"], f"fidelity{name.removeprefix('perplexity')}"
+        told = {
+            f"{group}/kl_mean": float(kl.mean(dtype=np.float64)),
+            f"{group}/kl_median": float(np.median(kl)),
+            f"{group}/kl_p99": float(np.quantile(kl, 0.99)),
+            f"{group}/top1_agreement": float(quant_outputs["agree"].mean()),
         }
-        if "kl" in quant_outputs:
-            kl = quant_outputs["kl"]
-            report[f"{fidelity}/kl_mean"] = float(kl.mean(dtype=np.float64))
-            report[f"{fidelity}/kl_median"] = float(np.median(kl))
-            report[f"{fidelity}/kl_p99"] = float(np.quantile(kl, 0.99))
-            report[f"{fidelity}/top1_agreement"] = float(quant_outputs["agree"].mean())
-        score = Score(name, perplexities[0], intervals[0], perplexities[1], intervals[1], higher_is_better=False)
-        return Report(report, [score])
+        return Report({**own.metrics(), **told}, [own, *fidelity.divergences(name, float_outputs, quant_outputs)])
 
     def _signature(self, windows: int) -> str:
-        source = f"{text.sha256(self._file())[:12]}"
+        source = sha256(self._file())[:12]
         return (
             f"unit:token|windows:{windows}|window:{self.window}|stride:{self.window}|bos:no|unscored:first|"
             f"batch:{self.batch}|kl:exact|text:{source}"
         )
 
     def _file(self) -> str:
-        return self.path or str(text.pinned(PINNED))
+        return self.path or str(pinned(PINNED))
 
     def _tokens(self, model: Reader) -> IntArray:
         """The windows as token ids [W, T]: as many as asked for, fewer if the text ends before, at least one."""

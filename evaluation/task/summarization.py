@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 
-from slimrun.evaluation import generation, metrics, statistics, text
+from slimrun.evaluation import generation, statistics
 from slimrun.evaluation.base import (
     LanguageModel,
     Outputs,
     Progress,
     Reader,
     Reference,
-    Report,
-    Score,
     at_least,
-    fills,
     protocol_of,
 )
+from slimrun.evaluation.comparison import Report, paired
+from slimrun.evaluation.metric import rouge
+from slimrun.evaluation.prompt import fills
+from slimrun.evaluation.source.file import read_jsonl, select, sha256
+from slimrun.evaluation.source.pinned import pinned
 
 PINNED = "consensus_summary"
 
@@ -52,7 +54,7 @@ class Summarization:
 
     def protocol(self) -> str:
         """Settings, prompt and the hash of the items."""
-        return protocol_of(self, text.sha256(self._file()), without=["margin_points"])
+        return protocol_of(self, sha256(self._file()), without=["margin_points"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """texts: the summaries."""
@@ -63,40 +65,36 @@ class Summarization:
         """Four ROUGE scores for both, ROUGE-L with a paired bootstrap over the items."""
         prompts, references = map(list, zip(*self._items()))
         was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
-        before, after = metrics.rouge(was, references), metrics.rouge(now, references)
-        report: dict[str, float | str] = {}
-        for key in metrics.ROUGES:
-            report[f"{name}/{key}_float"] = float(before[key].mean())
-            report[f"{name}/{key}_quant"] = float(after[key].mean())
-        change = statistics.paired_difference(before["rougeL"], after["rougeL"])
-        report |= {
-            f"{name}/ci_low": change.low,
-            f"{name}/ci_high": change.high,
-            f"{name}/p_value": change.p_value,
-            f"{name}/detectable": change.detectable,
-            f"{name}/verdict": statistics.verdict(-change.high, -change.low, self.margin_points, "ROUGE-L"),
-            f"{name}/signature": self._signature(len(references)) + generation.dated(float_outputs),
-        }
-        intervals = [statistics.mean_interval(side["rougeL"]) for side in (before, after)]
-        values = [float(side["rougeL"].mean()) for side in (before, after)]
-        score = Score(f"{name} ROUGE-L", values[0], intervals[0], values[1], intervals[1])
-        return Report(report, [score], generation.examples(prompts, references, was, now))
+        before, after = rouge.rouge(was, references), rouge.rouge(now, references)
+        own = paired(
+            name,
+            "ROUGE-L",
+            before["rougeL"],
+            after["rougeL"],
+            margin=self.margin_points,
+            signature=self._signature(len(references)) + generation.dated(float_outputs),
+        )
+        metrics = own.metrics("rougeL")
+        for key in rouge.ROUGES:
+            metrics[f"{name}/{key}_float"] = float(before[key].mean())
+            metrics[f"{name}/{key}_quant"] = float(after[key].mean())
+        return Report(metrics, [own], generation.examples(prompts, references, was, now))
 
     def _signature(self, items: int) -> str:
-        source = text.sha256(self._file())[:12]
+        source = sha256(self._file())[:12]
         return (
-            f"{metrics.rouge_signature()}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
+            f"{rouge.rouge_signature()}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
             f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|prompt:{self.prompt!r}|data:{source}"
         )
 
     def _file(self) -> str:
-        return self.path or str(text.pinned(PINNED))
+        return self.path or str(pinned(PINNED))
 
     def _items(self) -> list[tuple[str, str]]:
         """Pairs of prompt and summary; a pinned text is the question and one finding a line."""
         path = self._file()
         own: dict[str, type] = {"text": str, "summary": str}
         fields = own if self.path else {"question": str, "claims": list, "summary": str}
-        rows = text.select(text.read_jsonl(path, fields), self.limit, path)
+        rows = select(read_jsonl(path, fields), self.limit, path)
         texts = [row["text"] if self.path else "\n- ".join([row["question"], *row["claims"]]) for row in rows]
         return [(self.prompt.format(text=body), row["summary"]) for body, row in zip(texts, rows)]

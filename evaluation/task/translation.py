@@ -4,20 +4,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrun.evaluation import generation, metrics, statistics, text
+from slimrun.evaluation import generation, statistics
 from slimrun.evaluation.base import (
     LanguageModel,
     Outputs,
     Progress,
     Reader,
     Reference,
-    Report,
-    Score,
     at_least,
-    fills,
     one_of,
     protocol_of,
 )
+from slimrun.evaluation.comparison import Report, Score, scored, verdict
+from slimrun.evaluation.metric import bleu, fidelity
+from slimrun.evaluation.prompt import fills
+from slimrun.evaluation.source.file import read_jsonl, select, sha256
+from slimrun.evaluation.source.pinned import pinned
 
 PINNED = "udhr"
 LANGUAGES = {
@@ -56,7 +58,7 @@ class Translation:
         if self.source == self.target:
             raise ValueError(f"target={self.target} is the source language; allowed: another one")
         if self.tokenizer is not None:
-            one_of("tokenizer", self.tokenizer, metrics.BLEU_TOKENIZERS)
+            one_of("tokenizer", self.tokenizer, bleu.BLEU_TOKENIZERS)
         for key in ("limit", "max_new_tokens", "batch"):
             at_least(key, getattr(self, key), 1)
         at_least("margin_points", self.margin_points, 0)
@@ -65,9 +67,9 @@ class Translation:
     def check(self) -> None:
         """Read the pairs once, and refuse a tokenizer that cannot score the references."""
         references = [reference for _, reference in self._pairs()]
-        metrics.require_cjk_tokenizer(self._tokenizer(), references)
+        bleu.require_cjk_tokenizer(self._tokenizer(), references)
         try:
-            metrics.translation_metrics(self.target, self._tokenizer())
+            bleu.translation_metrics(self.target, self._tokenizer())
         except (ImportError, RuntimeError) as error:
             raise ValueError(f"tokenizer={self.tokenizer} is not installed: {' '.join(str(error).split())}") from None
 
@@ -92,7 +94,7 @@ class Translation:
 
     def protocol(self) -> str:
         """Settings, prompt and the hash of the pairs."""
-        return protocol_of(self, text.sha256(self._file()), without=["tokenizer", "margin_points"])
+        return protocol_of(self, sha256(self._file()), without=["tokenizer", "margin_points"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """texts: the translations; reference_log_probs: mean log-probability a token of each reference.
@@ -112,80 +114,62 @@ class Translation:
         """All four metrics for both, BLEU with a paired bootstrap, and BLEU of quantized against float output."""
         sources, references = map(list, zip(*self._pairs()))
         was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
-        scorers = metrics.translation_metrics(self.target, self._tokenizer())
-        report: dict[str, float | str] = {}
+        scorers = bleu.translation_metrics(self.target, self._tokenizer())
+        told: dict[str, float | str] = {}
         signatures = []
         for key, scorer in scorers.items():
-            report[f"{name}/{key}_float"], _ = metrics.corpus_score(scorer, was, references)
-            report[f"{name}/{key}_quant"], signature = metrics.corpus_score(scorer, now, references)
+            told[f"{name}/{key}_float"], _ = bleu.corpus_score(scorer, was, references)
+            told[f"{name}/{key}_quant"], signature = bleu.corpus_score(scorer, now, references)
             signatures.append(f"{key}={signature}")
-        likelihood = self._likelihood(name, float_outputs["reference_log_probs"], quant_outputs["reference_log_probs"])
-        report[f"{name}/reference_ppl_float"] = likelihood.float_value
-        report[f"{name}/reference_ppl_quant"] = likelihood.quant_value
-        change, score = self._bleu(name, was, now, references)
         signatures.append(self._signature(len(references)) + generation.dated(float_outputs))
-        report |= {
+        own = self._bleu(name, was, now, references, "; ".join(signatures))
+        # it still moves where a model cannot translate and BLEU lies at the floor
+        likelihoods = [side["reference_log_probs"] for side in (float_outputs, quant_outputs)]
+        reference = fidelity.perplexities(name, "reference perplexity", *likelihoods)
+        told |= {
+            f"{name}/reference_ppl_float": reference.float_value,
+            f"{name}/reference_ppl_quant": reference.quant_value,
             f"{name}/bleu_self": float(scorers["bleu"].corpus_score(now, [was]).score),
-            f"{name}/ci_low": change.low,
-            f"{name}/ci_high": change.high,
-            f"{name}/p_value": change.p_value,
-            f"{name}/detectable": change.detectable,
-            f"{name}/verdict": self._verdict(score.float_value, change),
-            f"{name}/signature": "; ".join(signatures),
         }
-        return Report(report, [score, likelihood], generation.examples(sources, references, was, now))
+        examples = generation.examples(sources, references, was, now)
+        return Report({**told, **own.metrics("bleu")}, [own, reference], examples)
 
-    def _bleu(
-        self, name: str, was: list[str], now: list[str], references: list[str]
-    ) -> tuple[statistics.Difference, Score]:
+    def _bleu(self, name: str, was: list[str], now: list[str], references: list[str], signature: str) -> Score:
         """Both BLEU scores and their difference over the same resamples of the items."""
-        metric = metrics.translation_metrics(self.target, self._tokenizer())["bleu"]
-        sides = [metrics.bleu_statistics(metric, texts, references) for texts in (was, now)]
+        metric = bleu.translation_metrics(self.target, self._tokenizer())["bleu"]
+        sides = [bleu.bleu_statistics(metric, texts, references) for texts in (was, now)]
         width = sides[0].shape[1]
         drawn = statistics.bootstrap_means(np.hstack(sides)) * len(references)
-        values = np.array([[metrics.bleu_of(row[:width]), metrics.bleu_of(row[width:])] for row in drawn])
-        before, after = (metrics.bleu_of(side.sum(axis=0)) for side in sides)
+        values = np.array([[bleu.bleu_of(row[:width]), bleu.bleu_of(row[width:])] for row in drawn])
+        before, after = (bleu.bleu_of(side.sum(axis=0)) for side in sides)
         change = statistics.difference(after - before, values[:, 1] - values[:, 0])
-        intervals = [statistics.interval(column) for column in values.T]
-        return change, Score(f"{name} BLEU", before, intervals[0], after, intervals[1])
+        intervals = (statistics.interval(values[:, 0]), statistics.interval(values[:, 1]))
+        judged = self._verdict(before, change)
+        return scored(name, "BLEU", (before, after), intervals, change, verdict=judged, signature=signature)
 
-    @staticmethod
-    def _likelihood(name: str, was: statistics.Values, now: statistics.Values) -> Score:
-        """Perplexity of the references, given the source."""
-        low_high = [np.exp(statistics.mean_interval(-side)) for side in (was, now)]
-        (float_low, float_high), (quant_low, quant_high) = low_high
-        return Score(
-            f"{name} reference perplexity",
-            metrics.perplexity(was),
-            (float(float_low), float(float_high)),
-            metrics.perplexity(now),
-            (float(quant_low), float(quant_high)),
-            higher_is_better=False,
-        )
-
-    def _verdict(self, bleu: float, change: statistics.Difference) -> str:
-        if bleu < BLEU_FLOOR:
-            return f"inconclusive (baseline BLEU {bleu:.1f} is at the floor, below {BLEU_FLOOR:g})"
-        return statistics.verdict(-change.high, -change.low, self.margin_points, "BLEU")
+    def _verdict(self, baseline: float, change: statistics.Difference) -> str:
+        if baseline < BLEU_FLOOR:
+            return f"inconclusive (baseline BLEU {baseline:.1f} is at the floor, below {BLEU_FLOOR:g})"
+        return verdict(-change.high, -change.low, self.margin_points, "BLEU")
 
     def _signature(self, items: int) -> str:
-        source = text.sha256(self._file())[:12]
+        source = sha256(self._file())[:12]
         return (
             f"direction:{self.source}-{self.target}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
             f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|prompt:{self.prompt!r}|data:{source}"
         )
 
     def _tokenizer(self) -> str:
-        return self.tokenizer or metrics.bleu_tokenizer(self.target)
+        return self.tokenizer or bleu.bleu_tokenizer(self.target)
 
     def _prompt(self, source: str) -> str:
         languages = [LANGUAGES.get(code, code) for code in (self.source, self.target)]
         return self.prompt.format(source=languages[0], target=languages[1], text=source)
 
     def _file(self) -> str:
-        return self.path or str(text.pinned(PINNED))
+        return self.path or str(pinned(PINNED))
 
     def _pairs(self) -> list[tuple[str, str]]:
         keys = ("source", "target") if self.path else (self.source, self.target)
-        rows = text.read_jsonl(self._file(), dict.fromkeys(keys, str))
-        return [(row[keys[0]], row[keys[1]]) for row in text.select(rows, self.limit, self._file())]
+        rows = read_jsonl(self._file(), dict.fromkeys(keys, str))
+        return [(row[keys[0]], row[keys[1]]) for row in select(rows, self.limit, self._file())]

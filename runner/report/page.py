@@ -12,14 +12,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from slimrun.runner.folder import RUN, read_json
-from slimrun.runner.report.pareto import Job, Panel
+from slimrun.runner.report.pareto import Job, Panel, Point
+from slimrun.runner.report.table import SIZES
 
 Cell = tuple[str, object, str]  # html, what the column is sorted by, class
-COLUMNS = (
-    ("bits per weight", "size/bits_per_weight", "{:.3f}"),
-    ("KL, nats", "fidelity/kl_mean", "{:.4f}"),
-    ("artifact, bytes", "size/artifact_bytes", "{:,}"),
-)
 FILES = {"report": "report.md", "numbers": "results.json", "layers": "layers.png", "log": "run.log"}
 TEXTS = ("overrides", "verdict", "status", "files")
 
@@ -27,8 +23,9 @@ TEXTS = ("overrides", "verdict", "status", "files")
 def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], picture: bytes) -> str:
     """The page; links are relative, so that the sweep's folder can be moved as a whole."""
     shown = titles(panels)
-    headings = ["job", "overrides", "status", *(label for label, _, _ in COLUMNS)]
-    headings += [text for title in shown for text in (title, "verdict")] + ["seconds", "files"]
+    beside = list(dict.fromkeys(score.label for job in jobs for score in job.scores if not score.verdict))
+    headings = ["job", "overrides", "status", *(size.label for size in SIZES)]
+    headings += [*(text for title in shown for text in (title, "verdict")), *beside, "seconds", "files"]
     unfinished = sum(not job.ok for job in jobs)
     fronts = [
         f"{title}: {', '.join(f'job {point.job}' for point in panel.front)}" for title, panel in zip(shown, panels)
@@ -40,7 +37,7 @@ def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], pic
         summary=escape(" ".join([finished, *(f"Front of {front}." for front in fronts)])),
         picture=base64.b64encode(picture).decode("ascii"),
         headings="".join(_heading(text) for text in headings),
-        rows="\n".join(_row(job, panels, sweep_folder) for job in jobs),
+        rows="\n".join(_row(job, panels, beside, sweep_folder) for job in jobs),
         signatures="\n".join(
             f"<li>{escape(title)} (float {panel.float_score:.4g}, {panel.weights:,} weights): "
             f"<code>{escape(panel.signature)}</code></li>"
@@ -63,37 +60,42 @@ def _heading(text: str) -> str:
     return f'<th class="{kind}"><button>{escape(text)}</button></th>'
 
 
-def _row(job: Job, panels: Sequence[Panel], sweep_folder: Path) -> str:
+def _row(job: Job, panels: Sequence[Panel], beside: Sequence[str], sweep_folder: Path) -> str:
     cells: list[Cell] = [(str(job.number), job.number, ""), _text(job.label or " ".join(job.overrides))]
-    cells.append(_text(job.status))
-    cells += [_number(job.results.get(key), form) for _, key, form in COLUMNS]
-    on_front = False
-    for panel in panels:
-        point = next((point for point in panel.points if point.job == job.number), None)
-        if point is None:
-            cells += [_text(""), _text("")]
-            continue
-        on_front = on_front or point.on_front
-        mark = "front" if point.on_front else ""
-        interval = f'<br><span class="quiet">{point.low:.4g} to {point.high:.4g}</span>'
-        cells.append((f"{point.score:#.4g}{interval}", point.score, mark))
-        task = panel.title.partition(":")[0]
-        verdict = str(job.results.get(f"{task}/verdict", ""))
-        cells.append((escape(verdict).replace(" (", "<br>("), verdict, "text line"))
-    seconds = sum(value for key, value in job.results.items() if key.startswith("time/"))
+    cells += [_text(job.status), *(_number(size.of(job.results), size.form) for size in SIZES)]
+    points = [next((point for point in panel.points if point.job == job.number), None) for panel in panels]
+    for point in points:
+        cells += [_text(""), _text("")] if point is None else _scored(point)
+    values = {score.label: score.quant_value for score in job.scores}
+    cells += [_number(values.get(label), "{:.4g}") for label in beside]
+    cells += [_number(job.seconds or None, "{:.0f}"), (_links(job, sweep_folder), job.folder, "text line")]
+    body = "".join(
+        f'<td class="{kind}" data-value="{escape(str(value), quote=True)}">{html}</td>' for html, value, kind in cells
+    )
+    on_front = any(point is not None and point.on_front for point in points)
+    return f'<tr class="{"" if job.ok else "failed"}{"front" if on_front else ""}">{body}</tr>'
+
+
+def _scored(point: Point) -> list[Cell]:
+    """The score with its interval, and the verdict on it."""
+    interval = f'<br><span class="quiet">{point.low:.4g} to {point.high:.4g}</span>'
+    verdict = escape(point.verdict).replace(" (", "<br>(")
+    return [
+        (f"{point.score:#.4g}{interval}", point.score, "front" if point.on_front else ""),
+        (verdict, point.verdict, "text line"),
+    ]
+
+
+def _links(job: Job, sweep_folder: Path) -> str:
+    """The job's files that are there, its tracked run, its command."""
     there = {
         text: f"{job.folder}/{file}" for text, file in FILES.items() if (sweep_folder / job.folder / file).exists()
     }
     links = " ".join(f'<a href="{quote(file)}">{text}</a>' for text, file in there.items())
     links += _tracked(read_json(sweep_folder / job.folder / RUN) or {})
-    command = escape(str(job.results.get("repro", "")))
-    if command:
+    if command := escape(str(job.results.get("repro", ""))):
         links += f"<details><summary>command that reproduces it</summary><code>{command}</code></details>"
-    cells += [_number(seconds or None, "{:.0f}"), (links, job.folder, "text line")]
-    body = "".join(
-        f'<td class="{kind}" data-value="{escape(str(value), quote=True)}">{html}</td>' for html, value, kind in cells
-    )
-    return f'<tr class="{"" if job.ok else "failed"}{"front" if on_front else ""}">{body}</tr>'
+    return links
 
 
 def _tracked(run: dict[str, Any]) -> str:

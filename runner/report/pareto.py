@@ -1,6 +1,6 @@
 """What a multirun found: every job's score against its bits per weight, and which jobs no other one beats in both.
 
-`sweep.json` in a sweep's folder lists the jobs, each one's `results.json` has its numbers.
+`sweep.json` in a sweep's folder lists the jobs, each one's `results.json` has its sizes and `scores.json` its scores.
 """
 
 from __future__ import annotations
@@ -11,30 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimrun.runner.folder import RESULTS, SWEEP, read_json
+from slimrun.evaluation.comparison import Score
+from slimrun.runner.folder import RESULTS, SCORES, SWEEP, read_json, read_scores
 from slimrun.runner.overrides import distinct
 
 BITS = "size/bits_per_weight"
 SAME_MODEL = "{:.3g}"  # float scores of one model agree to three digits on every device
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Which numbers of a task are its score."""
-
-    name: str
-    quant: str
-    float: str
-    higher_is_better: bool = True
-    in_percent: bool = False  # its interval is one of the change in percent, not of the difference
-
-
-MEASURES = (
-    Measure("perplexity", "quant", "float", higher_is_better=False, in_percent=True),
-    Measure("accuracy", "accuracy_quant", "accuracy_float"),
-    Measure("ROUGE-L", "rougeL_quant", "rougeL_float"),
-    Measure("BLEU", "bleu_quant", "bleu_float"),
-)
 
 
 @dataclass(frozen=True)
@@ -46,6 +28,7 @@ class Job:
     overrides: list[str]
     folder: str  # relative to the sweep's
     results: dict[str, Any]
+    scores: list[Score]
 
     @property
     def status(self) -> str:
@@ -58,6 +41,11 @@ class Job:
         """Whether it has numbers."""
         return self.results.get("status") == "ok"
 
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of its stages."""
+        return float(sum(value for key, value in self.results.items() if key.startswith("time/")))
+
 
 @dataclass(frozen=True)
 class Point:
@@ -69,12 +57,13 @@ class Point:
     score: float
     low: float
     high: float
+    verdict: str
     on_front: bool
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Jobs that were measured alike: same task, signature, float score and number of weights."""
+    """Jobs that were measured alike: same score, signature, float score and number of weights."""
 
     title: str
     signature: str
@@ -94,31 +83,20 @@ def jobs(sweep_folder: Path) -> list[Job]:
     listed = json.loads((sweep_folder / SWEEP).read_text(encoding="utf-8"))["jobs"]
     labels = distinct([row["overrides"] for row in listed])
     found = [
-        Job(
-            row["number"], label, row["overrides"], row["folder"], _results(sweep_folder / row["folder"], row["status"])
-        )
+        Job(row["number"], label, row["overrides"], row["folder"], *_left(sweep_folder / row["folder"], row["status"]))
         for row, label in zip(listed, labels)
     ]
     return sorted(found, key=lambda job: job.number)
 
 
 def panels(found: Sequence[Job]) -> list[Panel]:
-    """One panel for each score of the finished jobs; what was not measured alike does not share one."""
-    groups: dict[tuple[str, ...], list[tuple[Job, str, Measure]]] = {}
+    """One panel for each task's own score of the finished jobs; what was not measured alike does not share one."""
+    groups: dict[tuple[str, ...], list[tuple[Job, Score]]] = {}
     for job in found:
-        if not job.ok:
-            continue
-        for task in [key.partition("/")[0] for key in job.results if key.endswith("/signature")]:
-            for measure in MEASURES:
-                if f"{task}/{measure.quant}" in job.results:
-                    alike = (
-                        task,
-                        measure.name,
-                        str(job.results[f"{task}/signature"]),
-                        SAME_MODEL.format(job.results[f"{task}/{measure.float}"]),
-                        str(job.results["size/int8_bytes"]),
-                    )
-                    groups.setdefault(alike, []).append((job, task, measure))
+        for score in job.scores:
+            if score.verdict:
+                model = (SAME_MODEL.format(score.float_value), str(job.results["size/int8_bytes"]))
+                groups.setdefault((score.label, score.signature, *model), []).append((job, score))
     return [_panel(members) for members in groups.values()]
 
 
@@ -127,34 +105,29 @@ def beaten(point: tuple[float, float], others: Sequence[tuple[float, float]]) ->
     return any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in others)
 
 
-def _panel(members: Sequence[tuple[Job, str, Measure]]) -> Panel:
-    first, task, measure = members[0]
-    sign = -1 if measure.higher_is_better else 1
-    costs = [(job.results[BITS], sign * job.results[f"{task}/{measure.quant}"]) for job, _, _ in members]
-    points = []
-    for (job, _, _), cost in zip(members, costs):
-        low, high = _interval(job, task, measure)
-        score = job.results[f"{task}/{measure.quant}"]
-        points.append(Point(job.number, job.label, job.results[BITS], score, low, high, not beaten(cost, costs)))
+def _panel(members: Sequence[tuple[Job, Score]]) -> Panel:
+    first, score = members[0]
+    sign = -1 if score.higher_is_better else 1
+    costs = [(job.results[BITS], sign * score.quant_value) for job, score in members]
+    points = [
+        Point(job.number, job.label, cost[0], score.quant_value, *score.range, score.verdict, not beaten(cost, costs))
+        for (job, score), cost in zip(members, costs)
+    ]
     return Panel(
-        title=task if task == measure.name else f"{task}: {measure.name}",
-        signature=first.results[f"{task}/signature"],
-        higher_is_better=measure.higher_is_better,
-        float_score=first.results[f"{task}/{measure.float}"],
+        title=score.label,
+        signature=score.signature,
+        higher_is_better=score.higher_is_better,
+        float_score=score.float_value,
         weights=first.results["size/int8_bytes"],
         points=points,
     )
 
 
-def _interval(job: Job, task: str, measure: Measure) -> tuple[float, float]:
-    """The float score moved by both ends of the paired difference."""
-    start = job.results[f"{task}/{measure.float}"]
-    low, high = (job.results[f"{task}/{end}"] for end in ("ci_low", "ci_high"))
-    return (start * (1 + low / 100), start * (1 + high / 100)) if measure.in_percent else (start + low, start + high)
-
-
-def _results(folder: Path, status: str) -> dict[str, Any]:
-    found = read_json(folder / RESULTS)
-    if found is None and status == "ok":
-        return {"status": "failed", "error": f"no results in {folder}"}
-    return found or {"status": status}
+def _left(folder: Path, status: str) -> tuple[dict[str, Any], list[Score]]:
+    """What a job left in its folder: results and rows."""
+    results, scores = read_json(folder / RESULTS), read_scores(folder / SCORES)
+    if (results or {"status": status})["status"] != "ok":
+        return results or {"status": status}, []
+    if results is None or scores is None:
+        return {"status": "failed", "error": f"no {RESULTS if results is None else SCORES} in {folder}"}, []
+    return results, scores

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from slimrun.evaluation.base import Report, Score
+from slimrun.evaluation.comparison import Score
 from slimrun.runner.report.pareto import Panel
 
 FLOAT_COLOR, QUANT_COLOR = "#4c72b0", "#dd8452"
@@ -44,9 +44,8 @@ def layers(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     plt.close(figure)
 
 
-def scores(path: Path, reports: Mapping[str, Report]) -> None:
-    """Float against quantized, one panel a score, with 95 % intervals where the task gives them."""
-    shown = [score for report in reports.values() for score in report.scores]
+def scores(path: Path, shown: Sequence[Score]) -> None:
+    """Float against quantized, one panel a score, with 95 % intervals."""
     columns = min(4, max(1, len(shown)))
     lines = max(1, -(-len(shown) // columns))
     figure, axes = plt.subplots(
@@ -146,16 +145,15 @@ def _drawn(axis: plt.Axes, panel: Panel) -> list[Bbox]:
 
 def _panel(axis: plt.Axes, score: Score) -> None:
     pairs = (
-        ("float", score.float_value, score.float_ci, FLOAT_COLOR),
-        ("quant", score.quant_value, score.quant_ci, QUANT_COLOR),
+        ("float", score.float_value, score.float_interval, FLOAT_COLOR),
+        ("quant", score.quant_value, score.quant_interval, QUANT_COLOR),
     )
     for label, value, interval, color in pairs:
         axis.bar(label, value, color=color, width=0.6)
-        if interval is not None:
-            error = [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
-            axis.errorbar(label, value, yerr=error, color="black", capsize=4, lw=1)
+        error = [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+        axis.errorbar(label, value, yerr=error, color="black", capsize=4, lw=1)
         axis.annotate(
-            f"{value:.2f}",
+            f"{value:.4g}",
             (label, value),
             ha="left",
             va="bottom",
@@ -163,7 +161,7 @@ def _panel(axis: plt.Axes, score: Score) -> None:
             xytext=(6, 1),
             textcoords="offset points",
         )
-    axis.set_title(score.name, fontsize=9)
+    axis.set_title(score.label, fontsize=9)
     axis.margins(y=0.15)
 
 

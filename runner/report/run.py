@@ -9,19 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from slimrun.ops.calibration.base import Layer
-from slimrun.runner.folder import OUTPUTS, RESULTS, write_json, write_outputs
+from slimrun.runner.folder import OUTPUTS, RESULTS, SCORES, write_json, write_outputs, write_scores
+from slimrun.runner.report.table import COLUMNS, SIZES, cells
 from slimrun.runner.result import Result
 
-HEADLINES = (
-    ("bits per weight", "size/bits_per_weight", "{:.3f}"),
-    ("share of weights covered", "size/covered_share", "{:.1%}"),
-    ("compression ratio", "compress/ratio", "{:.3f}"),
-    ("perplexity float", "perplexity/float", "{:.2f}"),
-    ("perplexity quantized", "perplexity/quant", "{:.2f}"),
-    ("perplexity verdict", "perplexity/verdict", "{}"),
-    ("KL to float, nats a token", "fidelity/kl_mean", "{:.4f}"),
-    ("top-1 agreement", "fidelity/top1_agreement", "{:.1%}"),
-)
+HEADINGS = ["", "float", "quantized", "difference", "verdict"]
 
 
 def write(result: Result, output: Path, command: str, record: Mapping[str, object]) -> None:
@@ -33,7 +25,8 @@ def write(result: Result, output: Path, command: str, record: Mapping[str, objec
 
     write_layers(output / "layers.csv", result.layers)
     pictures.layers(output / "layers.png", result.layers)
-    pictures.scores(output / "scores.png", result.reports)
+    pictures.scores(output / "scores.png", result.scores)
+    write_scores(output / SCORES, result.scores)
     write_outputs(output / OUTPUTS, result.outputs)
     (output / "report.md").write_text(report(result, command), encoding="utf-8", errors="backslashreplace")
     content = {"status": "ok", "config_hash": result.config_hash, **record, **result.metrics}
@@ -41,20 +34,16 @@ def write(result: Result, output: Path, command: str, record: Mapping[str, objec
 
 
 def headlines(result: Result) -> list[list[str]]:
-    """Rows of the final table: what was asked, in one look."""
-    rows = [[label, form.format(result.metrics[key])] for label, key, form in HEADLINES if key in result.metrics]
-    for task in result.reports.values():
-        for score in task.scores:
-            if not score.name.startswith("perplexity"):
-                rows.append([score.name, f"{score.float_value:.2f} -> {score.quant_value:.2f}"])
-    return rows
+    """Rows of the final table, sizes first: what was asked, in one look."""
+    sizes = [[size.label, "", size.shown(result.metrics), "", ""] for size in SIZES if size.key in result.metrics]
+    return sizes + [[*cells(score)[:4], score.word] for score in result.scores]
 
 
 def report(result: Result, command: str) -> str:
     """The report for a person, in markdown."""
     lines = ["# slimrun report", "", *(f"- note: {warning}" for warning in result.warnings), ""]
     lines += ["Reproduce it with:", "", "```sh", command, "```", ""]
-    lines += _table(["", "value"], headlines(result))
+    lines += _table(HEADINGS, headlines(result))
     lines += ["## All numbers", "", *_table(["key", "value"], [[k, _plain(v)] for k, v in result.metrics.items()])]
     lines += [
         "## Layers",
@@ -69,6 +58,7 @@ def report(result: Result, command: str) -> str:
     lines += _table(columns, [[_plain(row[column]) for column in columns] for row in worst])
     lines += _ranking(result.layers)
     lines += ["## Scores", "", "![scores](scores.png)", ""]
+    lines += _table(["", "float", "quantized", *COLUMNS], [cells(score) for score in result.scores])
     for name, task in result.reports.items():
         if task.samples:
             lines += [f"### Samples of {name}", ""]

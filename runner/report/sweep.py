@@ -8,57 +8,60 @@ from pathlib import Path
 from typing import Any
 
 from slimrun.ops.files import replacing
-from slimrun.runner.folder import write_json
+from slimrun.runner.folder import RUN, read_json, write_json
 from slimrun.runner.report import page
-from slimrun.runner.report.pareto import jobs, panels
+from slimrun.runner.report.pareto import BITS, Job, panels
 
-PRIMARY = ("/quant", "/accuracy_quant", "/rougeL_quant", "/bleu_quant")  # the score of a task that the table shows
+Row = dict[str, Any]
 
 
-def write(sweep_folder: Path) -> list[Path]:
+def write(sweep_folder: Path, jobs: Sequence[Job]) -> list[Path]:
     """Write the three files of a sweep's folder, each atomically, and return their paths."""
     from slimrun.runner.report import pictures  # matplotlib takes half a second to import
 
-    found = jobs(sweep_folder)
-    drawn = panels(found)
+    drawn = panels(jobs)
     paths = [sweep_folder / name for name in ("pareto.json", "pareto.png", "report.html")]
     described = [{**asdict(panel), "front": [point.job for point in panel.front]} for panel in drawn]
-    write_json(paths[0], {"jobs": [asdict(job) for job in found], "panels": described})
+    write_json(paths[0], {"jobs": [asdict(job) for job in jobs], "panels": described})
     with replacing(paths[1], 0o644) as scratch:
         pictures.pareto(scratch, drawn)
     with replacing(paths[2], 0o644) as scratch:
-        scratch.write_text(page.render(sweep_folder, found, drawn, paths[1].read_bytes()), encoding="utf-8")
+        scratch.write_text(page.render(sweep_folder, jobs, drawn, paths[1].read_bytes()), encoding="utf-8")
     return paths
 
 
-def row(
-    job: dict[str, Any], results: dict[str, Any], scores: Sequence[str], runs: dict[int, str], common: set[str]
-) -> dict[str, Any]:
-    """A row of the table: a job's own overrides, bits, scores, verdict, seconds, status and run."""
-    verdicts = [str(value).split(" (")[0] for key, value in results.items() if key.endswith("/verdict")]
-    status = f"{job['status']}: {results['error']}" if "error" in results else job["status"]
-    return {
-        "job": job["number"],
-        "overrides": " ".join(item for item in job["overrides"] if item not in common),
-        "bits": results.get("size/bits_per_weight"),
-        **{key: results.get(key) for key in scores},
-        "verdict": ", ".join(verdicts),
-        "seconds": round(sum(value for key, value in results.items() if key.startswith("time/"))),
-        "status": status,
-        "run": runs.get(job["number"], "")[:8],
-    }
+def summary(sweep_folder: Path, jobs: Sequence[Job], common: set[str]) -> list[Row]:
+    """The table: of each job its own overrides, bits, each task's own score, verdicts, seconds, status and run."""
+    labels = list(dict.fromkeys(score.label for job in jobs for score in job.scores if score.verdict))
+    rows: list[Row] = []
+    for job in jobs:
+        own = {score.label: score for score in job.scores if score.verdict}
+        run = (read_json(sweep_folder / job.folder / RUN) or {}).get("run_id", "")
+        rows.append({
+            "job": job.number,
+            "overrides": " ".join(item for item in job.overrides if item not in common),
+            "bits": job.results.get(BITS),
+            **{label: own[label].quant_value if label in own else None for label in labels},
+            "verdict": ", ".join(score.word for score in own.values()),
+            "seconds": round(job.seconds),
+            "status": job.status,
+            "run": str(run)[:8],
+        })  # fmt: skip
+    return rows
 
 
-def best(summary: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Tags of the parent run that name the job with the fewest bits, and with the best of each score."""
+def best(jobs: Sequence[Job], rows: Sequence[Row]) -> dict[str, str]:
+    """Tags of the parent run that name the job with the fewest bits, and the best one of each task."""
+    signs = {score.label: (score.task, -1 if score.higher_is_better else 1)
+             for job in jobs for score in job.scores if score.verdict}  # fmt: skip
     tags = {}
-    for key in dict.fromkeys(key for row in summary for key in row if key == "bits" or key.endswith(PRIMARY)):
-        rows = [row for row in summary if row[key] is not None]
-        if not rows:
-            continue
-        smaller = key == "bits" or key.endswith("/quant")  # bits and perplexity
-        winner = min(rows, key=lambda row: row[key] if smaller else -row[key])
-        tags[f"best.{key}"] = f"{winner[key]:.4g}: job {winner['job']} ({winner['overrides']}), run {winner['run']}"
+    for label, (name, sign) in {"bits": ("bits", 1), **signs}.items():
+        with_score = [row for row in rows if row[label] is not None]
+        if with_score:
+            winner = min(with_score, key=lambda row: sign * row[label])
+            tags[f"best.{name}"] = (
+                f"{label} {winner[label]:.4g}: job {winner['job']} ({winner['overrides']}), run {winner['run']}"
+            )
     return tags
 
 

@@ -21,7 +21,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from omegaconf import DictConfig, OmegaConf
 from sqlalchemy import create_engine
 
-from slimrun.runner.folder import RESULTS, RUN, SWEEP, UPLOADED, flat, note_run, read_json, run_in
+from slimrun.runner.folder import RESULTS, RUN, SCORES, SWEEP, UPLOADED, flat, note_run, read_json, read_scores, run_in
 from slimrun.runner.tracking.database import ensure
 from slimrun.runner.tracking.deadline import ANSWER_SECONDS, within
 from slimrun.runner.tracking.uri import database_file, masked
@@ -92,7 +92,8 @@ class Store:
         numbers = {key: value for key, value in results.items() if isinstance(value, int | float)}
         texts = {key: value for key, value in results.items() if isinstance(value, str)}
         data = {key.removeprefix("data/"): value for key, value in texts.items() if key.startswith("data/")}
-        verdicts = [f"{key}: {text}" for key, text in texts.items() if key.endswith("/verdict")]
+        scores = read_scores(job / SCORES) or []
+        verdicts = [f"{score.label}: {score.verdict}" for score in scores if score.verdict]
         tags = {**texts, "verdict": "; ".join(verdicts), **_weights(job, results)}
         self.client.log_batch(
             run_id,

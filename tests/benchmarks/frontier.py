@@ -27,8 +27,8 @@ from rich.table import Table
 from torch import nn
 
 from slimrun.evaluation.base import Outputs, Reference
+from slimrun.evaluation.source.pinned import pinned
 from slimrun.evaluation.task.perplexity import Perplexity
-from slimrun.evaluation.text import pinned
 from slimrun.ops.calibration.base import call, silent
 from slimrun.ops.calibration.rdoq import fisher
 from slimrun.ops.compress.compressor import Compressor

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slimrun.evaluation.metrics import token_log_probs
-from slimrun.evaluation.text import pinned, read_prompts
+from slimrun.evaluation.metric.fidelity import token_log_probs
+from slimrun.evaluation.source.file import read_prompts
+from slimrun.evaluation.source.pinned import pinned
 from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.model import embedded

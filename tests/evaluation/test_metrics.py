@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from sacrebleu.metrics.bleu import BLEU
 
-from slimrun.evaluation import metrics, text
+from slimrun.evaluation.metric import bleu, fidelity
+from slimrun.evaluation.metric.rouge import rouge
+from slimrun.evaluation.source.file import read_jsonl
+from slimrun.evaluation.source.pinned import pinned
+from slimrun.evaluation.text import words
 
 ZH_REFERENCE = "人人生而自由，在尊严和权利上一律平等。"
 ZH_HYPOTHESIS = "人人生而自由，在尊严上一律平等。"
@@ -16,27 +20,27 @@ def head(logits: np.ndarray) -> np.ndarray:
 
 def test_perplexity_by_hand() -> None:
     # 1/2 and 1/8: geometric mean 1/4
-    assert metrics.perplexity(np.log([0.5, 0.125])) == pytest.approx(4)
+    assert fidelity.perplexity(np.log([0.5, 0.125])) == pytest.approx(4)
 
 
 def test_divergence_by_hand() -> None:
     p, q = np.array([[0.5, 0.25, 0.25]], np.float32), np.array([[0.25, 0.5, 0.25]], np.float32)
-    scores, kl, agree = metrics.divergence(np.array([1]), np.log(q), head, np.log(p), head)
+    scores, kl, agree = fidelity.divergence(np.array([1]), np.log(q), head, np.log(p), head)
     assert scores[0] == pytest.approx(np.log(0.5))
     assert kl[0] == pytest.approx(0.25 * np.log(2))  # 1/2 ln 2 + 1/4 ln 1/2
     assert not agree[0]
 
 
-@pytest.mark.parametrize("rows", [1, 3, metrics.HEAD_ROWS, metrics.HEAD_ROWS + 5])
+@pytest.mark.parametrize("rows", [1, 3, fidelity.HEAD_ROWS, fidelity.HEAD_ROWS + 5])
 def test_divergence_does_not_depend_on_the_blocks(rows: int) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, rows, 11)).astype(np.float32)
     targets = rng.integers(11, size=rows)
-    scores, kl, agree = metrics.divergence(targets, a, head, b, head)
+    scores, kl, agree = fidelity.divergence(targets, a, head, b, head)
     p, q = head(b.astype(np.float64)), head(a.astype(np.float64))
     np.testing.assert_allclose(kl, (np.exp(p) * (p - q)).sum(axis=1), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(scores, q[np.arange(rows), targets], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(scores, metrics.token_log_probs(targets, a, head))
+    np.testing.assert_array_equal(scores, fidelity.token_log_probs(targets, a, head))
     np.testing.assert_array_equal(agree, p.argmax(axis=1) == q.argmax(axis=1))
 
 
@@ -54,49 +58,49 @@ def test_divergence_does_not_depend_on_the_blocks(rows: int) -> None:
 def test_translation_golden(  # the values were computed apart, from the formulas of the papers
     language: str, key: str, hypothesis: str, reference: str, score: float, signature: str
 ) -> None:
-    scorer = metrics.translation_metrics(language, metrics.bleu_tokenizer(language))[key]
-    found, said = metrics.corpus_score(scorer, [hypothesis], [reference])
+    scorer = bleu.translation_metrics(language, bleu.bleu_tokenizer(language))[key]
+    found, said = bleu.corpus_score(scorer, [hypothesis], [reference])
     assert found == pytest.approx(score, abs=0.01)
     assert signature in said
 
 
-@pytest.mark.parametrize("tokenizer", metrics.WITHOUT_CJK)
+@pytest.mark.parametrize("tokenizer", bleu.WITHOUT_CJK)
 def test_chinese_is_never_scored_between_spaces(tokenizer: str) -> None:
     with pytest.raises(ValueError, match=rf"^tokenizer={tokenizer} cannot score .* zh, char"):
-        metrics.corpus_score(BLEU(tokenize=tokenizer), [ZH_HYPOTHESIS], [ZH_REFERENCE])
+        bleu.corpus_score(BLEU(tokenize=tokenizer), [ZH_HYPOTHESIS], [ZH_REFERENCE])
 
 
 def test_some_chinese_words_in_french_are_no_error() -> None:
-    metrics.require_cjk_tokenizer("13a", ["Le mot 自由 veut dire liberté, rien de plus."])
+    bleu.require_cjk_tokenizer("13a", ["Le mot 自由 veut dire liberté, rien de plus."])
 
 
 @pytest.mark.parametrize("kept", [3, 30])  # three words of each leave no 4-gram: the smoothing must be the same
 def test_bleu_from_statistics_is_the_corpus_score(kept: int) -> None:
-    references = [row["fr"] for row in text.read_jsonl(text.pinned("udhr"), {})]
+    references = [row["fr"] for row in read_jsonl(pinned("udhr"), {})]
     hypotheses = [" ".join(["x y", *reference.split()[:kept], "z"]) for reference in references]
     metric = BLEU()
-    statistics = metrics.bleu_statistics(metric, hypotheses, references)
-    assert metrics.bleu_of(statistics.sum(axis=0)) == pytest.approx(
+    statistics = bleu.bleu_statistics(metric, hypotheses, references)
+    assert bleu.bleu_of(statistics.sum(axis=0)) == pytest.approx(
         metric.corpus_score(hypotheses, [references]).score, abs=1e-9
     )
 
 
 def test_rouge_of_identical_chinese_is_100() -> None:
-    assert {float(values[0]) for values in metrics.rouge([ZH_REFERENCE], [ZH_REFERENCE]).values()} == {100}
+    assert {float(values[0]) for values in rouge([ZH_REFERENCE], [ZH_REFERENCE]).values()} == {100}
 
 
 def test_rouge_of_mixed_text_sees_the_chinese() -> None:
     # rouge_score's own tokenizer keeps "python" alone and says 100
-    scores = metrics.rouge(["今天用Python写代码"], ["明天用Python吃饭"])
+    scores = rouge(["今天用Python写代码"], ["明天用Python吃饭"])
     assert scores["rouge1"][0] == pytest.approx(100 * 2 * 3 / (7 + 6))
     assert scores["rougeL"][0] == pytest.approx(100 * 2 * 3 / (7 + 6))
 
 
 def test_rouge_golden_english() -> None:
-    scores = metrics.rouge(["the cat sat on the mat"], ["the cat lay on the mat"])
+    scores = rouge(["the cat sat on the mat"], ["the cat lay on the mat"])
     assert scores["rouge1"][0] == pytest.approx(100 * 5 / 6)
     assert scores["rouge2"][0] == pytest.approx(100 * 3 / 5)
 
 
 def test_accents_stay_in_words() -> None:
-    assert text.words("L'été, Здравствуй! 我love你 한국어") == ["l", "été", "здравствуй", "我", "love", "你", "한국어"]
+    assert words("L'été, Здравствуй! 我love你 한국어") == ["l", "été", "здравствуй", "我", "love", "你", "한국어"]

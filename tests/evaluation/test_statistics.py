@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimrun.evaluation import statistics
+from slimrun.evaluation.comparison import verdict
 
 
 @pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1), (5, 0, 0.0625), (3, 3, 1), (10, 2, 2 * 79 / 4096)])
@@ -85,7 +86,7 @@ def test_no_flip_is_no_certainty() -> None:
     [(-1, 5, "non-inferior"), (6, 9, "worse"), (4, 6, "inconclusive"), (-9, -6, "non-inferior")],
 )
 def test_verdict(low: float, high: float, word: str) -> None:
-    assert statistics.verdict(low, high, 5, "%") == f"{word} (margin 5 %)"
+    assert verdict(low, high, 5, "%") == f"{word} (margin 5 %)"
 
 
 def test_samples_do_not_depend_on_the_portions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,12 @@ def test_equal_models_differ_in_nothing(name: str, tmp_path: Path) -> None:
     assert report.metrics[f"{name}/signature"]
     for score in report.scores:
         assert score.float_value == score.quant_value
-        assert score.float_ci is not None
-        assert score.float_ci[0] <= score.float_value + 1e-9
-        assert score.float_value <= score.float_ci[1] + 1e-9
+        assert score.float_interval[0] <= score.float_value + 1e-9
+        assert score.float_value <= score.float_interval[1] + 1e-9
+        assert score.float_interval == score.quant_interval
+        assert (score.difference, score.p_value) == (0, 1)
+        assert score.low <= 0 <= score.high
+    assert [bool(score.verdict) for score in report.scores] == [True] + [False] * (len(report.scores) - 1)
     for sample in report.samples:
         assert set(sample) == {"input", "reference", "float", "quantized"}
 

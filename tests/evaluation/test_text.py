@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from slimrun.evaluation import statistics, text
+from slimrun.evaluation import data, statistics
+from slimrun.evaluation.source.file import read_jsonl, read_prompts, read_text, select, sha256
+from slimrun.evaluation.source.pinned import pinned
 
-DATA = Path(text.__file__).with_name("data")
+DATA = Path(data.__file__).parent
 PINNED = re.findall(r"^\| `(\w+)\.jsonl` \| (\d+) \|.*\| `([0-9a-f]{64})` \|$", (DATA / "README.md").read_text(), re.M)
 
 
@@ -20,8 +22,8 @@ def written(folder: Path, data: bytes, name: str = "own.txt") -> Path:
 
 @pytest.mark.parametrize(("name", "items", "digest"), PINNED)
 def test_pinned_files_are_those_of_the_readme(name: str, items: str, digest: str) -> None:
-    assert text.sha256(text.pinned(name)) == digest
-    assert len(text.read_jsonl(text.pinned(name), {})) == int(items)
+    assert sha256(pinned(name)) == digest
+    assert len(read_jsonl(pinned(name), {})) == int(items)
 
 
 def test_every_pinned_file_is_in_the_readme() -> None:
@@ -31,7 +33,7 @@ def test_every_pinned_file_is_in_the_readme() -> None:
 
 def test_calibration_and_evaluation_share_no_text() -> None:
     texts = [
-        "\n".join(row["text"] for row in text.read_jsonl(text.pinned(f"wikipedia_{half}"), {"text": str}))
+        "\n".join(row["text"] for row in read_jsonl(pinned(f"wikipedia_{half}"), {"text": str}))
         for half in ("calibration", "evaluation")
     ]
     assert statistics.overlap(*texts) == 0
@@ -39,8 +41,8 @@ def test_calibration_and_evaluation_share_no_text() -> None:
 
 
 def test_prompts_one_a_line(tmp_path: Path) -> None:
-    assert text.read_prompts(written(tmp_path, "eins\r\n中国\n".encode())) == ["eins", "中国"]
-    assert text.read_prompts(written(tmp_path, b"\xef\xbb\xbfa\x0cb\n")) == ["a\x0cb"]  # a form feed is no line end
+    assert read_prompts(written(tmp_path, "eins\r\n中国\n".encode())) == ["eins", "中国"]
+    assert read_prompts(written(tmp_path, b"\xef\xbb\xbfa\x0cb\n")) == ["a\x0cb"]  # a form feed is no line end
 
 
 ROWS = [{"text": "a\nb", "id": 1}, {"text": "中"}]
@@ -64,10 +66,10 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 )
 def test_json_is_told_by_its_content(tmp_path: Path, name: str, content: str) -> None:
     path = written(tmp_path, content.encode(), name)
-    assert text.read_prompts(path) == ["a\nb", "中"]
-    assert text.read_text(path) == "a\nb\n\n中"
+    assert read_prompts(path) == ["a\nb", "中"]
+    assert read_text(path) == "a\nb\n\n中"
     if "{" in content:
-        assert [row["text"] for row in text.read_jsonl(path, {"text": str})] == ["a\nb", "中"]
+        assert [row["text"] for row in read_jsonl(path, {"text": str})] == ["a\nb", "中"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -87,8 +89,8 @@ def test_json_is_told_by_its_content(tmp_path: Path, name: str, content: str) ->
 )
 def test_plain_text_is_one_prompt_a_line(tmp_path: Path, lines: list[str], end: str) -> None:
     path = written(tmp_path, "".join(line + end for line in lines).encode())
-    assert text.read_prompts(path) == lines
-    assert text.read_text(path) == "".join(f"{line}\n" for line in lines)
+    assert read_prompts(path) == lines
+    assert read_text(path) == "".join(f"{line}\n" for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_plain_text_is_one_prompt_a_line(tmp_path: Path, lines: list[str], end: 
     ],
 )
 def test_refusals(tmp_path: Path, data: bytes, name: str, message: str) -> None:
-    for read in (text.read_prompts, text.read_text):
+    for read in (read_prompts, read_text):
         with pytest.raises(ValueError, match=f"^path=.*{name}{message}") as refused:
             read(written(tmp_path, data, name))
         assert "\n" not in str(refused.value)
@@ -129,31 +131,31 @@ def test_refusals(tmp_path: Path, data: bytes, name: str, message: str) -> None:
 
 def test_an_empty_line_is_no_prompt(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"own.txt, line 2 is empty; allowed: one prompt a line, or JSON"):
-        text.read_prompts(written(tmp_path, b"a\n\nb\n"))
+        read_prompts(written(tmp_path, b"a\n\nb\n"))
 
 
 def test_rows_of_a_task_name_the_fields_and_what_is_wrong(tmp_path: Path) -> None:
     fields: dict[str, type] = {"source": str, "options": list}
     with pytest.raises(ValueError, match=r"line 1 is no JSON object; allowed: JSON .* with source \(str\), options"):
-        text.read_jsonl(written(tmp_path, b"plain\n"), fields)
+        read_jsonl(written(tmp_path, b"plain\n"), fields)
     own = written(tmp_path, b'[{"source": "a", "options": ["\\udfff"]}]')
     with pytest.raises(ValueError, match="item 1 holds half a character"):
-        text.read_jsonl(own, fields)
+        read_jsonl(own, fields)
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    for read in (text.read_prompts, text.read_text, text.sha256):
+    for read in (read_prompts, read_text, sha256):
         with pytest.raises(ValueError, match=r"^path=.*absent.txt cannot be read \(No such file or directory\)"):
             read(tmp_path / "absent.txt")
 
 
 def test_select_spreads_and_refuses_more_than_there_is() -> None:
-    assert text.select(range(10), 5, "x.jsonl") == [0, 2, 4, 6, 8]
+    assert select(range(10), 5, "x.jsonl") == [0, 2, 4, 6, 8]
     with pytest.raises(ValueError, match=r"^limit=11 is out of range; allowed: 1 to 10, the items of x.jsonl"):
-        text.select(range(10), 11, "x.jsonl")
+        select(range(10), 11, "x.jsonl")
 
 
 def test_articles_are_long_enough_for_a_window() -> None:
-    rows = [json.loads(line) for line in text.pinned("wikipedia_evaluation").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in pinned("wikipedia_evaluation").read_text("utf-8").splitlines()]
     assert len(rows) >= 32
     assert min(len(row["text"].split()) for row in rows) > 512  # a token is at most a word

@@ -32,7 +32,7 @@ def finished(folder: Path, noise: float, windows: int = 6, fingerprint: str = "s
         before = task.evaluate(model, None, silent)
         outputs[name] = task.evaluate(quantized, Reference(before, model.log_probs), silent)
         metrics |= task.compare(name, before, outputs[name]).metrics
-    sizes = {"size/bits_per_weight": 3.5 + noise, "compress/ratio": 2.0, "size/artifact_bytes": 1_000_000}
+    sizes = {"size/bits_per_weight": 3.5 + noise, "size/covered_share": 1.0, "size/artifact_bytes": 1_000_000}
     write_outputs(folder / OUTPUTS, outputs)
     targets = {name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in TASKS.items()}
     config = {
@@ -42,7 +42,10 @@ def finished(folder: Path, noise: float, windows: int = 6, fingerprint: str = "s
         "task": {name: {"_target_": targets[name], **values} for name, values in settings.items()},
     }
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
-    write_json(folder / "results.json", {"status": "ok", "model/fingerprint": fingerprint, **sizes, **metrics})
+    write_json(
+        folder / "results.json",
+        {"status": "ok", "model/fingerprint": fingerprint, "compress/ratio": 2.0, **sizes, **metrics},
+    )
     return folder
 
 
@@ -69,7 +72,7 @@ def test_differences_are_paired_and_signed(
     assert "worse (margin 5 %)" in lines["perplexity"]
     kl = [read_outputs(folder / OUTPUTS)["perplexity"]["kl"].mean(dtype=np.float64) for folder in (a, b)]
     assert f"{kl[1] - kl[0]:+.4g}" in lines["perplexity: KL to float, nats"]
-    assert "multiple_choice accuracy" in lines
+    assert "multiple_choice: accuracy" in lines
     assert "quant.noise: 0.1 -> 0.5" in out
     assert "tracking" not in out
 
@@ -121,7 +124,7 @@ def test_unlike_runs_are_refused_in_one_line(
         ("results.json", b"[1]", "results.json is damaged: it holds no JSON object"),
         ("results.json", b'{"status"', "is no output folder of a finished run"),
         ("results.json", b"[" * 100_000, "is no output folder of a finished run"),
-        ("results.json", b'{"status": "ok"}', "is damaged (KeyError: 'size/bits_per_weight')"),
+        ("results.json", b'{"status": "ok"}', "has no size/bits_per_weight in its results.json"),
         ("config.yaml", b"- a list", "config.yaml is not what a run writes"),
         ("config.yaml", b"a: [", "is no output folder of a finished run"),
         ("config.yaml", b"model: ${oc.env:HOME}", "config.yaml is not what a run writes"),

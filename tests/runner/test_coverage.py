@@ -36,7 +36,7 @@ def test_a_mixture_says_first_which_share_its_sizes_are_about(kind: str, tmp_pat
     assert result.warnings[0].startswith(f"the method covers {share:.1%} of the weights of linears and experts")
     assert f"{outline.experts:,} weights of experts" in result.warnings[0]
     assert dict(rows(job))["weights covered"].endswith(f"{share:.1%} of those of linears and experts")
-    assert ["share of weights covered", f"{share:.1%}"] in report.headlines(result)
+    assert ["share of weights covered", "", f"{share:.1%}", "", ""] in report.headlines(result)
     report.write(result, tmp_path, "", {})
     assert (tmp_path / "report.md").read_text().splitlines()[2] == f"- note: {result.warnings[0]}"
     table = list(csv.DictReader((tmp_path / "layers.csv").open()))

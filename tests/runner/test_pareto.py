@@ -18,15 +18,20 @@ from slimrun.runner.report import sweep as report
 
 
 def finished(bits: float, perplexity: float, **changes: object) -> dict[str, object]:
-    """What a job's results.json holds, as far as the report looks at it."""
+    """What a job's files hold, as far as the report looks at it; `score.*` are fields of its row."""
     delta = 100 * (perplexity / 20 - 1)
+    row: dict[str, object] = {
+        "task": "perplexity", "name": "perplexity", "float_value": 20.0, "quant_value": perplexity,
+        "float_interval": (19.0, 21.0), "quant_interval": (perplexity - 1, perplexity + 1), "difference": delta,
+        "low": delta - 5, "high": delta + 5, "p_value": 0.01, "detectable": 7.0, "unit": "%",
+        "higher_is_better": False, "verdict": "worse (margin 5 %)", "signature": "windows:4",
+    }  # fmt: skip
+    row |= {key.removeprefix("score."): value for key, value in changes.items() if key.startswith("score.")}
     found = {
         "status": "ok", "size/bits_per_weight": bits, "size/int8_bytes": 1000, "size/artifact_bytes": 2000,
-        "perplexity/float": 20.0, "perplexity/quant": perplexity, "perplexity/ci_low": delta - 5,
-        "perplexity/ci_high": delta + 5, "perplexity/verdict": "worse (margin 5 %)",
-        "perplexity/signature": "windows:4", "time/load_s": 1.5, "repro": "cd / && slimrun",
+        "time/load_s": 1.5, "repro": "cd / && slimrun", "scores": [row],
     }  # fmt: skip
-    return found | changes
+    return found | {key: value for key, value in changes.items() if not key.startswith("score.")}
 
 
 def sweep(folder: Path, jobs: Sequence[tuple[list[str], Mapping[str, object]]]) -> Path:
@@ -34,10 +39,16 @@ def sweep(folder: Path, jobs: Sequence[tuple[list[str], Mapping[str, object]]]) 
     listed = []
     for number, (overrides, results) in enumerate(jobs):
         (folder / str(number)).mkdir()
-        write_json(folder / str(number) / "results.json", results)
+        write_json(folder / str(number) / "results.json", {k: v for k, v in results.items() if k != "scores"})
+        if "scores" in results:
+            write_json(folder / str(number) / "scores.json", {"scores": results["scores"]})
         listed.append({"number": number, "overrides": overrides, "folder": str(number), "status": results["status"]})
     write_json(folder / "sweep.json", {"parent_run_id": None, "jobs": listed})
     return folder
+
+
+def written(folder: Path) -> list[Path]:
+    return report.write(folder, pareto.jobs(folder))
 
 
 FAILED = {"status": "failed", "error": "out of memory <b>&"}
@@ -56,7 +67,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 
 def test_the_files_of_a_sweep(tmp_path: Path) -> None:
-    paths = report.write(sweep(tmp_path / "sweep", JOBS))
+    paths = written(sweep(tmp_path / "sweep", JOBS))
     assert [path.name for path in paths] == ["pareto.json", "pareto.png", "report.html"]
     assert paths[1].read_bytes().startswith(b"\x89PNG")
     found = json.loads(paths[0].read_text())
@@ -82,7 +93,7 @@ def test_links_to_the_tracked_runs(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "sweep", JOBS)
     write_json(folder / "0" / "tracking.json", {"uri": "https://me:secret@tracks.example/base/", "run_id": "abc"})
     write_json(folder / "1" / "tracking.json", {"uri": "sqlite:////somewhere/mlflow.db", "run_id": "def"})
-    html = report.write(folder)[2].read_text()
+    html = written(folder)[2].read_text()
     assert 'href="https://tracks.example/base/#/runs/abc"' in html
     assert "<code>def</code>" in html
     assert "secret" not in html
@@ -91,10 +102,10 @@ def test_links_to_the_tracked_runs(tmp_path: Path) -> None:
 def test_what_was_not_measured_alike_does_not_share_a_panel(tmp_path: Path) -> None:
     changes: list[dict[str, object]] = [
         {},
-        {"perplexity/signature": "windows:8"},
-        {"perplexity/float": 30.0},
+        {"score.signature": "windows:8"},
+        {"score.float_value": 30.0},
         {"size/int8_bytes": 900},
-        {"perplexity/float": 20.000001},  # the same model on another device
+        {"score.float_value": 20.000001},  # the same model on another device
     ]
     jobs = [(["seed=0"], finished(4, 30, **change)) for change in changes]
     panels = pareto.panels(pareto.jobs(sweep(tmp_path / "sweep", jobs)))
@@ -102,13 +113,27 @@ def test_what_was_not_measured_alike_does_not_share_a_panel(tmp_path: Path) -> N
 
 
 def test_a_score_of_which_more_is_better(tmp_path: Path) -> None:
-    base = {"status": "ok", "size/int8_bytes": 1000, "mc/accuracy_float": 0.5, "mc/signature": "items:9"}
-    base |= {"mc/ci_low": -0.1, "mc/ci_high": 0.05}
+    row = {"score.name": "accuracy", "score.float_value": 0.5, "score.low": -0.1, "score.high": 0.05, "score.unit": ""}
     values = [(4.0, 0.40), (5.0, 0.45), (6.0, 0.42)]
-    jobs = [(["seed=0"], {**base, "size/bits_per_weight": bits, "mc/accuracy_quant": q}) for bits, q in values]
-    [panel] = pareto.panels(pareto.jobs(sweep(tmp_path / "sweep", jobs)))
+    jobs = [(["seed=0"], finished(bits, q, **row, **{"score.higher_is_better": True})) for bits, q in values]
+    folder = sweep(tmp_path / "sweep", jobs)
+    [panel] = pareto.panels(pareto.jobs(folder))
+    assert panel.title == "perplexity: accuracy"
     assert [point.job for point in panel.front] == [0, 1]
     assert (panel.points[0].low, panel.points[0].high) == pytest.approx((0.4, 0.55))
+    rows = report.summary(folder, pareto.jobs(folder), {"seed=0"})
+    assert report.best(pareto.jobs(folder), rows) == {
+        "best.bits": "bits 4: job 0 (), run ",
+        "best.perplexity": "perplexity: accuracy 0.45: job 1 (), run ",
+    }
+
+
+def test_a_score_without_a_verdict_has_a_column_and_no_panel(tmp_path: Path) -> None:
+    beside = finished(4, 30, **{"score.name": "spread", "score.verdict": ""})
+    folder = sweep(tmp_path / "sweep", [(["seed=0"], beside), (["seed=1"], finished(5, 22))])
+    [panel] = pareto.panels(pareto.jobs(folder))
+    assert panel.title == "perplexity"
+    assert "<button>perplexity: spread</button>" in written(folder)[2].read_text()
 
 
 def test_labels_say_what_differs() -> None:
@@ -124,10 +149,11 @@ def test_labels_say_what_differs() -> None:
 def test_a_sweep_of_which_nothing_is_left_has_a_report_too(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "sweep", [(["seed=0"], FAILED), (["seed=1"], FAILED)])
     (folder / "1" / "results.json").write_text("{")
+    write_json(folder / "0" / "results.json", {"status": "ok"})  # but no scores
     listed = json.loads((folder / "sweep.json").read_text())
     listed["jobs"].append({"number": 2, "overrides": ["seed=2"], "folder": "2", "status": "left"})
     write_json(folder / "sweep.json", listed)
-    paths = report.write(folder)
+    paths = written(folder)
     found = json.loads(paths[0].read_text())
     assert found["panels"] == []
     assert [job["results"]["status"] for job in found["jobs"]] == ["failed", "failed", "left"]
@@ -136,7 +162,7 @@ def test_a_sweep_of_which_nothing_is_left_has_a_report_too(tmp_path: Path) -> No
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
 def test_the_table_sorts_in_a_browser(tmp_path: Path) -> None:
-    page = report.write(sweep(tmp_path / "sweep", JOBS))[2]
+    page = written(sweep(tmp_path / "sweep", JOBS))[2]
     click = '<script>const b = [...document.querySelectorAll("th button")].find(b => b.textContent == "perplexity");'
     orders = []
     for times in (1, 2):

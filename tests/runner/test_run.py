@@ -155,7 +155,7 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert names == {
         "config.yaml", "report.md", "layers.csv", "layers.json", "layers.png", "scores.png", "outputs.npz",
-        "results.json",
+        "results.json", "scores.json",
     }  # fmt: skip
     data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
     assert data == {name: str(found[f"data/{name}"])[:36] for name in ("calibration", "perplexity")}

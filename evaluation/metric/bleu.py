@@ -1,0 +1,73 @@
+"""BLEU and its kin: sacrebleu's scores with its signatures."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
+
+from slimrun.evaluation.statistics import Values
+from slimrun.evaluation.text import cjk_share
+
+# Those that need no download; 13a and intl split at spaces and punctuation, which Chinese does not have.
+BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "none")
+WITHOUT_CJK = ("13a", "intl", "none")
+CJK_LIMIT = 0.2
+
+
+def bleu_tokenizer(language: str) -> str:
+    """sacrebleu's tokenizer for a target language; it never chooses one by itself from Python."""
+    match language:
+        case "zh":
+            return "zh"
+        case "ja":
+            return "ja-mecab" if find_spec("MeCab") else "char"
+        case _:
+            return "13a"
+
+
+def translation_metrics(language: str, tokenizer: str) -> dict[str, Any]:
+    """The four metrics by their key, each with the settings the language needs."""
+    asian = language in ("zh", "ja")
+    return {
+        "bleu": BLEU(tokenize=tokenizer),
+        "chrf": CHRF(),
+        "chrfpp": CHRF(word_order=2),
+        # without these two a Chinese sentence is one single word to TER
+        "ter": TER(normalized=asian, asian_support=asian),
+    }
+
+
+def require_cjk_tokenizer(tokenizer: str, references: Sequence[str]) -> None:
+    """Refuse to score Chinese or Japanese by words between spaces: identical halves would count for nothing."""
+    share = cjk_share(references)
+    if tokenizer in WITHOUT_CJK and share > CJK_LIMIT:
+        raise ValueError(
+            f"tokenizer={tokenizer} cannot score text with {share:.0%} Chinese or Japanese characters; "
+            "allowed: zh, char, ja-mecab (or set the target language)"
+        )
+
+
+def corpus_score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """Score and signature of a sacrebleu metric, one reference each."""
+    require_cjk_tokenizer(getattr(metric, "tokenizer_signature", ""), references)
+    score = float(metric.corpus_score(list(hypotheses), [list(references)]).score)
+    return score, str(metric.get_signature())
+
+
+def bleu_statistics(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> Values:
+    """What BLEU needs of every item, to be summed over items: [n, 10] (matches, n-grams, both lengths)."""
+    rows = []
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        score = metric.corpus_score([hypothesis], [[reference]])
+        rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+    return np.array(rows, dtype=np.float64)
+
+
+def bleu_of(statistics: Values) -> float:
+    """BLEU of summed statistics [10], smoothed as in the corpus score."""
+    counts = [round(count) for count in statistics.tolist()]
+    return float(BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp").score)

@@ -1,0 +1,1 @@
+"""Where a task reads its items from: the pinned sets, and files of the user."""
