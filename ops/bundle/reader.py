@@ -69,7 +69,7 @@ def open_stored(folder: Path) -> Stored:
     weights = folder / file_name("weight", description.quant_type, SAFETENSORS)
     if not weights.exists() and weights.with_suffix(CKPT).exists():
         weights = weights.with_suffix(CKPT)
-    tensors = read_tensors(weights)
+    tensors = _read_tensors(weights)
     if manifest is not None:
         check_tensors(manifest, weights, tensors)
     types = description.types
@@ -176,7 +176,7 @@ def _is_still(place: Path, held: int) -> bool:
         return False
 
 
-def read_tensors(weights: Path) -> dict[str, Tensor]:
+def _read_tensors(weights: Path) -> dict[str, Tensor]:
     """ValueError names the file when it is damaged, or when nothing here reads its kind."""
     if weights.suffix == CKPT:
         with named(weights):

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from slimrun.ops.bundle.description import CKPT
 from slimrun.ops.bundle.manifest import NAME as MANIFEST
 from slimrun.ops.bundle.manifest import check_contents, check_names, read_manifest, write_manifest
-from slimrun.ops.bundle.reader import read_tensors
 from slimrun.ops.framework.mindspore import require
+from slimrun.ops.weights import ckpt
 
 from .base import Target
 from .checks import Check
@@ -44,8 +44,6 @@ class Ckpt(Target):
 
     def written(self, source: Source, scratch: Path) -> tuple[list[Change], list[Check]]:
         """Write the bundle, and read all tensors back."""
-        from slimrun.ops.framework.mindspore import checkpoint
-
         if source.weights.suffix == CKPT:
             raise ValueError(f"{source.weights} is a .ckpt file already")
         for file in source.folder.iterdir():
@@ -53,10 +51,10 @@ class Ckpt(Target):
                 (shutil.copytree if file.is_dir() else shutil.copyfile)(file, scratch / file.name)
         stored = source.stored()
         weights = scratch / source.weights.with_suffix(CKPT).name
-        checkpoint.write(weights, stored)
+        ckpt.write(weights, stored)
         write_manifest(scratch, weights, stored)
         manifest = read_manifest(scratch) or {}
-        found = read_tensors(weights)
+        found = ckpt.read(weights)
         check_names(manifest, weights, found)
         check_contents(manifest, weights, found)
         change = Change(f"{source.weights.suffix} -> {CKPT}", weights.name, "MindSpore's own kind of file")

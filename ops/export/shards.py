@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
+
+from slimrun.ops.weights.base import open_file
 
 GB = 10**9
 ENTRY = 120  # bytes of a header's entry beside the name: type, three numbers of a shape, two of a place
@@ -100,16 +101,13 @@ class Folder:
     def __init__(self, folder: Path) -> None:
         self.where: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                self.where |= {key: path for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+            self.where |= dict.fromkeys(open_file(path).headers(), path)
 
     def tensor(self, key: str) -> Tensor:
         """As it is stored; ValueError when no file holds it."""
         if key not in self.where:
             raise ValueError(f"{key} was not written")
-        with safe_open(self.where[key], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-        return tensor
+        return open_file(self.where[key]).read(key)
 
     def linear(self, name: str) -> dict[str, Tensor]:
         """The tensors of a linear, by suffix."""

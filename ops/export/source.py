@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from slimrun.ops.bundle.description import (
@@ -23,11 +22,11 @@ from slimrun.ops.bundle.description import (
     read_object,
 )
 from slimrun.ops.bundle.manifest import check_contents, check_names, read_manifest
-from slimrun.ops.bundle.reader import read_tensors
 from slimrun.ops.bundle.references import CONFIG, check_references
 from slimrun.ops.compress.base import Limited
 from slimrun.ops.format.arithmetic import ActivationGrid
 from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, restored_linear
+from slimrun.ops.weights.base import open_file
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engines run as one product
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -75,12 +74,11 @@ class Source:
         self.quant_type = description.quant_type
         self._manifest = read_manifest(folder)
         self.weights = folder / file_name("weight", description.quant_type, SAFETENSORS)
-        self._whole: Mapping[str, Tensor] | None = None
         if not self.weights.exists() and self.weights.with_suffix(CKPT).exists():
             self.weights = self.weights.with_suffix(CKPT)
-            self._whole = read_tensors(self.weights)  # MindSpore's files have no directory
-        self.shapes: dict[str, tuple[int, ...]] = {}  # of every stored tensor
-        stored = self._stored()
+        with named(self.weights):
+            stored = open_file(self.weights).headers()
+        self.shapes = {key: tuple(header.shape) for key, header in stored.items()}
         if self._manifest is not None:
             check_names(self._manifest, self.weights, stored)
         for key in stored:
@@ -89,9 +87,9 @@ class Source:
         self.config = read_object(folder / CONFIG)
         self._parts: dict[str, list[str]] = defaultdict(list)
         self.types: dict[str, str] = {}  # of each quantized linear, in the order of the file
-        for key, dtype in stored.items():
+        for key, header in stored.items():
             name, _, suffix = key.rpartition(".")
-            if suffix == "weight" and dtype == "I8" and description.types[key] != FLOAT:
+            if suffix == "weight" and header.dtype == torch.int8 and description.types[key] != FLOAT:
                 kind = description.types[key]
                 self.types[name] = kind.removesuffix("C") if self.codec.container else kind
         self.floats = []  # names of all other tensors
@@ -172,23 +170,11 @@ class Source:
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
             return shapes_of(config, MOST_UNSTORED + 2 * len(self.keys())).stored
 
-    def _stored(self) -> dict[str, str]:
-        """The dtype of every tensor of the weight file, as safetensors calls it."""
-        if self._whole is not None:
-            self.shapes = {key: tuple(tensor.shape) for key, tensor in self._whole.items()}
-            return {key: "I8" if tensor.dtype == torch.int8 else "" for key, tensor in self._whole.items()}
-        with named(self.weights), safe_open(self.weights, framework="pt") as file:
-            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-            self.shapes = {key: tuple(part.get_shape()) for key, part in parts.items()}
-            return {key: part.get_dtype() for key, part in parts.items()}
-
-    def _read(self, keys: Iterator[str] | Collection[str]) -> dict[str, Tensor]:
+    def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """The tensors; the file is opened anew, since what was mapped of it counts as memory until it is closed."""
-        if self._whole is not None:
-            found = {key: self._whole[key] for key in keys}
-        else:
-            with named(self.weights), safe_open(self.weights, framework="pt") as file:
-                found = {key: file.get_tensor(key) for key in keys}
+        with named(self.weights):
+            file = open_file(self.weights)
+            found = {key: file.read(key) for key in keys}
         if self._manifest is not None:
             check_contents(self._manifest, self.weights, found)
         return found

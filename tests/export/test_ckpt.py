@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from slimrun.ops import bundle, load_bundle
+from slimrun.ops.errors import Unavailable
 from slimrun.ops.export.ckpt import Ckpt
 from slimrun.ops.framework import mindspore
-from slimrun.ops.framework.base import Unavailable
 from slimrun.ops.quant.w8a8s import W8A8S
 
 from .bundles import written

@@ -68,7 +68,7 @@ def test_the_step_is_the_one_whose_product_is_deq_scale() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to", "onnx"], "--to onnx: no such target; allowed: compressed-tensors"),
+        (["--to", "onnx"], "--to onnx: no such target; allowed: ckpt, compressed-tensors, gguf, mindie, vllm-ascend"),
         (
             ["--to", "compressed-tensors", "--dtype", "int4"],
             "--dtype int4 is nothing that compressed-tensors runs; allowed",
