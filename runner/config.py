@@ -27,6 +27,7 @@ from slimrun.runner.experiment import Experiment
 from slimrun.runner.tracking.base import Tracker
 
 CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "slimrun.conf", "config", "1.3"
+SEVERAL = ("task", "export")  # groups of which several are chosen
 TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
@@ -104,13 +105,17 @@ def build(config: DictConfig) -> Experiment:
         if key not in {*fields, "hydra"}:
             raise CompositionError(f"{key}: no such key{_did_you_mean(key, fields)}")
     arguments: dict[str, Any] = {}
-    for name in (name for name in fields if name != "task"):
+    for name in (name for name in fields if name not in SEVERAL):
         value = config.get(name)
         arguments[name] = construct(value, name) if isinstance(value, DictConfig) else _scalar(config, name)
     tasks = config.get("task")
     if not isinstance(tasks, DictConfig) or not tasks:
         raise CompositionError("task: choose at least one, e.g. task=[perplexity]")
-    arguments["task"] = {name: construct(tasks[name], f"task.{name}") for name in map(str, tasks)}
+    for group in SEVERAL:
+        chosen = config.get(group)
+        if not isinstance(chosen, DictConfig):
+            raise CompositionError(f"{group}: expected choices of this group, e.g. {group}=[NAME]")
+        arguments[group] = {name: construct(chosen[name], f"{group}.{name}") for name in map(str, chosen)}
     groups = [*arguments["task"], "size", "compress", "fidelity", "time", "memory"]
     for key in arguments["sweep"].objectives:
         if not key.startswith(tuple(f"{group}/" for group in groups)):

@@ -218,4 +218,5 @@ class Estimate:
     @property
     def disk_bytes(self) -> int:
         """Everything the job leaves in its output folder."""
-        return self.artifact_bytes + REPORT_BYTES
+        float_bytes = round((self.outline.parameters - self.weights) * self.width)
+        return self.artifact_bytes + len(self.experiment.export) * (self.weights + float_bytes) + REPORT_BYTES

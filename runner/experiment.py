@@ -17,9 +17,11 @@ from slimrun.ops.calibration.base import Remember
 from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.errors import Unavailable
+from slimrun.ops.export import Target
 from slimrun.ops.framework.base import Device, Framework, LoadedModel
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
+from slimrun.runner import export
 from slimrun.runner.cache import Cache
 from slimrun.runner.display import Stages
 from slimrun.runner.folder import ARTIFACT
@@ -44,6 +46,7 @@ class Experiment:
     tracking: Tracker
     calibration: Calibration
     cache: Cache
+    export: dict[str, Target] = field(default_factory=dict)
     sweep: Sweep = field(default_factory=Sweep)
     seed: int = 0
     plan: bool = False
@@ -52,7 +55,7 @@ class Experiment:
         """The model's outline; ValueError on whatever can be seen to be wrong before weights load."""
         with _named("calibration"):
             self.calibration.texts()
-        bundle.can_decode(self.compress)  # a codec that runs another program asks it here
+        readable = bundle.can_decode(self.compress)  # a codec that runs another program asks it here
         for name, task in self.task.items():
             with _named(f"task.{name}"):
                 task.check()
@@ -66,6 +69,7 @@ class Experiment:
             raise ValueError(f"quant.{error}") from error
         if covered and not set(covered) - outline.kept.keys():
             raise ValueError(f"quant.ignore leaves gates and routers alone: {', '.join(covered[:3])}; take quant=none")
+        export.check(self.export, self.model, self.cache.path, readable)
         first = self.coverage_note(outline)
         return replace(outline, notes=(*([first] if first else []), *outline.notes, *self.fit()))
 
@@ -147,6 +151,7 @@ class Experiment:
         if readable:
             with stages("decode"):
                 bundle.verify(artifact, tensors)
+        exports = export.write(self.export, artifact, output, stages)
         sizes = size_metrics(layers, self.covered(outline), tensors, coded, artifact)
         notes = [*known, *(as_typed("quant", self.quant, note) for note in calibrator.notes)]
         del calibrator, tensors, weights, coded
@@ -168,6 +173,7 @@ class Experiment:
             reports=reports,
             outputs=quant_outputs,
             weight_file=weight_file,
+            exports=exports,
             warnings=[*notes, *final.notes, *self._warnings(texts, readable)],
             metrics={
                 **sizes.metrics,
@@ -200,6 +206,7 @@ class Experiment:
             "framework": settings_of(self.framework),
             "device": self.device.type,
             "seed": self.seed,
+            **({"export": {name: settings_of(target) for name, target in self.export.items()}} if self.export else {}),
         }
         return digest(settings, code_hash())
 

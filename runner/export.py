@@ -1,4 +1,7 @@
-"""`slimrun-export BUNDLE OUT --to TARGET`: the files that another engine loads, checked against the bundle."""
+"""`slimrun-export BUNDLE OUT --to TARGET`: the files that another engine loads, checked against the bundle.
+
+The group `export` makes the same a stage of a run.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,16 @@ import argparse
 import dataclasses
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from slimrun.ops.export import Exported, Target, targets
-from slimrun.runner.display import print_anything, print_table
+from slimrun.ops.export.base import AUTO
+from slimrun.ops.model.base import Model
+from slimrun.runner.display import Stages, print_anything, print_table
+from slimrun.runner.folder import EXPORT
 
 DONE, WRONG = 0, 2
 
@@ -19,7 +27,7 @@ def main() -> None:
     """Exit status 0 done, 2 the bundle is damaged or not what the target can hold (one line on stderr)."""
     print_anything()
     known = targets()
-    parser = argparse.ArgumentParser(prog="slimrun-export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="slimrun-export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `artifact` of a run")
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
     parser.add_argument("--to", required=True, metavar="TARGET", help=", ".join(known))
@@ -53,11 +61,48 @@ def as_typed(text: str) -> str:
     return re.sub(r"(?<![\w.])(dtype|shard_gb)=", lambda option: f"--{option[1].replace('_', '-')} ", text)
 
 
+def check(targets: Mapping[str, Target], model: Model, cache: Path, readable: bool) -> None:
+    """ValueError names the target that cannot hold the model, as far as its config tells; loads no weight.
+
+    `readable` is whether the bundle can be read back here.
+    """
+    if not targets:
+        return
+    if not readable:
+        raise ValueError(f"export={next(iter(targets))} reads the bundle back; allowed: compress=native, nz, none")
+    config = model.config(cache).to_dict()
+    dtype = config.get("dtype") or "float32" if model.dtype == AUTO else model.dtype
+    for name, target in targets.items():
+        with _named(name):
+            target.check({**config, "dtype": str(dtype)})
+
+
+def write(targets: Mapping[str, Target], artifact: Path, output: Path, stages: Stages) -> list[Exported]:
+    """Export the bundle into `output`/export, a folder a target."""
+    done = []
+    for name, target in targets.items():
+        with stages("export", name), _named(name):
+            done.append(target.run(artifact, output / EXPORT / name))
+    return done
+
+
+@contextmanager
+def _named(target: str) -> Iterator[None]:
+    """A ValueError begins with what the user typed."""
+    try:
+        yield
+    except ValueError as error:
+        told = f"export.{target}.{error}" if str(error).startswith("dtype=") else f"export={target}: {error}"
+        raise ValueError(told) from error
+
+
 def show(exported: Exported) -> None:
     """What was changed, what was checked, where it lies, and how it is served."""
     if exported.changes:
         rows = [[change.what, change.where, change.why] for change in exported.changes]
-        print_table("changed", ["what", "where", "why"], rows)
-    print_table("checked", ["what", "found"], [[check.what, check.found] for check in exported.checks])
+        print_table(f"{exported.target}: changed", ["what", "where", "why"], rows)
+    print_table(
+        f"{exported.target}: checked", ["what", "found"], [[check.what, check.found] for check in exported.checks]
+    )
     print(f"export: {exported.folder.absolute()}")
     print(f"serve: {exported.command}")

@@ -17,6 +17,7 @@ from slimrun.evaluation.comparison import Score
 from slimrun.ops.files import replacing
 
 ARTIFACT = "artifact"
+EXPORT = "export"  # holds a folder a target
 RESULTS = "results.json"
 SCORES = "scores.json"
 OUTPUTS = "outputs.npz"

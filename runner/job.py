@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from slimrun.ops import scratch
 from slimrun.ops.files import replacing
 from slimrun.ops.model.base import Outline
+from slimrun.runner import export
 from slimrun.runner.config import (
     CONFIG_MODULE,
     CONFIG_NAME,
@@ -151,6 +152,8 @@ def show(result: Result, experiment: Experiment, output: Path) -> None:
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
     print_table(f"slimrun {experiment.model.name}", report.HEADINGS, report.headlines(result))
+    for exported in result.exports:
+        export.show(exported)
     print(f"bundle: {result.weight_file.parent}")
     print(f"report: {output / 'report.md'}")
     print(f"look next: {experiment.tracking.look_next() or output / RESULTS}")

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from slimrun.ops.export.base import WEIGHTS
 from slimrun.ops.scratch import Busy, lock
 from slimrun.runner.config import ConfigError
-from slimrun.runner.folder import ARTIFACT, RESULTS, RUN, SWEEP, UPLOADED
+from slimrun.runner.folder import ARTIFACT, EXPORT, RESULTS, RUN, SWEEP, UPLOADED
 
 LOCK = ".lock"
 LOG = "run.log"
-WRITTEN = (ARTIFACT, RESULTS, *UPLOADED, LOG, RUN, SWEEP, ".hydra")
+WRITTEN = (ARTIFACT, EXPORT, RESULTS, *UPLOADED, LOG, RUN, SWEEP, ".hydra")
 DESCRIPTIONS = ("quant_model_description*.json", "slimrun.json")  # one of them is in every bundle
 
 
@@ -79,4 +80,7 @@ def _in_the_way(folder: Path) -> str:
         return f"{artifact} is a file"
     if artifact.is_dir() and any(artifact.iterdir()) and not any(any(artifact.glob(kind)) for kind in DESCRIPTIONS):
         return f"{artifact} holds something else than a bundle"
+    for target in (folder / EXPORT).glob("*"):
+        if not any(file.suffix in WEIGHTS for file in target.glob("*")):
+            return f"{target} holds something else than an export"
     return ""

@@ -79,6 +79,7 @@ def rows(job: Estimate) -> list[list[str]]:
         ["weights covered", f"{job.weights:,}, {job.covered_share:.1%} of those of linears and experts"],
         ["codec", type(experiment.compress).__name__],
         ["compressed", f"{size(job.compressed_bytes)}, {bits:.2f} bits a weight{SOURCES[told]}"],
+        *([["export", ", ".join(experiment.export)]] if experiment.export else []),
         ["disk", size(job.disk_bytes)],
         ["peak memory", memory(job)],
         ["time", duration(job)],

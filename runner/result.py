@@ -16,6 +16,7 @@ from slimrun.ops import bundle
 from slimrun.ops.calibration.base import Layer
 from slimrun.ops.compress import entropy_bits
 from slimrun.ops.compress.base import Parts
+from slimrun.ops.export import Exported
 from slimrun.ops.model.base import Outline
 
 Metrics = dict[str, float | int | str]
@@ -43,6 +44,7 @@ class Result:
     outputs: Mapping[str, Outputs]  # of the quantized model, by task
     weight_file: Path
     warnings: list[str] = field(default_factory=list)
+    exports: list[Exported] = field(default_factory=list)
 
     @property
     def scores(self) -> list[Score]:

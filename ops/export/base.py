@@ -30,6 +30,7 @@ WEIGHTS = (".safetensors", ".gguf", ".ckpt")  # how names of weight files end
 class Exported:
     """What `Target.run` left, for a person."""
 
+    target: str
     folder: Path
     changes: list[Change]
     checks: list[Check]
@@ -83,7 +84,7 @@ class Target:
         with ScratchFolder(f".{folder.name}", folder.parent) as scratch:
             changes, checks = bundle.undisturbed(artifact, lambda place: self._attempt(place, scratch))
             settle(scratch, folder, [file for file in scratch.iterdir() if file.suffix in WEIGHTS])
-        return Exported(folder, changes, checks, self.command(folder))
+        return Exported(self.name, folder, changes, checks, self.command(folder))
 
     def dtype_of(self, source: Source) -> torch.dtype:
         """The dtype that the model has there."""

@@ -44,6 +44,10 @@ def report(result: Result, command: str) -> str:
     lines = ["# slimrun report", "", *(f"- note: {warning}" for warning in result.warnings), ""]
     lines += ["Reproduce it with:", "", "```sh", command, "```", ""]
     lines += _table(HEADINGS, headlines(result))
+    for export in result.exports:
+        lines += [f"## Export: {export.target}", "", f"`{export.command}`", ""]
+        lines += _table(["changed", "where", "why"], [[item.what, item.where, item.why] for item in export.changes])
+        lines += _table(["checked", "found"], [[item.what, item.found] for item in export.checks])
     lines += ["## All numbers", "", *_table(["key", "value"], [[k, _plain(v)] for k, v in result.metrics.items()])]
     lines += [
         "## Layers",
