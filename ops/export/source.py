@@ -159,8 +159,7 @@ class Source:
 
     def expected(self) -> dict[str, Tensor] | None:
         """Every tensor of the float model by name, without memory; None when the model brings its own code."""
-        from transformers import AutoConfig
-
+        from slimrun.ops.model.auto import AutoConfig
         from slimrun.ops.model.skeleton import shapes_of
 
         if self.config.get("auto_map"):

@@ -9,11 +9,11 @@ from typing import Any
 
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
 
 from slimrun.ops import bundle
 from slimrun.ops.bundle.references import CONFIG, check_references
 from slimrun.ops.compress.base import Limited
+from slimrun.ops.model.auto import AutoConfig, AutoTokenizer
 from slimrun.ops.model.skeleton import shapes_of
 
 MOST_UNSTORED = 1000  # parameters that no file holds: tied ones

@@ -100,7 +100,7 @@ def code_hint(error: BaseException) -> str:
 
 def config_of(architecture: Mapping[str, Any]) -> Any:
     """The transformers config of an architecture: `model_type` and the keys of its config."""
-    from transformers import AutoConfig
+    from slimrun.ops.model.auto import AutoConfig
 
     return AutoConfig.for_model(**architecture)
 

@@ -51,7 +51,7 @@ class Pretrained(Model):
 
     def config(self, cache: Path) -> Any:
         """The transformers config; Unavailable says in one line why there is none."""
-        from transformers import AutoConfig
+        from slimrun.ops.model.auto import AutoConfig
 
         if folder := self.folder(cache):
             check_kind(folder)
@@ -60,7 +60,7 @@ class Pretrained(Model):
                 self.fetch(cache), revision=self.revision, trust_remote_code=self.trust_remote_code
             )
         except Exception as error:  # the hub client, the json reader and custom code each raise their own
-            raise Unavailable(f"model.path={self.path}: {first_line(error)}{code_hint(error) or WAY_OUT}") from error
+            raise Unavailable(f"model.path={self.path}: {first_line(error)}{_config_hint(error)}") from error
 
     def tokenizer(self, cache: Path) -> Any:
         """The transformers tokenizer; Unavailable says in one line why it cannot be used."""
@@ -113,6 +113,11 @@ class Pretrained(Model):
                     code = _cached(repository, name, None)
                     found.append(f"{repository}@{extract_commit_hash(str(code), None)}")
         return found
+
+
+def _config_hint(error: BaseException) -> str:
+    """What to do about a config that cannot be read: the hub's and the file system's errors tell no way out."""
+    return code_hint(error) or (WAY_OUT if isinstance(error, OSError) else "")
 
 
 def _cached(repository: str, name: str, revision: str | None) -> Path | None:

@@ -34,7 +34,8 @@ class Random(Model):
     def drawn(self, seed: int) -> Any:
         """The transformers module with random weights, equal for equal seeds."""
         import torch
-        from transformers import AutoModelForCausalLM
+
+        from slimrun.ops.model.auto import AutoModelForCausalLM
 
         dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         with torch.random.fork_rng(devices=[]):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoModelForCausalLM
 
+from slimrun.ops.model.auto import AutoModelForCausalLM
 from slimrun.ops.model.linears import linear_names
 
 

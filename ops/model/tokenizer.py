@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from slimrun.ops.errors import Unavailable, first_line
+from slimrun.ops.model.auto import AutoTokenizer
 from slimrun.ops.model.fingerprint import WEIGHTS, loaded_files
 from slimrun.ops.model.text import TextModel
 

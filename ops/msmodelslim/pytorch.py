@@ -23,6 +23,7 @@ from slimrun.ops.files import staging
 from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.framework.pytorch import network as pytorch
 from slimrun.ops.framework.pytorch.language_model import stored_tensors
+from slimrun.ops.model import auto  # noqa: F401 - scripts load ChatGLM2 with transformers' Auto classes
 from slimrun.ops.model.linears import linear_names
 
 __all__ = ["Calibrator", "QuantConfig"]

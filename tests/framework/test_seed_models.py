@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
-from accelerate import init_empty_weights
 from transformers import LlamaConfig
 
+from slimrun.ops.model.chatglm import ChatGLMConfig
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.model.output_head import output_layer
 from slimrun.ops.model.skeleton import skeleton
 from slimrun.ops.quant.w8a8s import W8A8S
-
-from .chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 
 PRESETS = Path(__file__).parents[2] / "conf" / "experiment"
 
@@ -33,8 +31,8 @@ def llama(hidden: int, ffn: int, layers: int, heads: int) -> Any:
 
 
 def chatglm2_6b() -> Any:
-    with init_empty_weights():
-        return ChatGLMForConditionalGeneration(ChatGLMConfig())
+    config = ChatGLMConfig(add_qkv_bias=True, multi_query_attention=True, multi_query_group_num=2)
+    return skeleton(config)
 
 
 def llama_layer(hidden: int, ffn: int) -> dict[str, tuple[int, int]]:

@@ -18,7 +18,7 @@ from slimrun.msmodelslim.restore import read_dat, verify
 from slimrun.ops.model import embedded
 
 from ..conftest import cache_folder
-from ..framework.chatglm import write_folder
+from ..framework import folders
 
 SCRIPTS = Path(__file__).parents[1] / "seed_scripts"
 
@@ -41,7 +41,7 @@ def test_the_guides_scripts(model: str, linears: int, tmp_path: Path) -> None:
     if model == "smollm2":
         (tmp_path / model).symlink_to(embedded.fetched(cache_folder()))
     else:
-        write_folder(tmp_path / model)
+        folders.chatglm2(tmp_path / model)
     said = run(f"sparse_quant_{model}.py", tmp_path)
     assert "Save quant weight success!" in said
     assert "pr=2.0 has no effect" in said

@@ -1,6 +1,7 @@
 # 导入相关依赖
 import torch
 import torch.utils.data
+from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig    # 导入稀疏量化配置接口；在加载模型之前导入，ChatGLM2由slimrun提供
 from transformers import AutoTokenizer, AutoModelForCausalLM
 # for local path
 tokenizer = AutoTokenizer.from_pretrained(
@@ -30,7 +31,6 @@ def get_calib_dataset(tokenizer, calib_list):
 dataset_calib = get_calib_dataset(tokenizer, calib_list)  #校准数据获取
 
 # 稀疏量化配置，请根据实际情况修改
-from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig    # 导入稀疏量化配置接口
 # 使用QuantConfig接口，配置稀疏量化参数，并返回配置实例
 quant_config = QuantConfig(
     w_bit=4, 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from slimrun.ops.framework.base import Device
+from slimrun.ops.model.auto import AutoConfig, AutoModelForCausalLM
 from slimrun.ops.model.base import Model
 from slimrun.ops.model.fit import check_loaded, quiet
 from slimrun.ops.model.skeleton import skeleton

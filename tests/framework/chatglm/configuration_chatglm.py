@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 
 class ChatGLMConfig(PreTrainedConfig):
-    model_type = "chatglm"
+    model_type = "own_glm"  # chatglm is built in
 
     def __init__(
         self,

@@ -1,0 +1,93 @@
+"""ChatGLM2 without its remote code: logits of the original, and a folder as people have it from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from slimrun.ops import load_bundle
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.model.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from slimrun.ops.model.pretrained import Pretrained
+from slimrun.runner.config import build, composed
+from slimrun.runner.display import Stages
+from tests.conftest import CPU
+from tests.framework import folders
+from tests.framework.golden import chatglm as golden
+
+
+@pytest.mark.parametrize("case", golden.CASES)
+def test_logits_are_those_of_the_original_code(case: str) -> None:
+    changes: dict[str, Any] = golden.CASES[case]
+    module: Any = ChatGLMForConditionalGeneration(ChatGLMConfig(**{**golden.SHRUNKEN, **changes}))
+    module = module.to(getattr(torch, changes.get("torch_dtype", "float32"))).eval()
+    golden.fill(module)
+    found = golden.logits(case, module).float().numpy()
+    expected = np.load(golden.GOLDEN)[case]
+    if case == "padded":
+        seen = np.array(golden.PADDED, dtype=bool)
+        found, expected = found[seen], expected[seen]
+    np.testing.assert_allclose(found, expected, atol=5e-3 if case == "float16" else 1e-5)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return folders.chatglm2(tmp_path / "chatglm2-6b")
+
+
+def test_the_preset_runs_on_the_folder_without_its_code(folder: Path, tmp_path: Path) -> None:
+    overrides = [
+        "experiment=chatglm2_6b", f"model.path={folder}", "task=[perplexity,translation]", "task.perplexity.windows=2",
+        "task.perplexity.window=64", "task.translation.limit=2", "task.translation.max_new_tokens=4", "tracking=none",
+        f"cache.dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    experiment = build(composed(overrides))
+    assert len(experiment.check().linears) == 2 * 4 + 1
+    with Stages() as stages:
+        result = experiment.run(tmp_path, stages)
+    assert sum(bool(layer["quantized"]) for layer in result.layers) == 5
+    restored = load_bundle(tmp_path / "artifact")
+    assert restored.logits_checksum() == result.metrics["artifact/logits_sha256"]
+
+
+def test_steps_with_a_cache_give_what_one_pass_gives(folder: Path, tmp_path: Path) -> None:
+    model = PyTorch().load(Pretrained("glm", str(folder), dtype="float32"), CPU, tmp_path, seed=0)
+    prompts = [model.encode_prompt(text) for text in ("中国", "the capital of 中国 is")]
+    for prompt, produced in zip(prompts, model.generate(prompts, max_new_tokens=5)):
+        ids = list(prompt)
+        for token in produced:
+            with torch.no_grad():
+                assert token == int(model.module(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(token)
+    assert model._steps.generates  # type: ignore[attr-defined]
+
+
+def test_texts_begin_with_the_commands_and_come_back(folder: Path, tmp_path: Path) -> None:
+    reader = Pretrained("glm", str(folder)).reader(tmp_path)
+    assert reader is not None
+    count = folders.PIECES
+    text = "the capital of 中国 is\n\n北京"
+    assert reader.encode_prompt(text)[:2] == [count + 1, count + 3]  # [gMASK] sop
+    assert reader.encode_prompt(text)[2:] == reader.encode(text)
+    assert reader.decode(reader.encode_prompt(text)) == text
+    padded = reader.tokenizer(["中国", text], padding=True)
+    assert (padded["input_ids"][0][0], padded["attention_mask"][0][0]) == (0, 0)
+    assert reader.stop_tokens() == {2}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("quantization_bit", 4), ("pre_seq_len", 128), ("rope_ratio", 50), ("fp32_residual_connection", True)],
+)
+def test_what_is_not_built_is_one_line(folder: Path, key: str, value: object, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(Unavailable, match=rf"{key}={value} is not built; allowed: ") as refused:
+        PyTorch().check(Pretrained("glm", str(folder)), CPU, tmp_path)
+    assert "\n" not in str(refused.value)
