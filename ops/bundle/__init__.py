@@ -7,13 +7,12 @@ the type of every tensor, config.json and the tokenizer's files (0600), and a ma
 stream for the one of the Ascend hardware.
 """
 
-from .description import CKPT, PARTS, SAFETENSORS, can_decode, damage, named
+from .description import CKPT, SAFETENSORS, can_decode, damage, named
 from .reader import Bundle, Stored, decode, open_stored, read, undisturbed, verify
 from .writer import _replace, format_of, size, write
 
 __all__ = [
     "CKPT",
-    "PARTS",
     "SAFETENSORS",
     "Bundle",
     "Stored",

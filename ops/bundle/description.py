@@ -17,7 +17,6 @@ from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.none import NoCompression
 
 SAFETENSORS, CKPT = ".safetensors", ".ckpt"  # kinds of weight files; the second is MindSpore's
-PARTS = ("info", "index", "weight")  # of a coded weight
 NO_TENSORS = ("model_quant_type", "container")  # entries of a description that are none
 LONGEST_MESSAGE = 400  # characters; a damaged file may have names of any length
 

@@ -22,7 +22,7 @@ from slimrun.ops.compress.base import Arena, Codec, Int8Array, Limited
 from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.weights import ckpt
 
-from .description import CKPT, PARTS, SAFETENSORS, damage, file_name, named, read_description
+from .description import CKPT, SAFETENSORS, damage, file_name, named, read_description
 from .manifest import check_tensors, read_manifest
 
 Read = TypeVar("Read")
@@ -82,7 +82,7 @@ def open_stored(folder: Path) -> Stored:
         if key.endswith(".weight") and types[key] != FLOAT and tensor.dtype == torch.int8
     ]
     coded = {
-        name: {part: tensors.pop(key).numpy() for part in PARTS if (key := f"{name}.{part}") in tensors}
+        name: {part: tensors.pop(key).numpy() for part in codec.parts if (key := f"{name}.{part}") in tensors}
         for name in quantized
     }
     formats = {name: types[f"{name}.weight"] for name in quantized}

@@ -59,6 +59,10 @@ class Codec(Protocol):
     def version(self) -> int:
         """Of the container."""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The suffixes of the tensors that `encode` gives, an int8 `weight` among them: what a reader looks for."""
+
     def encode(self, weight: Int8Array) -> Parts:
         """The stored tensors, by suffix; they restore the weight without anything else."""
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ ERROR_BYTES, ERROR_LINES = 4096, 5  # of what a failing program printed
 @dataclass(frozen=True)
 class Cann:
     """Codes a matrix by running `executor` on it; the tensors are those of `NZ`."""
+
+    parts: ClassVar[tuple[str, ...]] = NZ.parts
 
     executor: str = "build/compress_executor"
     timeout_s: int = 600

@@ -13,8 +13,6 @@ from slimrun.ops import compress
 
 from .base import Allocate, Int8Array, Parts, empty
 
-SECTIONS = ("info", "index", "weight")
-
 
 @dataclass(frozen=True)
 class Native:
@@ -22,6 +20,7 @@ class Native:
 
     container: ClassVar[str] = compress.CONTAINER_NAME
     version: ClassVar[int] = compress.CONTAINER_VERSION
+    parts: ClassVar[tuple[str, ...]] = ("info", "index", "weight")
 
     tile_size: int = 65536
     threads: int = 0
@@ -40,7 +39,7 @@ class Native:
 
     def decode(self, parts: Mapping[str, npt.NDArray[np.generic]], allocate: Allocate = empty) -> Int8Array:
         """The array again; every checksum is verified."""
-        missing = [name for name in SECTIONS if name not in parts]
+        missing = [name for name in self.parts if name not in parts]
         if missing:
             raise ValueError(f"lacks .{', .'.join(missing)}")
         sections = parts["info"], parts["index"], parts["weight"]

@@ -18,6 +18,7 @@ class NoCompression:
 
     container: ClassVar[str] = ""
     version: ClassVar[int] = 0
+    parts: ClassVar[tuple[str, ...]] = ("weight",)
 
     def encode(self, weight: Int8Array) -> Parts:
         """The weight as it is."""

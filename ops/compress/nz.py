@@ -26,6 +26,7 @@ class NZ:
 
     container: ClassVar[str] = "slimrun-nz"
     version: ClassVar[int] = _native.NZ_VERSION
+    parts: ClassVar[tuple[str, ...]] = ("info", "index", "weight")
 
     threads: int = 0
 
@@ -53,7 +54,7 @@ class NZ:
         An empty `.index` means fractals [k1, n1, 16, 32] stored as they are, in that shape or flat. `.info` has no
         checksum: sizes that belong to other fractals, or cut off values other than zero, are refused.
         """
-        missing = [name for name in ("info", "index", "weight") if name not in parts]
+        missing = [name for name in self.parts if name not in parts]
         if missing:
             raise ValueError(f"lacks .{', .'.join(missing)}")
         n, k = _sizes(parts["info"])

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from slimrun.ops.bundle.description import (
     CKPT,
-    PARTS,
     SAFETENSORS,
     damage,
     file_name,
@@ -122,7 +121,7 @@ class Source:
         """The linear, its weight decoded; ValueError names the tensor that is damaged."""
         stored = self._read(f"{name}.{suffix}" for suffix in self._parts[name])
         own = {key.removeprefix(f"{name}."): tensor for key, tensor in stored.items()}
-        coded = {part: own.pop(part).numpy() for part in PARTS if part in own}
+        coded = {part: own.pop(part).numpy() for part in self.codec.parts if part in own}
         with named(self.weights):
             limited = Limited(sum(part.nbytes for part in coded.values()))
             own["weight"] = torch.from_numpy(self.codec.decode(coded, limited))
