@@ -140,6 +140,15 @@ class Network(Smoothable, Protocol):
     def run(self, sample: Sample) -> Any:
         """The model on one sample."""
 
+    def tell_parts(self, sample: Sample) -> int:
+        """In how many parts the model can run, tried out on a sample: before its blocks, and each of them to the next.
+
+        1 where blocks cannot be told. To be called on the float model, before `run_part`.
+        """
+
+    def run_part(self, part: int, sample: Sample, state: Any) -> Any:
+        """One part on one sample, given what the part before gave of it; watchers see what runs in it alone."""
+
 
 class GradientNetwork(Network, Protocol):
     """A language model whose gradients torch takes; its samples are keyword arguments, `input_ids` among them."""

@@ -48,20 +48,18 @@ class InputStatistics:
         self.names = names
         self._lows, self._highs, self._deviations, self._peaks = (dict.fromkeys(names, 0.0) for _ in range(4))
 
-    def update(self, name: str, inputs: Tensor) -> None:
-        """Take an input [..., k] of a linear."""
+    def update(self, name: str, inputs: Tensor, first: bool) -> None:
+        """Take an input [..., k] of a linear, on the first sample or another one."""
         if not inputs.numel():
             return
         x = inputs.detach().to(torch.float32).reshape(-1, inputs.shape[-1])
         low, high = torch.aminmax(x, dim=0)
         self._lows[name] = min(self._lows[name], float(low.min()))
         self._highs[name] = max(self._highs[name], float(high.max()))
+        if first:
+            self._peaks[name] = max(-self._lows[name], self._highs[name])
         # the original's shift is the sum of the extremes, not half of it: kept, the ranking depends on it
         self._deviations[name] = max(self._deviations[name], float((x - (low + high)).std()))
-
-    def end_first_sample(self) -> None:
-        """What was seen so far are the first peaks."""
-        self._peaks = {name: max(-self._lows[name], self._highs[name]) for name in self.names}
 
     def arrays(self) -> Arrays:
         """`range_parameter` and `first_peak`, float64 [names]."""

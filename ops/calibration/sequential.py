@@ -1,7 +1,7 @@
 """From a float model to its quantized form, layer after layer: which linears, their integers, their input grids.
 
-Calibration is sequential: one sample after the other runs through the model whose linears are already quantized, so
-a layer is observed on what its quantized predecessors produce. Each linear's observer takes the sample's input and
+Calibration is sequential: the samples run, part by part of it, through the model whose linears are already quantized,
+so a layer is observed on what its quantized predecessors produce. Each linear's observer takes the sample's input and
 the grid follows it at once. That cannot be shared between runs: another method, fraction or selection of layers
 gives other outputs. What is measured on the float model before (tails and peaks of each input) can.
 """
@@ -9,7 +9,7 @@ gives other outputs. What is measured on the float model before (tails and peaks
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,13 @@ import torch
 
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, quantized_linear
-from slimrun.ops.memory import give_back
 from slimrun.ops.quant.base import Quantizer
 
-from .base import FLOAT_SAMPLES, Arrays, Layer, Network, Progress, Remember, Sample, call, silent, weight_error
+from .base import FLOAT_SAMPLES, Arrays, Layer, Network, Progress, Remember, Sample, Watcher, call, silent, weight_error
 from .ranges import InputRange, InputStatistics
 from .selection import grouped, select, several
 from .smoothing import smooth
+from .states import Walk, failing
 
 UNREACHED = "no calibration sample reached it"  # why a linear has no input grid
 
@@ -57,6 +57,7 @@ class SequentialCalibrator:
         self.layers: dict[str, Layer] = {}
         self.notes: list[str] = []  # what a reader of the scores must know of how it went
         self.smoothed: list[str] = []  # norms that smoothing changed
+        self._parts = 1  # of the network
         self._ranges: dict[str, InputRange] = {}  # of the quantized linears whose format has a grid
         self._raised: dict[str, int] = {}  # linear -> rows whose step was raised
         self._calibration_notes: list[str] = []  # those of the notes that calibrating gave
@@ -102,6 +103,9 @@ class SequentialCalibrator:
         selection = select(self.network, self.quantizer, partial(self._run, 0) if self.samples else None)
         self.layers = selection.layers
         self.notes += selection.notes
+        if self.samples and (self.quantizer.input_observer or self.quantizer.fallback_level):
+            with failing(0, self.samples[0]):
+                self._parts = self.network.tell_parts(self.samples[0])
         return selection.names
 
     @torch.no_grad()
@@ -109,11 +113,10 @@ class SequentialCalibrator:
         """Run the samples through the quantized model and fix every input grid."""
         for name, one in self._ranges.items():
             one.observe(self.quantizer.input_observer, self.layers[name])
-        with self.network.watching({name: one.update for name, one in self._ranges.items()}):
-            for index in range(len(self.samples) if self._ranges else 0):
-                self._run(index)
-                give_back()
-                progress(index + 1, len(self.samples))
+        if self._ranges:
+            with self.network.watching({name: one.update for name, one in self._ranges.items()}):
+                for done, total in Walk(self.network, self.samples, self._parts):
+                    progress(done, total)
         if self._ranges and not any(one.reached for one in self._ranges.values()):
             raise ValueError("no calibration sample reaches a linear that was quantized; give others")
         self._raised = {}
@@ -158,12 +161,15 @@ class SequentialCalibrator:
 
     def _measure_inputs(self, names: Sequence[str]) -> Arrays:
         """Each linear's input in the float model over the first samples."""
+        walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
         statistics = InputStatistics(names)
-        with self.network.watching({name: partial(statistics.update, name) for name in names}):
-            for index in range(min(FLOAT_SAMPLES, len(self.samples))):
-                self._run(index)
-                if index == 0:
-                    statistics.end_first_sample()
+
+        def watcher(name: str) -> Watcher:
+            return lambda x: statistics.update(name, x, walk.sample == 0)
+
+        with self.network.watching({name: watcher(name) for name in names}):
+            for _ in walk:
+                pass
         return statistics.arrays()
 
     def _fallback(self, names: Sequence[str]) -> list[str]:
@@ -195,13 +201,6 @@ class SequentialCalibrator:
         self.network.leave(sum(math.prod(layer.shape) for layer in self.layers.values() if layer.quantized))
 
     def _run(self, index: int) -> Any:
-        """The model on one sample; ValueError says which when it does not fit."""
-        sample = self.samples[index]
-        try:
-            return self.network.run(sample)
-        except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:
-            if "out of memory" in str(error).lower():
-                raise
-            call = "model(**sample)" if isinstance(sample, Mapping) else "model(*sample)"
-            first = str(error).strip().split("\n")[0]
-            raise ValueError(f"calibration sample {index}: {call} fails: {first}") from error
+        """The whole model on one sample; ValueError says which when it does not fit."""
+        with failing(index, self.samples[index]):
+            return self.network.run(self.samples[index])

@@ -106,6 +106,14 @@ def first_readers(model: nn.Module, linears: Sequence[str], run: Callable[[], An
     return found
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The outermost blocks that a model names: `_no_split_modules` of transformers, what no device map splits."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    named = [module for module in model.modules() if type(module).__name__ in kinds]
+    inner = {id(module) for block in named for module in block.modules() if module is not block}
+    return [block for block in named if id(block) not in inner]
+
+
 def others_may_read(linears: Mapping[str, tuple[int, int]], parts: Sequence[str], reached: Collection[str]) -> bool:
     """Whether a linear that did not run stands among `parts`, the last of which reads an input of the same width.
 

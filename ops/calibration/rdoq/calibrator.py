@@ -24,6 +24,7 @@ from slimrun.ops.calibration.base import (
 from slimrun.ops.calibration.ranges import InputRange
 from slimrun.ops.calibration.search import meet
 from slimrun.ops.calibration.sequential import SequentialCalibrator
+from slimrun.ops.calibration.states import Walk
 from slimrun.ops.calibration.wiring import Fold, skipped
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import quantized_linear
@@ -190,11 +191,9 @@ class RateDistortionCalibrator(SequentialCalibrator):
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
         """Float inputs for the linears that lose most on a grid, as many as the quantizer allows."""
-        runs = [
-            (partial(self._run, index), len(self._targets[index]))
-            for index in range(min(FLOAT_SAMPLES, len(self.samples)))
-        ]
-        for name, loss in input_losses(self.network, ranges, self._token_weights, runs).items():
+        walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
+        tokens = [len(states) for states in self._targets]
+        for name, loss in input_losses(self.network, ranges, self._token_weights, walk, tokens).items():
             self.layers[name].input_loss = loss
         ranked = sorted(ranges, key=lambda name: -self.layers[name].input_loss)
         for name in ranked[: int(self.quantizer.fallback.max_share * len(ranked))]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from slimrun.ops.calibration.wiring import blocks_of
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.memory import give_back
 
@@ -25,13 +26,10 @@ GIVE_BACK = 6  # blocks between two returns of memory
 def gradients(model: nn.Module, of: Collection[nn.Parameter] = ()) -> Iterator[Sequence[nn.Module]]:
     """Meanwhile graphs are recorded, and of the model's parameters only those of `of` get gradients; gives the blocks.
 
-    A block is what no device map splits (`_no_split_modules` of transformers); hooks on what is in it fire again when
-    it runs once more. A model that names no blocks keeps everything until its gradients are due.
+    Hooks on what is in a block fire again when it runs once more. A model that names no blocks keeps everything until
+    its gradients are due.
     """
-    kinds = set(getattr(model, "_no_split_modules", None) or ())
-    named = [module for module in model.modules() if type(module).__name__ in kinds]
-    inner = {id(module) for block in named for module in block.modules() if module is not block}
-    blocks = [block for block in named if id(block) not in inner]
+    blocks = blocks_of(model)
     within = {id(module) for block in blocks for module in block.modules()}
     forwards: dict[nn.Module, Callable[..., Any]] = {
         block: partial(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from torch import Tensor
 
 from slimrun.ops.calibration.base import GradientNetwork, Watcher
 from slimrun.ops.calibration.ranges import InputRange
+from slimrun.ops.calibration.states import Walk
 from slimrun.ops.format.arithmetic import quantize_activation
 
 from .gradients import multiply
@@ -18,11 +19,12 @@ def input_losses(
     network: GradientNetwork,
     ranges: Mapping[str, InputRange],
     token_weights: Mapping[str, Tensor],
-    runs: Sequence[tuple[Callable[[], Any], int]],
+    walk: Walk,
+    tokens: Sequence[int],
 ) -> dict[str, float]:
-    """Nats by linear that the grids of these inputs cost, over runs of the model, each with its number of tokens."""
+    """Nats by linear that the grids of these inputs cost, over a walk of samples, each of so many tokens."""
     losses = dict.fromkeys(ranges, 0.0)
-    done = 0
+    begins = [0, *accumulate(tokens)]
 
     def measure(name: str, one: InputRange) -> Watcher:
         grid, steps = one.linear.grid, one.weight.scale
@@ -31,13 +33,13 @@ def input_losses(
             rows = x.float().flatten(0, -2)
             error = (quantize_activation(rows, grid).float() - grid.offset) * grid.scale - rows
             moved = multiply(error, one.weight.values) * steps.reshape(1, -1)
-            losses[name] += float(moved.square().sum(dim=1).cpu() @ token_weights[name][done : done + len(rows)])
+            begin = begins[walk.sample]
+            losses[name] += float(moved.square().sum(dim=1).cpu() @ token_weights[name][begin : begin + len(rows)])
 
         return watch
 
     watchers = {name: measure(name, one) for name, one in ranges.items() if name in token_weights}
     with network.watching(watchers):
-        for run, tokens in runs:
-            run()
-            done += tokens
+        for _ in walk:
+            pass
     return losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from slimrun.ops.memory import give_back
 from slimrun.ops.model.linears import float_linears, linear_names
 from slimrun.ops.model.output_head import output_layer
 
+from .blocks import Blocks
 from .probe import folds_that_hold, takes_bias
 from .usage import watched_use
 
@@ -36,6 +38,7 @@ class TorchNetwork:
     def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> None:
         self.model = model
         self.forward = forward or model
+        self._blocks = Blocks(model)
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name and shape [n, k] of every `nn.Linear`, in module order."""
@@ -94,7 +97,7 @@ class TorchNetwork:
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
         """Meanwhile each linear's input goes to its watcher before the linear computes."""
         handles = [
-            self.model.get_submodule(name).register_forward_pre_hook(_hook(watcher))
+            self.model.get_submodule(name).register_forward_pre_hook(self._hook(watcher))
             for name, watcher in watchers.items()
         ]
         try:
@@ -155,6 +158,21 @@ class TorchNetwork:
         with torch.compiler.set_stance("force_eager") if self._compiled() else nullcontext():
             return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
 
+    def tell_parts(self, sample: Sample) -> int:
+        """In how many parts the model can run, tried out on a sample."""
+        return self._blocks.tell(partial(self.run, sample), self.first_tensor)
+
+    def run_part(self, part: int, sample: Sample, state: Any) -> Any:
+        """One part of the model on one sample, given what the part before gave of it."""
+        return self._blocks.run(part, partial(self.run, sample), state)
+
+    def _hook(self, watcher: Watcher) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if self._blocks.live:
+                watcher(inputs[0])
+
+        return hook
+
     def states(self, sample: Sample) -> Tensor:
         """The last hidden states [1, T, H] of a sample, before the output layer."""
         base: Any = getattr(self.model, "base_model", None)
@@ -212,10 +230,3 @@ def _tokens(sample: Sample) -> dict[str, Any]:
     if not isinstance(named.get("input_ids"), Tensor):
         raise ValueError("a sample is no text whose gradients can be taken; give {'input_ids': Tensor[1, T], ...}")
     return {**named, "use_cache": False}
-
-
-def _hook(watcher: Watcher) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        watcher(inputs[0])
-
-    return hook

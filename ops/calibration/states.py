@@ -1,0 +1,70 @@
+"""Samples on their way through a model: all of them through one part of it, then all through the next.
+
+A linear sees the samples in the same order as if one after the other went through the whole model, so that what is
+calibrated is the same; but only one part has to be at hand, and between parts a sample is no more than its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from slimrun.ops.memory import give_back
+
+from .base import Network, Sample
+
+
+class States:
+    """What samples have come to between two parts; in memory."""
+
+    def __init__(self, count: int) -> None:
+        self._states: list[Any] = [None] * count
+
+    def take(self, index: int) -> Any:
+        """The state of a sample, which is forgotten here."""
+        state, self._states[index] = self._states[index], None
+        return state
+
+    def put(self, index: int, state: Any) -> None:
+        """Keep the state of a sample."""
+        self._states[index] = state
+
+
+class Walk:
+    """A walk of the samples through a network of so many parts; iterating takes the steps and says (done, total).
+
+    `sample` is the number of the one that is under way. ValueError says which sample fails.
+    """
+
+    def __init__(self, network: Network, samples: Sequence[Sample], parts: int) -> None:
+        self.network = network
+        self.samples = samples
+        self.parts = parts
+        self.sample = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        count = len(self.samples)
+        states = States(count)
+        for part in range(self.parts):
+            for index, sample in enumerate(self.samples):
+                self.sample = index
+                with failing(index, sample):
+                    states.put(index, self.network.run_part(part, sample, states.take(index)))
+                if self.parts == 1:  # all of the model has run, and left as much behind
+                    give_back()
+                yield part * count + index + 1, self.parts * count
+            give_back()
+
+
+@contextmanager
+def failing(index: int, sample: Sample) -> Iterator[None]:
+    """What a model says of a sample that does not fit becomes one line that names the sample."""
+    try:
+        yield
+    except (RuntimeError, TypeError, IndexError, ValueError, AttributeError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        call = "model(**sample)" if isinstance(sample, Mapping) else "model(*sample)"
+        first = str(error).strip().split("\n")[0]
+        raise ValueError(f"calibration sample {index}: {call} fails: {first}") from error

@@ -1,0 +1,128 @@
+"""Block by block gives what the whole model gives, and models whose blocks cannot be told run as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.framework.pytorch.network import TorchNetwork
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.rdoq import RDOQ, Fallback
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8s import W8A8S
+
+from ..conftest import TEXTS, tiny
+from .chatglm import chatglm
+
+
+class Block(nn.Module):
+    """A residual block; `given` and `gives` are how it is called and what it returns."""
+
+    def __init__(self, gives: Callable[[Tensor], Any] = lambda x: x) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.gives = gives
+
+    def forward(self, scale: float, hidden: Tensor) -> Any:
+        return self.gives(hidden + scale * self.linear(hidden).tanh())
+
+
+class Model(nn.Module):
+    """Blocks between linears, the second of them between two blocks; `after` is what it does with all states."""
+
+    _no_split_modules = ("Block",)
+
+    def __init__(
+        self, blocks: list[Block], after: Callable[[list[Tensor]], Tensor] = lambda states: states[-1]
+    ) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = (nn.Linear(8, 8) for _ in range(3))
+        self.blocks = nn.ModuleList(blocks)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [self.first(x)]
+        for index, block in enumerate(self.blocks):
+            out = block(index + 1, hidden=states[-1])
+            states.append(out[0] if isinstance(out, tuple) else out)
+            if index == 0:
+                states.append(self.middle(states[-1]))
+        out = self.last(self.after(states))
+        assert isinstance(out, Tensor)
+        return out
+
+
+def inputs(count: int = 3) -> list[tuple[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(1, 3 + number, 8, generator=generator),) for number in range(count)]
+
+
+def parts(model: nn.Module) -> int:
+    with torch.no_grad():
+        return TorchNetwork(model).tell_parts(inputs()[0])
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        W8A8S(),
+        W8A8S(observer="minmax", fallback_level=3, ignore_last_linear=False),
+        W8A8(observer="histogram"),
+        RDOQ(target_bits=4.0, fallback=Fallback(0.2)),
+    ],
+)
+def test_the_same_is_calibrated_as_sample_by_sample(quantizer: Quantizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_block, whole = tiny(num_hidden_layers=4), tiny(num_hidden_layers=4)
+    one = PyTorch().calibrator(by_block, quantizer, TEXTS, 64)
+    layers = one.run()
+    assert one._parts == 5
+    monkeypatch.setattr(TorchNetwork, "tell_parts", lambda network, sample: 1)
+    assert PyTorch().calibrator(whole, quantizer, TEXTS, 64).run() == layers
+    for key, tensor in whole.tensors().items():
+        assert torch.equal(tensor, by_block.tensors()[key]), key
+
+
+@pytest.mark.parametrize("gives", [lambda x: x, lambda x: (x,), lambda x: (x, None)])
+def test_every_linear_is_seen_once_a_sample_in_the_order_of_the_samples(gives: Callable[[Tensor], Any]) -> None:
+    model = Model([Block(gives) for _ in range(3)])
+    network, samples = TorchNetwork(model), inputs()
+    seen: dict[str, list[Tensor]] = {}
+    names = list(network.linears())
+
+    def watchers(kept: dict[str, list[Tensor]]) -> dict[str, Callable[[Tensor], None]]:
+        return {name: kept.setdefault(name, []).append for name in names}
+
+    expected: dict[str, list[Tensor]] = {}
+    with torch.no_grad():
+        with network.watching(watchers(expected)):
+            outputs = [network.run(sample) for sample in samples]
+        assert network.tell_parts(samples[0]) == 4
+        with network.watching(watchers(seen)):
+            states: list[Any] = [None] * len(samples)
+            for part in range(4):
+                states = [network.run_part(part, sample, state) for sample, state in zip(samples, states)]
+    assert all(map(torch.equal, states, outputs))
+    assert all(len(seen[name]) == len(samples) and all(map(torch.equal, seen[name], expected[name])) for name in names)
+    assert all("forward" not in vars(block) for block in model.blocks)
+
+
+def test_blocks_that_cannot_be_told_run_as_one() -> None:
+    shared = Block()
+    assert parts(Model([Block(), Block()])) == 3
+    assert parts(Model([shared, shared])) == 1
+    assert parts(Model([Block(lambda x: (x, x.mean())), Block()])) == 1  # a tensor that others may read
+    assert (
+        parts(Model([Block() for _ in range(3)], lambda states: states[1] + states[-1])) == 1
+    )  # a way around the blocks
+    assert parts(nn.Sequential(nn.Linear(8, 8))) == 1
+
+
+def test_custom_code_runs_block_by_block() -> None:
+    model = chatglm()
+    with torch.no_grad():
+        assert TorchNetwork(model).tell_parts({"input_ids": torch.tensor([[5, 6, 7]])}) == 3
