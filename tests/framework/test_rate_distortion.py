@@ -21,6 +21,7 @@ from slimrun.ops.calibration.rdoq.attribution import AttributedLinear, correctio
 from slimrun.ops.calibration.rdoq.calibrator import RateDistortionCalibrator
 from slimrun.ops.calibration.rdoq.factors import Factors
 from slimrun.ops.calibration.rdoq.fisher import FisherStatistics, Statistics, head_gradient, surprise
+from slimrun.ops.calibration.rdoq.inputs import worst_inputs
 from slimrun.ops.calibration.rdoq.rounding import Rounding
 from slimrun.ops.calibration.search import PASSES, next_level
 from slimrun.ops.calibration.wiring import first_readers
@@ -396,3 +397,26 @@ def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch
     other = calibrator(second, RDOQ(target_bits=4.0))
     other.quantize(remember)
     assert second.quantized() == first.quantized()
+
+
+def test_the_worst_inputs_are_taken_by_whole_groups() -> None:
+    losses = {"q": 5.0, "k": 1.0, "v": 3.0, "o": 2.0, "gate": 4.0, "up": 2.0, "down": 1.0}
+    first = {"q": "q", "k": "q", "v": "q", "o": "o", "gate": "gate", "up": "gate"}  # a glance did not reach down
+    assert worst_inputs(losses, first, 0) == []
+    assert worst_inputs(losses, first, 1) == ["o"]
+    assert worst_inputs(losses, first, 2) == ["gate", "up"]
+    assert worst_inputs(losses, first, 4) == ["q", "k", "v", "o"]  # the pair is too large for the one that is left
+    assert sorted(worst_inputs(losses, first, 99)) == sorted(losses)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_linears_that_share_an_input_keep_it_float_together(share: float) -> None:
+    layers = calibrator(tiny(num_hidden_layers=4), RDOQ(target_bits=5.0, fallback=Fallback(share))).run()
+    kept = {layer.name for layer in layers if layer.fallback}
+    covered = [layer.name for layer in layers if layer.quantized]
+    assert 0 < len(kept) <= share * len(covered)
+    for name in covered:
+        parent, _, own = name.rpartition(".")
+        for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+            if own in group:
+                assert len({f"{parent}.{member}" in kept for member in group}) == 1

@@ -25,7 +25,7 @@ from slimrun.ops.calibration.ranges import InputRange
 from slimrun.ops.calibration.search import meet
 from slimrun.ops.calibration.sequential import SequentialCalibrator
 from slimrun.ops.calibration.states import Walk
-from slimrun.ops.calibration.wiring import Fold, skipped
+from slimrun.ops.calibration.wiring import Fold, first_readers, skipped
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import quantized_linear
 from slimrun.ops.quant.rdoq import BITS, RDOQ
@@ -34,7 +34,7 @@ from .attribution import AttributedLinear, corrections, measured_shares
 from .factors import Factors, factored
 from .fisher import measure
 from .folding import find_folds, smooth_inputs
-from .inputs import input_losses
+from .inputs import input_losses, worst_inputs
 from .rounding import Rounding
 from .tuning import TunedLinear, tuned
 
@@ -190,12 +190,16 @@ class RateDistortionCalibrator(SequentialCalibrator):
         return {name: QuantizedWeight(one.values, one.scale * factors[name]) for name, one in weights.items()}
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
-        """Float inputs for the linears that lose most on a grid, as many as the quantizer allows."""
+        """Float inputs for the linears that lose most on a grid, as many as the quantizer allows.
+
+        Those that share an input keep it float together: engines run them as one product, of one type and one grid.
+        """
         walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
         tokens = [len(states) for states in self._targets]
         for name, loss in input_losses(self.network, ranges, self._token_weights, walk, tokens).items():
             self.layers[name].input_loss = loss
-        ranked = sorted(ranges, key=lambda name: -self.layers[name].input_loss)
-        for name in ranked[: int(self.quantizer.fallback.max_share * len(ranked))]:
+        first = first_readers(self.network.model, list(ranges), partial(self.network.glance, self.samples[0]))
+        losses = {name: self.layers[name].input_loss for name in ranges}
+        for name in worst_inputs(losses, first, int(self.quantizer.fallback.max_share * len(ranges))):
             self._leave_inputs(name, ranges[name])
             self.layers[name].fallback, self.layers[name].note = True, ""

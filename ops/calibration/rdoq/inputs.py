@@ -43,3 +43,18 @@ def input_losses(
         for _ in walk:
             pass
     return losses
+
+
+def worst_inputs(losses: Mapping[str, float], first: Mapping[str, str], count: int) -> list[str]:
+    """At most `count` linears that lose most, in whole groups of those that share an input (`first`: its first reader).
+
+    Groups come by their loss a linear; one that is too large for what is left of the count is passed over.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in losses:
+        groups.setdefault(first.get(name, name), []).append(name)
+    worst: list[str] = []
+    for group in sorted(groups.values(), key=lambda group: -sum(losses[name] for name in group) / len(group)):
+        if len(worst) + len(group) <= count:
+            worst += group
+    return worst
