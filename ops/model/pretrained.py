@@ -52,13 +52,15 @@ class Pretrained(Model):
     def config(self, cache: Path) -> Any:
         """The transformers config; Unavailable says in one line why there is none."""
         from slimrun.ops.model.auto import AutoConfig
+        from slimrun.ops.model.fit import quiet
 
         if folder := self.folder(cache):
             check_kind(folder)
         try:
-            return AutoConfig.from_pretrained(
-                self.fetch(cache), revision=self.revision, trust_remote_code=self.trust_remote_code
-            )
+            with quiet():
+                return AutoConfig.from_pretrained(
+                    self.fetch(cache), revision=self.revision, trust_remote_code=self.trust_remote_code
+                )
         except Exception as error:  # the hub client, the json reader and custom code each raise their own
             raise Unavailable(f"model.path={self.path}: {first_line(error)}{_config_hint(error)}") from error
 

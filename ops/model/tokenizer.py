@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from slimrun.ops.errors import Unavailable, first_line
 from slimrun.ops.model.auto import AutoTokenizer
-from slimrun.ops.model.fingerprint import WEIGHTS, loaded_files
+from slimrun.ops.model.fingerprint import WEIGHTS, loaded_files, read_object
 from slimrun.ops.model.text import TextModel
 
 BYTE_SPECIALS = ("<pad>", "<s>", "</s>")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json with merges.txt", "vocab.txt", "*.tiktoken")
 POINTER = b"version https://git-lfs"  # begins the file that Git LFS puts in the place of the real one
 POINTER_BYTES = 1024  # no pointer is larger
+LLAMA = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
 
 
 def reader(tokenizer: Any, config: Any, source: str) -> TextModel:
@@ -32,6 +33,8 @@ def load_tokenizer(path: Path | str, revision: str | None = None, trust_remote_c
     if isinstance(path, Path):
         _check_pointers(path, trust_remote_code)
     try:
+        if isinstance(path, Path) and _is_llamas(path):
+            return LlamaTokenizer.from_pretrained(path, **LLAMA)
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # readers of many formats and custom code, each with errors of its own
         if isinstance(path, Path) and not _has_vocabulary(path):
@@ -72,6 +75,18 @@ def _check_pointers(folder: Path, code: bool) -> None:
     for file in loaded_files(folder, code):
         if file.stat().st_size <= POINTER_BYTES and file.read_bytes().startswith(POINTER):
             raise Unavailable(f"{file} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull")
+
+
+def _is_llamas(folder: Path) -> bool:
+    """Whether a LLaMA's tokenizer.model is all that says what its tokenizer is.
+
+    transformers 5 would read it without `<s>` before each text. Conversions of early 2023 name a class that nobody has,
+    with empty special tokens.
+    """
+    if (folder / "tokenizer.json").exists() or not (folder / "tokenizer.model").exists():
+        return False
+    named = read_object(folder / "tokenizer_config.json").get("tokenizer_class")
+    return named in (None, "LLaMATokenizer") and read_object(folder / "config.json").get("model_type") == "llama"
 
 
 def _has_vocabulary(folder: Path) -> bool:

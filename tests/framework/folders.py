@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_format
+from sentencepiece import SentencePieceTrainer
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from slimrun.ops.model.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from tests.framework.golden import chatglm as golden
 
 CODE = "modeling_chatglm.ChatGLMForConditionalGeneration"
-WORDS = (" ", " the", " of", " and", " a", " is", "中", "国", "的", "首", "都")
-PIECES = 3 + 256 + len(WORDS)
+DATA = Path(__file__).parents[2] / "evaluation" / "data" / "udhr.jsonl"  # English and Chinese
+PIECES = 1000
 
 
 def chatglm2(folder: Path, **changes: Any) -> Path:
@@ -36,6 +38,30 @@ def chatglm2(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+LLAMA = {  # config.json as transformers 4.28 wrote it
+    "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1,
+    "hidden_act": "silu", "hidden_size": 64, "initializer_range": 0.02, "intermediate_size": 96,
+    "max_position_embeddings": 2048,
+    "model_type": "llama", "num_attention_heads": 4, "num_hidden_layers": 2, "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False, "torch_dtype": "float16", "transformers_version": "4.28.0.dev0", "use_cache": True,
+    "vocab_size": PIECES,
+}  # fmt: skip
+
+
+def llama(folder: Path, **changes: Any) -> Path:
+    """LLaMA as people converted it in 2023: two shards with rotary buffers among the weights, tokenizer.model alone."""
+    config = LLAMA | changes
+    module = LlamaForCausalLM(LlamaConfig(**{**config, "pad_token_id": None}))
+    golden.fill(module)
+    tensors = {name: tensor.half() for name, tensor in module.state_dict().items()}
+    for layer in range(2):
+        tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    write_shards(folder, tensors, 2)
+    (folder / "config.json").write_text(json.dumps(config))
+    write_sentencepiece(folder / "tokenizer.model")
+    return folder
+
+
 def write_shards(folder: Path, tensors: Mapping[str, Tensor], count: int) -> None:
     """pytorch_model-0000x-of-0000N.bin, with the index that names them."""
     folder.mkdir(parents=True)
@@ -51,13 +77,11 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], count: int) -> Non
     )
 
 
-def write_sentencepiece(file: Path, words: Sequence[str] = WORDS) -> None:
-    """A tokenizer.model of LLaMA's kind: three special pieces, 256 bytes, some words."""
-    model = sentencepiece_format.ModelProto()
-    special = [("<unk>", 2), ("<s>", 3), ("</s>", 3)]
-    spaced = [(word.replace(" ", "▁"), 1) for word in words]
-    for piece, kind in [*special, *((f"<0x{byte:02X}>", 6) for byte in range(256)), *spaced]:
-        model.pieces.add(piece=piece, score=-1.0, type=kind)
-    model.trainer_spec.model_type, model.trainer_spec.byte_fallback = 2, True
-    model.trainer_spec.vocab_size = len(model.pieces)
-    file.write_bytes(model.SerializeToString())
+def write_sentencepiece(file: Path) -> None:
+    """A tokenizer.model trained as LLaMA's was: pairs of bytes, three special pieces, 256 bytes."""
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(DATA.read_text(encoding="utf-8").split(".")), model_writer=(found := BytesIO()),
+        model_type="bpe", vocab_size=PIECES, byte_fallback=True, split_digits=True, character_coverage=0.98,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    file.write_bytes(found.getvalue())

@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from slimrun.ops import load_bundle
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.model.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from slimrun.ops.model.pretrained import Pretrained
-from slimrun.runner.config import build, composed
-from slimrun.runner.display import Stages
 from tests.conftest import CPU
 from tests.framework import folders
 from tests.framework.golden import chatglm as golden
@@ -41,24 +38,9 @@ def folder(tmp_path: Path) -> Path:
     return folders.chatglm2(tmp_path / "chatglm2-6b")
 
 
-def test_the_preset_runs_on_the_folder_without_its_code(folder: Path, tmp_path: Path) -> None:
-    overrides = [
-        "experiment=chatglm2_6b", f"model.path={folder}", "task=[perplexity,translation]", "task.perplexity.windows=2",
-        "task.perplexity.window=64", "task.translation.limit=2", "task.translation.max_new_tokens=4", "tracking=none",
-        f"cache.dir={tmp_path / 'cache'}",
-    ]  # fmt: skip
-    experiment = build(composed(overrides))
-    assert len(experiment.check().linears) == 2 * 4 + 1
-    with Stages() as stages:
-        result = experiment.run(tmp_path, stages)
-    assert sum(bool(layer["quantized"]) for layer in result.layers) == 5
-    restored = load_bundle(tmp_path / "artifact")
-    assert restored.logits_checksum() == result.metrics["artifact/logits_sha256"]
-
-
 def test_steps_with_a_cache_give_what_one_pass_gives(folder: Path, tmp_path: Path) -> None:
     model = PyTorch().load(Pretrained("glm", str(folder), dtype="float32"), CPU, tmp_path, seed=0)
-    prompts = [model.encode_prompt(text) for text in ("中国", "the capital of 中国 is")]
+    prompts = [model.encode_prompt(text) for text in ("中国", "Everyone has the right to 自由")]
     for prompt, produced in zip(prompts, model.generate(prompts, max_new_tokens=5)):
         ids = list(prompt)
         for token in produced:
@@ -72,7 +54,7 @@ def test_texts_begin_with_the_commands_and_come_back(folder: Path, tmp_path: Pat
     reader = Pretrained("glm", str(folder)).reader(tmp_path)
     assert reader is not None
     count = folders.PIECES
-    text = "the capital of 中国 is\n\n北京"
+    text = "Everyone has the right to 自由\n\n🙂"
     assert reader.encode_prompt(text)[:2] == [count + 1, count + 3]  # [gMASK] sop
     assert reader.encode_prompt(text)[2:] == reader.encode(text)
     assert reader.decode(reader.encode_prompt(text)) == text

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_format
+from sentencepiece import SentencePieceProcessor
 
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework.pytorch import TorchModel
@@ -17,6 +17,7 @@ from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.model.text import PROMPT_TIME, TextModel
 from slimrun.ops.model.tokenizer import byte_tokenizer
 from tests.conftest import ARCHITECTURE, described
+from tests.framework import folders
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
 
@@ -95,21 +96,19 @@ def test_a_padding_token_without_a_row_is_no_trouble(folder: Path) -> None:
     assert read(folder).encode("text")
 
 
-def test_sentencepiece_alone_is_enough(folder: Path) -> None:
-    remove(folder)
-    (folder / "config.json").write_text(json.dumps(ARCHITECTURE | {"vocab_size": 400}))
-    pieces = sentencepiece_format.ModelProto()
-    special, letters = [("<unk>", 2), ("<s>", 3), ("</s>", 3)], [(letter, 1) for letter in "▁etaoinshrdlu"]
-    for piece, kind in [*special, *((f"<0x{byte:02X}>", 6) for byte in range(256)), *letters]:
-        pieces.pieces.add(piece=piece, score=-1.0, type=kind)
-    pieces.trainer_spec.model_type, pieces.trainer_spec.byte_fallback = 2, True
-    pieces.trainer_spec.vocab_size = len(pieces.pieces)
-    (folder / "tokenizer.model").write_bytes(pieces.SerializeToString())
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>"})
-    )
-    found = read(folder)
-    assert found.decode(found.encode("it is so")) == "it is so"
+@pytest.mark.parametrize("tokenizer_class", [None, "LLaMATokenizer", "LlamaTokenizer"])
+def test_sentencepiece_alone_is_enough(tmp_path: Path, tokenizer_class: str | None) -> None:
+    llama = folders.llama(tmp_path / "llama")
+    if tokenizer_class is not None:  # as the converters of early 2023 wrote it, and later ones
+        empty = {"bos_token": "", "eos_token": "", "unk_token": ""} if tokenizer_class == "LLaMATokenizer" else {}
+        settings = {"tokenizer_class": tokenizer_class, "add_bos_token": True, **empty}
+        (llama / "tokenizer_config.json").write_text(json.dumps(settings))
+    pieces = SentencePieceProcessor(model_file=str(llama / "tokenizer.model"))
+    found = read(llama)
+    for text in ("Everyone has the right to freedom, 2024", "人人生而自由\n\n🙂"):
+        assert found.encode(text) == pieces.encode(text)
+        assert found.encode_prompt(text) == [1, *pieces.encode(text)]  # <s>
+        assert found.decode(found.encode_prompt(text)) == text
 
 
 class Tomorrow(datetime):
