@@ -22,6 +22,7 @@ from slimrun.runner.estimate import Estimate
 from slimrun.runner.interrupt import interruptible
 from slimrun.runner.job import run_job
 from slimrun.runner.jobs import Command, read
+from slimrun.runner.origin import origins_told
 from slimrun.runner.plan import Job, show
 from slimrun.runner.sweep import SweepCallback, all_done, begin, begun_before, conclude
 from slimrun.runner.tracking.base import Tracker
@@ -129,9 +130,10 @@ def check(command: Command, arguments: Namespace) -> list[DictConfig]:
         config = composed(overrides, arguments.config_name, arguments.config_dir)
         _check_tracking(config)
         try:
-            experiment = build(config)
-            if not command.multirun or experiment.plan:
-                outline = checked(experiment)
+            with origins_told(config, arguments.config_name, arguments.config_dir):
+                experiment = build(config)
+                if not command.multirun or experiment.plan:
+                    outline = checked(experiment)
         except ConfigError as error:
             if not command.multirun or isinstance(error, CompositionError):
                 raise

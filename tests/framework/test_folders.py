@@ -17,13 +17,20 @@ TEXT = "Everyone has the right to 自由"
 
 @pytest.mark.parametrize(
     ("preset", "write", "quantized"),
-    [("chatglm2_6b", folders.chatglm2, 5), ("llama_13b", folders.llama, 14), ("llama2_7b", folders.llama, 14)],
+    [
+        (["chatglm2_6b"], folders.chatglm2, 5),
+        (["chatglm2_6b", "quant=rdoq", "model.dtype=float32"], folders.chatglm2, 5),
+        (["llama_13b"], folders.llama, 14),
+        (["llama2_7b"], folders.llama, 14),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_a_preset_runs_on_it(preset: str, write: Callable[[Path], Path], quantized: int, tmp_path: Path) -> None:
+def test_a_preset_runs_on_it(preset: list[str], write: Callable[[Path], Path], quantized: int, tmp_path: Path) -> None:
     folder = write(tmp_path / "model")
     overrides = [
-        f"experiment={preset}", f"model.path={folder}", "task=[perplexity,translation]", "task.perplexity.windows=2",
-        "task.perplexity.window=64", "task.translation.limit=2", "task.translation.max_new_tokens=4", "tracking=none",
+        f"experiment={preset[0]}", *preset[1:], f"model.path={folder}", "task=[perplexity,translation]",
+        "task.perplexity.windows=2", "task.perplexity.window=64",
+        "task.translation.limit=2", "task.translation.max_new_tokens=4", "tracking=none",
         f"cache.dir={tmp_path / 'cache'}",
     ]  # fmt: skip
     experiment = build(composed(overrides))

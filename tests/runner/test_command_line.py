@@ -7,15 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.runner import main as command_line
 from slimrun.runner.config import build, composed
 from slimrun.runner.display import Stages, print_anything, print_table
 from slimrun.runner.folder import read_json, write_json
 
+METHODS = Path(__file__).parents[2] / "conf" / "quant"
 TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
 
 
@@ -256,6 +259,28 @@ def test_presets_compose() -> None:
         experiment = build(config)
         assert experiment.calibration.texts()[-1] == "中国最值得去的几个景点"
         assert bool(experiment.quant.ignore) == (name == "chatglm2_6b")
+
+
+@pytest.mark.parametrize("preset", ["chatglm2_6b", "llama2_7b", "llama_13b"])
+def test_a_preset_takes_every_method_as_it_is_without_it(preset: str) -> None:
+    for file in METHODS.glob("*.yaml"):
+        alone = build(composed([f"quant={file.stem}"])).quant
+        found = build(composed([f"experiment={preset}", f"quant={file.stem}", "model.path=./here"])).quant
+        assert replace(found, ignore=[]) == alone
+    guide = build(composed([f"experiment={preset}", "model.path=./here"])).quant
+    assert replace(guide, ignore=[]) == W8A8S(fraction=0.011, per_channel=True, observer="auto")
+
+
+def test_what_was_not_typed_says_where_it_comes_from(slimrun: Console, tmp_path: Path) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("a prompt")
+    status, _, err = slimrun("experiment=llama2_7b", f"calibration.path={text}")
+    assert status == 2
+    assert "exclude each other" in err
+    assert "(calibration.prompts comes from experiment=llama2_7b)" in err
+    status, _, err = slimrun("experiment=llama2_7b", f"calibration.path={text}", "calibration.prompts=[a]")
+    assert status == 2
+    assert "comes from" not in err
 
 
 def test_a_plan_loads_nothing_and_writes_nothing(slimrun: Console) -> None:
