@@ -91,8 +91,7 @@ class Ascend(Target):
         """The tensors of a linear in the format `kind`, by suffix."""
         name = linear.name
         bias = linear.bias if kind in STATIC else linear.model_bias()
-        has_bias = linear.module.bias is not None and bias is not None
-        own = {"bias": cast(f"{name}.bias", bias, dtype)} if has_bias and bias is not None else {}
+        own = {"bias": cast(f"{name}.bias", bias, dtype)} if linear.model_has_bias and bias is not None else {}
         if kind == FLOAT:
             return {"weight": cast(f"{name}.weight", linear.weight(), dtype), **own}
         stored = {"weight": linear.values, **own}

@@ -110,6 +110,11 @@ class Target:
         for key in source.floats:
             if ".experts." in key and len(source.shapes[key]) == 3:
                 raise ValueError(f"{key} holds all experts in one tensor; {self.name} is not written for such models")
+        if source.shifts and not self.abilities.shifted_norms:
+            raise ValueError(
+                f"{source.shifts[0]} is no tensor of the float model: smoothing shifts a norm by it, and {self.name} "
+                "has no place for it; quantize without do_smooth, or export to vllm-ascend"
+            )
         plan, changes = planned(source, self.abilities)
         dtype = self.dtype_of(source)
         if dtype != source.dtype:

@@ -115,7 +115,7 @@ def check(source: Source, plan: Mapping[str, str], files: Files, dtype: torch.dt
 
 
 def _keys(source: Source, files: Files) -> Check:
-    expected, held = source.expected(), files.keys()
+    expected, held = source.expected, files.keys() - set(source.shifts)
     if expected is None:
         said = source.keys()
         missing, more = sorted(said - held), sorted(held - said)

@@ -124,7 +124,7 @@ class Gguf(Target):
 
 def _entries(source: Source, matrices: GGMLQuantizationType) -> dict[str, Entry]:
     """What is written, in this order; ValueError names a linear that Q8_0 cannot hold."""
-    expected = source.expected()
+    expected = source.expected
     found: dict[str, Entry] = {}
     for key in sorted(source.keys()):
         name, _, suffix = key.rpartition(".")

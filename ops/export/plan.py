@@ -34,6 +34,7 @@ class Abilities:
     formats: Mapping[str, str]  # a bundle's format -> what it is called there; a linear of any other becomes FLOAT
     fuses: bool = True  # linears that share an input are one product there
     quantizes_head: bool = False
+    shifted_norms: bool = False  # a bias of norms that have none in the float model
     weights_alone_beside_static: bool = True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -45,6 +46,7 @@ class Linear:
     grid: ActivationGrid | None  # of its input
     deq_scale: Tensor | None  # float32 [n], with a grid
     quant_bias: Tensor | None  # int32 [n], with a grid
+    model_has_bias: bool  # whether the float model has one; smoothing gives one to linears that have none
 
     @property
     def sums(self) -> Tensor:
@@ -53,7 +55,7 @@ class Linear:
 
     def model_bias(self) -> Tensor | None:
         """float32 [n], to put where the float model has one; ValueError when it has none to put it in."""
-        if self.bias is not None and self.module.bias is None:
+        if self.bias is not None and not self.model_has_bias:
             raise ValueError(f"{self.name}: its quant_bias holds a bias, and the float model has none to put it in")
         return self.bias
 
@@ -114,7 +116,7 @@ class Source:
 
     def keys(self) -> set[str]:
         """Names of the float model's tensors: every linear's weight and bias, and all that is stored as it was."""
-        biases = {f"{name}.bias" for name, parts in self._parts.items() if "bias" in parts}
+        biases = {f"{name}.bias" for name in self.types if self._model_has_bias(name)}
         return {*self.floats, *biases, *(f"{name}.weight" for name in self.types)}
 
     def linear(self, name: str) -> Linear:
@@ -127,7 +129,7 @@ class Source:
             own["weight"] = torch.from_numpy(self.codec.decode(coded, limited))
             rows, columns = own["weight"].shape
             module = restored_linear(self.types[name], own, (rows, columns))
-        return _linear(name, self.types[name], module)
+        return _linear(name, self.types[name], module, self._model_has_bias(name))
 
     def stored(self) -> dict[str, Tensor]:
         """Every tensor of the weight file as it is stored, weights still coded."""
@@ -156,6 +158,12 @@ class Source:
                 found[parent, fused[0] if fused else child].append(name)
         return list(found.values())
 
+    @cached_property
+    def shifts(self) -> list[str]:
+        """Those of `floats` that the float model does not have: smoothing gave them to norms."""
+        return [key for key in self.floats if self.expected is not None and key not in self.expected]
+
+    @cached_property
     def expected(self) -> dict[str, Tensor] | None:
         """Every tensor of the float model by name, without memory; None when the model brings its own code."""
         from slimrun.ops.model.auto import AutoConfig
@@ -166,7 +174,11 @@ class Source:
         check_references(self.folder, trust_remote_code=False)
         with named(self.folder / CONFIG):
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
-            return shapes_of(config, MOST_UNSTORED + 2 * len(self.keys())).stored
+            return shapes_of(config, MOST_UNSTORED + 2 * len(self.shapes)).stored
+
+    def _model_has_bias(self, name: str) -> bool:
+        has = self.expected is None or f"{name}.bias" in self.expected
+        return has and "bias" in self._parts[name]
 
     def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """The tensors; the file is opened anew, since what was mapped of it counts as memory until it is closed."""
@@ -178,16 +190,18 @@ class Source:
         return found
 
 
-def _linear(name: str, kind: str, module: QuantizedLinear) -> Linear:
+def _linear(name: str, kind: str, module: QuantizedLinear, model_has_bias: bool) -> Linear:
     rows = module.out_features
     if isinstance(module, Int8Linear):
         deq_scale = module.deq_scale.reshape(-1).expand(rows).contiguous()
         step = step_of(deq_scale, module.grid.scale)
         bias = module.floats()[1] if module.bias is not None or _shifts(module) else None
-        return Linear(name, kind, module, module.weight, step, bias, module.grid, deq_scale, module.quant_bias)
+        return Linear(
+            name, kind, module, module.weight, step, bias, module.grid, deq_scale, module.quant_bias, model_has_bias
+        )
     step = cast(WeightOnlyLinear, module).weight_scale.to(torch.float32).reshape(-1).expand(rows).contiguous()
     bias = None if module.bias is None else module.bias.to(torch.float32)
-    return Linear(name, kind, module, module.weight, step, bias, None, None, None)
+    return Linear(name, kind, module, module.weight, step, bias, None, None, None, model_has_bias)
 
 
 def _shifts(module: Int8Linear) -> bool:

@@ -16,7 +16,8 @@ class VllmAscend(Ascend):
 
     name: ClassVar[str] = "vllm-ascend"
     abilities: ClassVar[Abilities] = Abilities(
-        {"W8A8S": "W8A8", "W8A8": "W8A8", "W8A8_DYNAMIC": "W8A8_DYNAMIC", "W8A16": "W8A16"}
+        {"W8A8S": "W8A8", "W8A8": "W8A8", "W8A8_DYNAMIC": "W8A8_DYNAMIC", "W8A16": "W8A16"},
+        shifted_norms=True,
     )
 
     def command(self, folder: Path) -> str:

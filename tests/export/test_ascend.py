@@ -20,6 +20,7 @@ from slimrun.ops.export.vllm_ascend import VllmAscend
 from slimrun.ops.export.vllm_ascend_310p import VllmAscend310P
 from slimrun.ops.format.linear import Int8Linear
 from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.rdoq import RDOQ, Fallback
 from slimrun.ops.quant.w8a8 import W8A8
 from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
@@ -201,3 +202,14 @@ def test_a_quantized_output_layer_is_float_and_no_longer_tied(tmp_path: Path) ->
     assert types["lm_head.weight"] == "FLOAT"
     assert tensors["lm_head.weight"].dtype == torch.float16
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_norms_that_smoothing_shifted_go_where_they_are_known(tmp_path: Path) -> None:
+    model = written(tmp_path / "artifact", Lowbit(do_smooth=True), "float16")
+    types, tensors = read(VllmAscend().run(tmp_path / "artifact", tmp_path / "export").folder)
+    key = "model.layers.0.input_layernorm.bias"
+    assert types[key] == "FLOAT"
+    assert torch.equal(tensors[key], model.tensors()[key])
+    assert f"{NAME}.bias" not in tensors  # the float model has none; quant_bias holds it
+    with pytest.raises(ValueError, match=rf"{key} is no tensor of the float model: smoothing shifts a norm by it"):
+        MindIE().run(tmp_path / "artifact", tmp_path / "other")
