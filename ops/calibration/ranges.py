@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
-from slimrun.ops.format.linear import Int8Linear
+from slimrun.ops.format.linear import Int8Linear, QuantizedLinear, WeightOnlyLinear, quantized_linear
 from slimrun.ops.quant.observer import make_observer, range_parameter
 
-from .base import Arrays, Layer
+from .base import Arrays, Layer, Watcher
+from .states import Walk
 
 
 class InputRange:
@@ -31,6 +32,10 @@ class InputRange:
         """Begin with an observer of this kind."""
         self.observer = make_observer(kind, layer.range_parameter)
         layer.observer = type(self.observer).__name__.removesuffix("Observer").lower()
+
+    def with_float_inputs(self) -> QuantizedLinear:
+        """What runs the weight where its inputs stay float."""
+        return quantized_linear(WeightOnlyLinear.quant_type, self.weight, self.linear.bias, self.linear.dtype)
 
     def update(self, x: Tensor) -> None:
         """Take an input [..., k]."""
@@ -65,3 +70,16 @@ class InputStatistics:
         """`range_parameter` and `first_peak`, float64 [names]."""
         tails = [range_parameter(self._deviations[name], self._lows[name], self._highs[name]) for name in self.names]
         return {"range_parameter": np.array(tails), "first_peak": np.array([self._peaks[name] for name in self.names])}
+
+
+def input_statistics(walk: Walk, names: Sequence[str]) -> Arrays:
+    """`InputStatistics.arrays` of these linears in the float model, over the samples of a walk."""
+    statistics = InputStatistics(names)
+
+    def watcher(name: str) -> Watcher:
+        return lambda x: statistics.update(name, x, walk.sample == 0)
+
+    with walk.network.watching({name: watcher(name) for name in names}):
+        for _ in walk:
+            pass
+    return statistics.arrays()

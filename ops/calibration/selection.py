@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.quant.base import Quantizer
 
 from .base import Layer, Network
+
+UNREACHED = "no calibration sample reached it"  # why a linear has no input grid
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,26 @@ def select(network: Network, quantizer: Quantizer, run: Callable[[], Any] | None
     if len(apart) == len(covered):
         raise ValueError(f"the model has nothing to quantize: {'; '.join(notes)}")
     return Selection(layers, [name for name in covered if name not in apart], notes)
+
+
+def check_float(network: Network, quantizer: Quantizer) -> None:
+    """ValueError when the method would quantize what is quantized already."""
+    if quantizer.quant_type != FLOAT and (done := network.quantized()):
+        raise ValueError(
+            f"the model is quantized already: {several(done)}; load the float model anew, or take quant=none"
+        )
+
+
+def calibration_notes(layers: Mapping[str, Layer], raised: Mapping[str, int]) -> list[str]:
+    """What calibrating has found, `raised` being how many rows of a linear got a larger step: its layer says so."""
+    notes = grouped(layer for layer in layers.values() if layer.note.endswith(UNREACHED))
+    raised = {name: rows for name, rows in raised.items() if not layers[name].fallback}
+    for name, rows in raised.items():
+        layers[name].note = f"a larger step in {rows} rows, so that int32 holds their bias"
+    if raised:
+        count = sum(raised.values())
+        notes.append(f"{several(raised)}: a larger step in {count} rows, so that int32 holds their bias")
+    return notes
 
 
 def grouped(layers: Iterable[Layer]) -> list[str]:

@@ -10,22 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
 
 from slimrun.ops.format.arithmetic import QuantizedWeight
-from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, quantized_linear
+from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, quantized_linear
 from slimrun.ops.quant.base import Quantizer
 
-from .base import FLOAT_SAMPLES, Arrays, Layer, Network, Progress, Remember, Sample, Watcher, call, silent, weight_error
-from .ranges import InputRange, InputStatistics
-from .selection import grouped, select, several
+from .base import FLOAT_SAMPLES, Layer, Network, Progress, Remember, Sample, call, silent, weight_error
+from .ranges import InputRange, input_statistics
+from .selection import UNREACHED, calibration_notes, check_float, select
 from .smoothing import smooth
 from .states import Walk, failing
-
-UNREACHED = "no calibration sample reached it"  # why a linear has no input grid
 
 
 class SequentialCalibrator:
@@ -45,10 +41,7 @@ class SequentialCalibrator:
         *,
         one_format: bool = False,
     ) -> None:
-        if quantizer.quant_type != FLOAT and (done := network.quantized()):
-            raise ValueError(
-                f"the model is quantized already: {several(done)}; load the float model anew, or take quant=none"
-            )
+        check_float(network, quantizer)
         self.network = network
         self.quantizer = quantizer
         self.samples = samples
@@ -79,11 +72,11 @@ class SequentialCalibrator:
         if not self.samples and (quantizer.input_observer or quantizer.fallback_level):
             raise ValueError("static activations need calibration samples, and there are none")
         if quantizer.smooths_norms:
-            runs = [partial(self._run, index) for index in range(len(self.samples))]
-            self.smoothed, notes = smooth(self.network, quantizer, set(selected), runs)
+            self.smoothed, notes = smooth(Walk(self.network, self.samples, self._parts), quantizer, set(selected))
             self.notes += notes
         if quantizer.fallback_level or quantizer.input_observer == "auto":
-            statistics = (call if self.smoothed else remember)(lambda: self._measure_inputs(selected))
+            walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
+            statistics = (call if self.smoothed else remember)(lambda: input_statistics(walk, selected))
             for name, parameter, peak in zip(selected, statistics["range_parameter"], statistics["first_peak"]):
                 self.layers[name].range_parameter, self.layers[name].first_peak = float(parameter), float(peak)
         fallback = self._fallback(selected)
@@ -100,10 +93,11 @@ class SequentialCalibrator:
 
     def select(self) -> list[str]:
         """Begin the table of layers; the linears to quantize, in module order."""
-        selection = select(self.network, self.quantizer, partial(self._run, 0) if self.samples else None)
+        run = Walk(self.network, self.samples, 1).run_first if self.samples else None
+        selection = select(self.network, self.quantizer, run)
         self.layers = selection.layers
         self.notes += selection.notes
-        if self.samples and (self.quantizer.input_observer or self.quantizer.fallback_level):
+        if self.samples and (self.quantizer.input_observer or self.quantizer.fallback_level):  # it will walk
             with failing(0, self.samples[0]):
                 self._parts = self.network.tell_parts(self.samples[0])
         return selection.names
@@ -139,38 +133,13 @@ class SequentialCalibrator:
         if one.put_back is not None:
             one.put_back()
         else:
-            self._leave_inputs(name, one)
-
-    def _leave_inputs(self, name: str, one: InputRange) -> None:
-        """A linear whose inputs stay float."""
-        alone = quantized_linear(WeightOnlyLinear.quant_type, one.weight, one.linear.bias, one.linear.dtype)
-        self.network.replace(name, alone)
+            self.network.replace(name, one.with_float_inputs())
 
     def _renew_notes(self) -> None:
         """Say what calibrating has found, in the place of what an earlier time has."""
         self.notes = [note for note in self.notes if note not in self._calibration_notes]
-        found = grouped(layer for layer in self.layers.values() if layer.note.endswith(UNREACHED))
-        raised = {name: rows for name, rows in self._raised.items() if not self.layers[name].fallback}
-        for name, rows in raised.items():
-            self.layers[name].note = f"a larger step in {rows} rows, so that int32 holds their bias"
-        if raised:
-            count = sum(raised.values())
-            found.append(f"{several(raised)}: a larger step in {count} rows, so that int32 holds their bias")
-        self.notes += found
-        self._calibration_notes = found
-
-    def _measure_inputs(self, names: Sequence[str]) -> Arrays:
-        """Each linear's input in the float model over the first samples."""
-        walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
-        statistics = InputStatistics(names)
-
-        def watcher(name: str) -> Watcher:
-            return lambda x: statistics.update(name, x, walk.sample == 0)
-
-        with self.network.watching({name: watcher(name) for name in names}):
-            for _ in walk:
-                pass
-        return statistics.arrays()
+        self._calibration_notes = calibration_notes(self.layers, self._raised)
+        self.notes += self._calibration_notes
 
     def _fallback(self, names: Sequence[str]) -> list[str]:
         """The first `fallback_level` linears in the method's ranking, in module order on ties."""
@@ -199,8 +168,3 @@ class SequentialCalibrator:
     def _leave_floats(self) -> None:
         """What the float linears took is free then."""
         self.network.leave(sum(math.prod(layer.shape) for layer in self.layers.values() if layer.quantized))
-
-    def _run(self, index: int) -> Any:
-        """The whole model on one sample; ValueError says which when it does not fit."""
-        with failing(index, self.samples[index]):
-            return self.network.run(self.samples[index])

@@ -12,6 +12,7 @@ from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.smooth import Smoothing, find_smoothing
 
 from .base import Smoothable
+from .states import Walk
 from .wiring import NOT_REACHED, OFFSETS, OTHER_FUNCTION, Observations, divided, others_may_read, skipped
 
 TOLERANCE = 1e-5  # of what a whole network gives with powers of two as scales, which round nothing,
@@ -19,24 +20,23 @@ HALF_TOLERANCE = 1e-3  # but the smallest numbers of half precision
 
 
 @torch.no_grad()
-def smooth(
-    network: Smoothable, quantizer: Quantizer, selected: set[str], runs: Sequence[Callable[[], Any]]
-) -> tuple[list[str], list[str]]:
+def smooth(walk: Walk, quantizer: Quantizer, selected: set[str]) -> tuple[list[str], list[str]]:
     """Smooth every norm that feeds a selected linear; returns the names of the changed norms, and notes.
 
-    `runs` run the model once for each calibration sample. A norm that is no affine one, or whose output the model uses
-    in another way than through linears, stays as it is, and a note says so.
+    A norm that is no affine one, or whose output the model uses in another way than through linears, stays as it is,
+    and a note says so.
     """
-    seen = Observations(len(runs))
+    network, seen = walk.network, Observations(len(walk.samples))
     with network.observing(seen):
-        for run in runs:
-            run()
+        for _ in walk:
             seen.end_run()
     norms = {name: norm.readers for name, norm in seen.norms.items() if selected.intersection(norm.readers)}
     linears = network.linears()
     hidden = [name for name, readers in norms.items() if others_may_read(linears, (name, *readers), seen.reached)]
     without = dict.fromkeys(hidden, NOT_REACHED)
-    offsets = network.foldable({name: readers for name, readers in norms.items() if name not in without}, runs[0])
+    offsets = network.foldable(
+        {name: readers for name, readers in norms.items() if name not in without}, walk.run_first
+    )
     without |= {name: OTHER_FUNCTION for name in norms if name not in without and name not in offsets}
     for name, offset in offsets.items():
         norm = seen.norms[name]

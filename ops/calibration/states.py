@@ -56,6 +56,11 @@ class Walk:
                 yield part * count + index + 1, self.parts * count
             give_back()
 
+    def run_first(self) -> Any:
+        """The whole network on the first sample."""
+        with failing(0, self.samples[0]):
+            return self.network.run(self.samples[0])
+
 
 @contextmanager
 def failing(index: int, sample: Sample) -> Iterator[None]:

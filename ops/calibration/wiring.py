@@ -56,7 +56,7 @@ class Observations:
                 readers.append(name)
 
     def end_run(self) -> None:
-        """Forget the tensors of a run."""
+        """Forget the tensors of a run, or of a part of it."""
         self._given.clear()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.rdoq import RDOQ, Fallback
 from slimrun.ops.quant.w8a8 import W8A8
 from slimrun.ops.quant.w8a8s import W8A8S
@@ -73,6 +74,7 @@ def parts(model: nn.Module) -> int:
         W8A8S(),
         W8A8S(observer="minmax", fallback_level=3, ignore_last_linear=False),
         W8A8(observer="histogram"),
+        Lowbit(do_smooth=True, ignore_last_linear=False),
         RDOQ(target_bits=4.0, fallback=Fallback(0.2)),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ import torch
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.calibration.sequential import SequentialCalibrator
 from slimrun.ops.calibration.smoothing import smooth
+from slimrun.ops.calibration.states import Walk
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.nz import NZ
 from slimrun.ops.errors import Unavailable
@@ -152,8 +152,8 @@ def test_smoothing_leaves_the_float_function(framework: Framework) -> None:
     model, before = (loaded(framework, tie_word_embeddings=False) for _ in range(2))
     calibrator = cast(SequentialCalibrator, framework.calibrator(model, Lowbit(do_smooth=True), TEXTS, 64))
     network, ids = calibrator.network, np.array([model.encode("a text to see the difference on")])
-    runs = [partial(network.run, sample) for sample in calibrator.samples]
-    smoothed, notes = smooth(network, calibrator.quantizer, set(network.linears()) - {"lm_head"}, runs)
+    walk = Walk(network, calibrator.samples, 1)
+    smoothed, notes = smooth(walk, calibrator.quantizer, set(network.linears()) - {"lm_head"})
     assert notes == []
     kinds = ("input_layernorm", "post_attention_layernorm")
     assert set(smoothed) == {f"model.layers.{layer}.{kind}" for layer in (0, 1) for kind in kinds}

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slimrun.ops.calibration.rdoq.folding import find_folds, fold, storable
 from slimrun.ops.calibration.smoothing import smooth
+from slimrun.ops.calibration.states import Walk
 from slimrun.ops.calibration.wiring import Fold, skipped
 from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.model.linears import linear_names
@@ -136,7 +137,8 @@ def test_smoothed_norms_leave_what_the_model_computes(kind: str) -> None:
     linears = linear_names(model)
     with torch.no_grad():
         before = run_of(model)().logits
-        smoothed, notes = smooth(TorchNetwork(model), Lowbit(do_smooth=True), set(covered(model)), [run_of(model)])
+        walk = Walk(TorchNetwork(model, run_of(model)), [()], 1)
+        smoothed, notes = smooth(walk, Lowbit(do_smooth=True), set(covered(model)))
         assert distance(run_of(model)().logits, before) < 1e-5
     assert set(smoothed) == {one.producer for one in folds if one.producer not in linears}
     assert notes == skipped("do_smooth=true", {name: why for name, why in without.items() if name not in linears})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrun.ops.calibration.smoothing import foldable_by_runs, smooth
+from slimrun.ops.calibration.states import Walk
 from slimrun.ops.framework.pytorch.calibrator import Calibrator
 from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.quant.lowbit import Lowbit
@@ -56,8 +57,8 @@ def test_a_llama_computes_the_same_and_every_norm_before_linears_has_a_bias() ->
         model.model.layers[0].input_layernorm.weight[7] = 90.0
         before = model(input_ids=TOKENS[0]).logits
         names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
-        runs = [lambda ids=ids: model.model(input_ids=ids) for ids in TOKENS]
-        smoothed, notes = smooth(TorchNetwork(model), QUANTIZER, names, runs)
+        walk = Walk(TorchNetwork(model, model.model), [{"input_ids": ids} for ids in TOKENS], 1)
+        smoothed, notes = smooth(walk, QUANTIZER, names)
         after = model(input_ids=TOKENS[0]).logits
     norms = {f"model.layers.{i}.{kind}" for i in (0, 1) for kind in ("input_layernorm", "post_attention_layernorm")}
     assert set(smoothed) == norms
@@ -87,7 +88,7 @@ def test_smoothed_models_lose_less(norm: type[nn.Module]) -> None:
 def test_a_norm_whose_output_goes_elsewhere_stays(dtype: torch.dtype) -> None:
     model, x = Gated(nn.RMSNorm(32), beside=True).to(dtype), heavy_input().to(dtype)
     before = model(x)
-    found = smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(x)])
+    found = smooth(Walk(TorchNetwork(model), [(x,)], 1), QUANTIZER, {"first", "second"})
     assert found == ([], ["do_smooth=true: 1 fold into norm skipped, the model computes something else with it"])
     assert torch.equal(model(x), before)
 
@@ -96,9 +97,7 @@ def test_a_norm_may_add_one_to_its_weight() -> None:
     model = Gated(OffsetRMSNorm(32, eps=1e-6))
     with torch.no_grad():
         before = model(heavy_input())
-        assert smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])[0] == [
-            "norm"
-        ]
+        assert smooth(Walk(TorchNetwork(model), [(heavy_input(),)], 1), QUANTIZER, {"first", "second"})[0] == ["norm"]
         torch.testing.assert_close(model(heavy_input()), before, rtol=1e-4, atol=1e-4)
 
 
@@ -115,7 +114,7 @@ def test_parts_that_are_no_norms_and_linears_stay(kind: type[nn.Module]) -> None
     if kind is Doubled:
         model.second = Doubled(32, 48, bias=False)
     before = model(heavy_input())
-    changed, notes = smooth(TorchNetwork(model), QUANTIZER, {"first", "second"}, [lambda: model(heavy_input())])
+    changed, notes = smooth(Walk(TorchNetwork(model), [(heavy_input(),)], 1), QUANTIZER, {"first", "second"})
     assert changed == []
     assert len(notes) == 1
     assert torch.equal(model(heavy_input()), before)

@@ -34,11 +34,10 @@ from .attribution import AttributedLinear, corrections, measured_shares
 from .factors import Factors, factored
 from .fisher import measure
 from .folding import find_folds, smooth_inputs
+from .held_out import HeldOut, count_held_out
 from .inputs import input_losses, worst_inputs
 from .rounding import Rounding
 from .tuning import TunedLinear, tuned
-
-HELD_OUT = 4  # one prompt in so many is held out to measure the loss on, where it is the target
 
 
 class RateDistortionCalibrator(SequentialCalibrator):
@@ -62,16 +61,9 @@ class RateDistortionCalibrator(SequentialCalibrator):
     ) -> None:
         if one_format:
             raise ValueError("one_format=true: quant=rdoq keeps some inputs float, in a format of their own")
-        count = 0
-        if quantizer.target_kl is not None:
-            if len(samples) < 2:
-                raise ValueError(
-                    f"target_kl={quantizer.target_kl} is measured on prompts held out: 2 or more are needed, "
-                    f"not {len(samples)}"
-                )
-            count = max(1, len(samples) // HELD_OUT)
-        super().__init__(network, quantizer, samples[: len(samples) - count], dtype)
-        self.held_out = samples[len(samples) - count :]
+        kept = len(samples) - count_held_out(quantizer, len(samples))
+        super().__init__(network, quantizer, samples[:kept], dtype)
+        self.held_out = samples[kept:]
         self._floats: dict[str, Tensor] = {}
         self._biases: dict[str, Tensor | None] = {}
         self._targets: list[Tensor] = []  # last hidden states [T, H] of the float model, by sample
@@ -143,24 +135,15 @@ class RateDistortionCalibrator(SequentialCalibrator):
 
     def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
         """Round at the slope where the whole quantized model loses `target` on the samples held out."""
-        reference = [self._log_probs(sample) for sample in self.held_out]
+        held_out = HeldOut(self.network, self.held_out)
 
         def loss_at(level: float) -> float:
             self._calibrated = False
             self._install(rounding.at(level), progress)
             self.calibrate()
-            lost = (
-                float((one.exp() * (one - self._log_probs(sample))).sum())
-                for one, sample in zip(reference, self.held_out)
-            )
-            return sum(lost) / sum(map(len, reference))
+            return held_out.loss()
 
         meet(loss_at, rounding.first_level(BITS), target)
-
-    def _log_probs(self, sample: Sample) -> Tensor:
-        """float32 [T, V]."""
-        logits = self.network.head()(self.network.states(sample))
-        return torch.log_softmax(logits.float(), dim=-1).flatten(0, -2)
 
     def _install(self, weights: dict[str, QuantizedWeight], progress: Progress) -> None:
         """Quantized linears in the places of the float ones, or of those of another try."""
@@ -201,5 +184,5 @@ class RateDistortionCalibrator(SequentialCalibrator):
         first = first_readers(self.network.model, list(ranges), partial(self.network.glance, self.samples[0]))
         losses = {name: self.layers[name].input_loss for name in ranges}
         for name in worst_inputs(losses, first, int(self.quantizer.fallback.max_share * len(ranges))):
-            self._leave_inputs(name, ranges[name])
+            self.network.replace(name, ranges[name].with_float_inputs())
             self.layers[name].fallback, self.layers[name].note = True, ""

@@ -85,19 +85,14 @@ class TorchNetwork:
         """
         kept = [parameter for parameter in self.model.parameters() if parameter.device.type == "cpu"]
         if sum(parameter.numel() for parameter in kept) <= count:
-            copies: dict[tuple[Any, ...], Tensor] = {}  # what shares memory goes on doing so
-            for parameter in kept:
-                where = parameter.data_ptr(), parameter.shape, parameter.stride()
-                if where not in copies:
-                    copies[where] = parameter.data.clone()
-                parameter.data = copies[where]
+            _copy(kept)
         give_back()
 
     @contextmanager
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
         """Meanwhile each linear's input goes to its watcher before the linear computes."""
         handles = [
-            self.model.get_submodule(name).register_forward_pre_hook(self._hook(watcher))
+            self.model.get_submodule(name).register_forward_pre_hook(_hook(watcher, self._blocks))
             for name, watcher in watchers.items()
         ]
         try:
@@ -116,9 +111,9 @@ class TorchNetwork:
         handles = []
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Linear):
-                handles.append(module.register_forward_pre_hook(lambda _, given, name=name: seen.read(name, given[0])))
+                handles.append(module.register_forward_pre_hook(_hook(partial(seen.read, name), self._blocks)))
             elif "Norm" in type(module).__name__ and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
-                handles.append(module.register_forward_hook(lambda _, __, out, name=name: seen.gave(name, out, out)))
+                handles.append(module.register_forward_hook(partial(_gave, seen, name, self._blocks)))
         try:
             yield
         finally:
@@ -155,7 +150,7 @@ class TorchNetwork:
 
     def run(self, sample: Sample) -> Any:
         """The model on one sample: `model(*sample)` or `model(**sample)`; compiled parts run as they were written."""
-        with torch.compiler.set_stance("force_eager") if self._compiled() else nullcontext():
+        with torch.compiler.set_stance("force_eager") if _has_compiled(self.model) else nullcontext():
             return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
 
     def tell_parts(self, sample: Sample) -> int:
@@ -166,31 +161,15 @@ class TorchNetwork:
         """One part of the model on one sample, given what the part before gave of it."""
         return self._blocks.run(part, partial(self.run, sample), state)
 
-    def _hook(self, watcher: Watcher) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self._blocks.live:
-                watcher(inputs[0])
-
-        return hook
-
     def states(self, sample: Sample) -> Tensor:
         """The last hidden states [1, T, H] of a sample, before the output layer."""
-        base: Any = getattr(self.model, "base_model", None)
-        if base is None:
-            raise ValueError(f"{type(self.model).__name__} is no language model of transformers: it has no base_model")
-        states = base(**_tokens(sample)).last_hidden_state
+        states = _base(self.model)(**_tokens(sample)).last_hidden_state
         assert isinstance(states, Tensor)
         return states
 
     def glance(self, sample: Sample) -> Any:
         """The whole model on the first tokens of a sample, for what any tokens show."""
-        tokens = _tokens(sample)
-        length = tokens["input_ids"].shape[1]
-        cut = {
-            key: value[:, :GLANCE] if isinstance(value, Tensor) and value.shape[1:2] == (length,) else value
-            for key, value in tokens.items()
-        }
-        return self.model(**cut)
+        return self.model(**_first_tokens(_tokens(sample)))
 
     def head(self) -> nn.Module:
         """The output layer: hidden states -> logits."""
@@ -201,10 +180,6 @@ class TorchNetwork:
     def folds_that_hold(self, candidates: Sequence[Sequence[Fold]], run: Callable[[], Any]) -> list[Fold | None]:
         """Of each candidate's folds the first that changes nothing while `run` runs the model once."""
         return folds_that_hold(self.model, candidates, run)
-
-    def _compiled(self) -> bool:
-        """Whether torch.compile has a part of the model: hooks on what is in it would not be seen."""
-        return any(uncompiled(part) is not part or _is_compiled(part) for part in self.model.modules())
 
 
 def add_bias(module: nn.Module, bias: Tensor) -> None:
@@ -219,9 +194,50 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
         had.copy_(bias)
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    """By its own `compile()`."""
-    return getattr(module, "_compiled_call_impl", None) is not None
+def _has_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile has a part of the model: hooks on what is in it would not be seen."""
+    return any(
+        uncompiled(part) is not part or getattr(part, "_compiled_call_impl", None) is not None  # by its own `compile()`
+        for part in model.modules()
+    )
+
+
+def _copy(parameters: Sequence[nn.Parameter]) -> None:
+    """Give parameters memory of their own; what shares memory goes on doing so."""
+    copies: dict[tuple[Any, ...], Tensor] = {}
+    for parameter in parameters:
+        where = parameter.data_ptr(), parameter.shape, parameter.stride()
+        if where not in copies:
+            copies[where] = parameter.data.clone()
+        parameter.data = copies[where]
+
+
+def _gave(seen: Observations, name: str, blocks: Blocks, _: nn.Module, __: Any, out: Tensor) -> None:
+    if blocks.live:
+        seen.gave(name, out, out)
+
+
+def _hook(watcher: Watcher, blocks: Blocks) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if blocks.live:
+            watcher(inputs[0])
+
+    return hook
+
+
+def _first_tokens(tokens: dict[str, Any]) -> dict[str, Any]:
+    length = tokens["input_ids"].shape[1]
+    return {
+        key: value[:, :GLANCE] if isinstance(value, Tensor) and value.shape[1:2] == (length,) else value
+        for key, value in tokens.items()
+    }
+
+
+def _base(model: Any) -> Any:
+    """What gives the hidden states."""
+    if getattr(model, "base_model", None) is None:
+        raise ValueError(f"{type(model).__name__} is no language model of transformers: it has no base_model")
+    return model.base_model
 
 
 def _tokens(sample: Sample) -> dict[str, Any]:
