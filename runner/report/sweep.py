@@ -14,6 +14,8 @@ from slimrun.runner.report.pareto import BITS, Job, panels
 
 Row = dict[str, Any]
 
+PROMPTS = "data/calibration_prompts"
+
 
 def write(sweep_folder: Path, jobs: Sequence[Job]) -> list[Path]:
     """Write the three files of a sweep's folder, each atomically, and return their paths."""
@@ -31,7 +33,11 @@ def write(sweep_folder: Path, jobs: Sequence[Job]) -> list[Path]:
 
 
 def summary(sweep_folder: Path, jobs: Sequence[Job], common: set[str]) -> list[Row]:
-    """The table: of each job its own overrides, bits, each task's own score, verdicts, seconds, status and run."""
+    """The table: of each job its own overrides, bits, each task's own score, verdicts, seconds, status and run.
+
+    Where jobs were calibrated on different numbers of prompts, it says on how many: a method may want more of them.
+    """
+    differ = len({job.results[PROMPTS] for job in jobs if PROMPTS in job.results}) > 1
     labels = list(dict.fromkeys(score.label for job in jobs for score in job.scores if score.verdict))
     rows: list[Row] = []
     for job in jobs:
@@ -40,6 +46,7 @@ def summary(sweep_folder: Path, jobs: Sequence[Job], common: set[str]) -> list[R
         rows.append({
             "job": job.number,
             "overrides": " ".join(item for item in job.overrides if item not in common),
+            **({"prompts": job.results.get(PROMPTS)} if differ else {}),
             "bits": job.results.get(BITS),
             **{label: own[label].quant_value if label in own else None for label in labels},
             "verdict": ", ".join(score.word for score in own.values()),

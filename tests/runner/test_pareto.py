@@ -172,3 +172,11 @@ def test_the_table_sorts_in_a_browser(tmp_path: Path) -> None:
         shown = subprocess.run([*command, "--dump-dom", clicked.as_uri()], capture_output=True, text=True, check=True)
         orders.append([int(number) for number in re.findall(r'<tr[^>]*><td class="" data-value="(\d)">', shown.stdout)])
     assert orders == [[1, 0, 2, 3], [2, 0, 1, 3]]  # the failed job stays last
+
+
+def test_the_table_says_which_prompts_each_had_where_they_differ(tmp_path: Path) -> None:
+    jobs = [([f"quant={name}"], finished(3.5, 22.0, **{"data/calibration_prompts": count}))
+            for name, count in (("w8a8s", 16), ("rdoq", 24))]  # fmt: skip
+    alike, apart = sweep(tmp_path / "alike", jobs[:1] * 2), sweep(tmp_path / "apart", [*jobs, ([], FAILED)])
+    assert "prompts" not in report.summary(alike, pareto.jobs(alike), set())[0]
+    assert [row["prompts"] for row in report.summary(apart, pareto.jobs(apart), set())] == [16, 24, None]
