@@ -98,7 +98,7 @@ class Model(ABC):
         """
         from slimrun.ops.model.tokenizer import reader
 
-        return reader(self.tokenizer(cache), self.config(cache), self.origin(cache))
+        return reader(self.tokenizer(cache), self.config(cache), str(self.folder(cache) or f"model={self.name}"))
 
 
 def check_dtype(dtype: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,35 +12,31 @@ from pathlib import Path
 import pytest
 
 from slimrun.ops.quant.w8a8s import W8A8S
-from slimrun.runner import main as command_line
 from slimrun.runner.config import build, composed
 from slimrun.runner.display import Stages, print_anything, print_table
 from slimrun.runner.folder import read_json, write_json
+from tests.conftest import cache_folder
+from tests.runner import console
 
 METHODS = Path(__file__).parents[2] / "conf" / "quant"
 TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
 
 
 class Console:
-    """Runs `slimrun ...` in this process, in an empty directory."""
+    """Runs `slimrun ...` in an empty directory, with the user's own cache."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
-        monkeypatch.chdir(folder)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        self.monkeypatch.setattr(sys, "argv", ["slimrun", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            command_line.main()
-        out, err = self.capfd.readouterr()
-        return int(exit_info.value.code or 0), out, err
+        return console.slimrun(self.folder, *arguments, cache=cache_folder())
 
 
 @pytest.fixture
-def slimrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Console:
+def slimrun(tmp_path: Path) -> Console:
     folder = tmp_path / "work"
     folder.mkdir()
-    return Console(folder, monkeypatch, capfd)
+    return Console(folder)
 
 
 @pytest.mark.parametrize(
@@ -228,15 +223,9 @@ def test_what_is_in_the_way_of_the_artifact_is_named_before_work(slimrun: Consol
     assert [path.name for path in (slimrun.folder / "run").iterdir()] == ["artifact"]
 
 
-def hydra_app(folder: Path, *arguments: str) -> str:
-    """Output of what Hydra itself answers, in a process of its own: it takes over logging and the streams."""
-    command = [sys.executable, "-m", "slimrun", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
-
-
-def test_help_lists_groups_choices_and_examples(tmp_path: Path) -> None:
-    out = hydra_app(tmp_path, "--help")
+def test_help_lists_groups_choices_and_examples(slimrun: Console) -> None:
+    status, out, err = slimrun("--help")
+    assert (status, err) == (0, "")
     for text in (
         "quant: lowbit, none, rdoq, rdoq_lowbit, rdoq_w8a16, rdoq_w8a8, w8a16, w8a8, w8a8_dynamic, w8a8s",
         "device: cpu, cpu_disk, cuda",
@@ -247,9 +236,11 @@ def test_help_lists_groups_choices_and_examples(tmp_path: Path) -> None:
     assert out.count("\n  slimrun") == 5
 
 
-def test_cfg_prints_the_composed_configuration(tmp_path: Path) -> None:
-    assert "fraction: 0.03" in hydra_app(tmp_path, "--cfg", "job", "quant.fraction=0.03")
-    assert list(tmp_path.iterdir()) == []
+def test_cfg_prints_the_composed_configuration(slimrun: Console) -> None:
+    status, out, _ = slimrun("--cfg", "job", "quant.fraction=0.03")
+    assert status == 0
+    assert "fraction: 0.03" in out
+    assert list(slimrun.folder.iterdir()) == []
 
 
 def test_presets_compose() -> None:

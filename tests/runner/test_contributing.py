@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from slimrun.ops import bundle
 from tests.evaluation import test_tasks
 from tests.quant import test_methods
-from tests.runner.conftest import Console
+from tests.runner.console import slimrun
 
 RECIPES = {
     "ops/quant/mine.py": '''
@@ -246,13 +246,14 @@ def test_what_the_recipes_make_keeps_the_contracts(tree: Path, tmp_path: Path, m
     test_tasks.test_what_does_not_fit_into_the_context_is_refused_before_the_model_runs("mine")
 
 
-def test_what_the_recipes_make_is_in_everything_a_sweep_leaves(tree: Path, slimrun: Console) -> None:
+def test_what_the_recipes_make_is_in_everything_a_sweep_leaves(tree: Path, tmp_path: Path) -> None:
     status, out, err = slimrun(
-        "-m", f"--config-dir={tree / 'conf'}", "hydra.sweep.dir=sweep", "model=mine", "compress=mine", "device=mine",
-        "quant=mine,w8a8", "task=[perplexity,mine]", "task.perplexity.windows=2", "task.perplexity.window=32",
+        tmp_path, "-m", f"--config-dir={tree / 'conf'}", "hydra.sweep.dir=sweep",
+        "model=mine", "compress=mine", "device=mine", "quant=mine,w8a8", "task=[perplexity,mine]",
+        "task.perplexity.windows=2", "task.perplexity.window=32",
     )  # fmt: skip
     assert status == 0, out + err
-    sweep = slimrun.folder / "sweep"
+    sweep = tmp_path / "sweep"
     [first, second] = json.loads((sweep / "sweep.json").read_text())["summary"]
     assert "mine: bits a character" in out
     assert {"quant=mine", "quant=w8a8"} == {first["overrides"], second["overrides"]}
@@ -269,7 +270,7 @@ def test_what_the_recipes_make_is_in_everything_a_sweep_leaves(tree: Path, slimr
     assert results["mine/bits_quant"] == first["mine: bits a character"]
     assert bundle.read(sweep / "0" / "artifact").quantized
 
-    client = MlflowClient(f"sqlite:///{slimrun.folder / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("slimrun").experiment_id])
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = [run for run in runs if run is not parent]

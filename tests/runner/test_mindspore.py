@@ -12,7 +12,7 @@ from slimrun.ops import load_bundle
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework import mindspore
 
-from .test_run import FAST, results, slimrun
+from .console import FAST, results, slimrun
 
 pytestmark = pytest.mark.mindspore
 try:
