@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -72,9 +73,11 @@ def check(targets: Mapping[str, Target], model: Model, cache: Path, readable: bo
         raise ValueError(f"export={next(iter(targets))} reads the bundle back; allowed: compress=native, nz, none")
     config = model.config(cache).to_dict()
     dtype = config.get("dtype") or "float32" if model.dtype == AUTO else model.dtype
+    fast = getattr(model.tokenizer(cache), "backend_tokenizer", None)
+    tokenizer = None if fast is None else json.loads(fast.to_str())
     for name, target in targets.items():
         with _named(name):
-            target.check({**config, "dtype": str(dtype)})
+            target.check({**config, "dtype": str(dtype)}, tokenizer)
 
 
 def write(targets: Mapping[str, Target], artifact: Path, output: Path, stages: Stages) -> list[Exported]:

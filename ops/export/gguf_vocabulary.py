@@ -6,19 +6,20 @@ is refused, since a wrong cut makes other tokens without a word.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
 
-from slimrun.ops.bundle.description import damage, read_object
-
+from .source import TOKENIZER as FILE
 from .source import Source
 
-FILE = "tokenizer.json"
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+NO_TOKEN = -1  # what LLaMA's first configs say of padding
 CUTS = {  # what cuts a text before merging -> llama.cpp's name of it
     ("digits", "words of GPT-2"): "smollm",
     ("words of GPT-2",): "gpt-2",
@@ -27,18 +28,21 @@ CUTS = {  # what cuts a text before merging -> llama.cpp's name of it
 }
 
 
-def check_vocabulary(source: Source) -> None:
-    """ValueError names what llama.cpp would cut otherwise."""
-    content = _content(source)
-    if content["model"].get("type") != "BPE":
-        raise _refused(source, f"a model of the type {content['model'].get('type')}")
+def check_vocabulary(content: Mapping[str, Any] | None) -> None:
+    """ValueError when llama.cpp would make other tokens than this tokenizer.json."""
+    if content is None:
+        raise ValueError(f"there is no {FILE}; gguf carries the tokenizer and is not written without one")
+    model = content.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or model.get("type") != "BPE":
+        kind = model.get("type") if isinstance(model, dict) else None
+        raise _refused(f"a model of the type {kind}")
     if not _is_pieces(content):
-        _cut(source, content)
+        _cut(content)
 
 
 def write_vocabulary(writer: GGUFWriter, source: Source) -> None:
     """Add everything about the tokenizer to the metadata."""
-    content = _content(source)
+    content = source.tokenizer or {}
     pieces = _is_pieces(content)
     texts: dict[int, str] = {number: text for text, number in content["model"]["vocab"].items()}
     kinds = {number: _kind(text, pieces) for number, text in texts.items()}
@@ -47,27 +51,27 @@ def write_vocabulary(writer: GGUFWriter, source: Source) -> None:
         kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     rows = range(source.config["vocab_size"])  # embeddings may have more of them than there are tokens
     writer.add_tokenizer_model("llama" if pieces else "gpt2")
-    writer.add_tokenizer_pre("default" if pieces else _cut(source, content))
+    writer.add_tokenizer_pre("default" if pieces else _cut(content))
     writer.add_token_list([texts.get(row, f"[PAD{row}]") for row in rows])
     writer.add_token_types([kinds.get(row, TokenType.UNUSED) for row in rows])
     if pieces:
         writer.add_token_scores(_scores(content, [texts.get(row, "") for row in rows]))
-        writer.add_add_space_prefix("Prepend" in str(content.get("normalizer")))
-    SpecialVocab(source.folder, load_merges=not pieces, n_vocab=len(rows)).add_to_gguf(writer, quiet=True)
+        writer.add_add_space_prefix(_begins_with_space(content))
+    special = [kind for kind in SPECIAL if (source.config.get(f"{kind}_token_id") or 0) != NO_TOKEN]
+    SpecialVocab(source.folder, not pieces, special, len(rows)).add_to_gguf(writer, quiet=True)
 
 
-def _content(source: Source) -> dict[str, Any]:
-    if not (source.folder / FILE).is_file():
-        raise ValueError(f"{source.folder} has no {FILE}; gguf carries the tokenizer and is not written without one")
-    content = read_object(source.folder / FILE)
-    if not isinstance(content.get("model"), dict) or not isinstance(content["model"].get("vocab"), dict):
-        raise damage(source.folder / FILE, "has no vocabulary")
-    return content
+def _is_pieces(content: Mapping[str, Any]) -> bool:
+    """Whether it is SentencePiece's BPE with single bytes for what has no piece, as LLaMA 2 has it: no cut."""
+    cut = content.get("pre_tokenizer")
+    cuts = cut is not None and not (cut.get("type") == "Metaspace" and cut.get("split") is False)
+    return bool(content["model"].get("byte_fallback")) and not cuts
 
 
-def _is_pieces(content: dict[str, Any]) -> bool:
-    """Whether it is SentencePiece's BPE with single bytes for what has no piece, as LLaMA 2 has it."""
-    return bool(content["model"].get("byte_fallback")) and content.get("pre_tokenizer") is None
+def _begins_with_space(content: Mapping[str, Any]) -> bool:
+    """Whether a text is read as if a space stood before it."""
+    scheme = (content.get("pre_tokenizer") or {}).get("prepend_scheme", "never")
+    return scheme != "never" or "Prepend" in str(content.get("normalizer"))
 
 
 def _kind(text: str, pieces: bool) -> TokenType:
@@ -76,7 +80,7 @@ def _kind(text: str, pieces: bool) -> TokenType:
     return TokenType.UNKNOWN if pieces and text == "<unk>" else TokenType.NORMAL
 
 
-def _scores(content: dict[str, Any], texts: list[str]) -> list[float]:
+def _scores(content: Mapping[str, Any], texts: list[str]) -> list[float]:
     """A piece is as good as the merge that first makes it is early: llama.cpp merges what scores best."""
     first: dict[str, int] = {}
     for number, merge in enumerate(content["model"]["merges"]):
@@ -85,18 +89,18 @@ def _scores(content: dict[str, Any], texts: list[str]) -> list[float]:
     return [-float(first.get(text, len(first))) for text in texts]
 
 
-def _cut(source: Source, content: dict[str, Any]) -> str:
+def _cut(content: Mapping[str, Any]) -> str:
     """llama.cpp's name of the cut; ValueError when it has none."""
     top = content.get("pre_tokenizer") or {}
     steps = top.get("pretokenizers", []) if top.get("type") == "Sequence" else [top]
     found = [_step(step) for step in steps]
     cut = tuple(step for step in found if step)
     if cut not in CUTS or content.get("normalizer") not in (None, {"type": "NFC"}):
-        raise _refused(source, f"the cut {' + '.join(cut) or 'none'} and the normalizer {content.get('normalizer')}")
+        raise _refused(f"the cut {' + '.join(cut) or 'none'} and the normalizer {content.get('normalizer')}")
     return CUTS[cut]
 
 
-def _step(step: dict[str, Any]) -> str:
+def _step(step: Mapping[str, Any]) -> str:
     """A step of the cut, "" for one that cuts nothing."""
     if step.get("type") == "Digits" and step.get("individual_digits"):
         return "digits"
@@ -108,7 +112,5 @@ def _step(step: dict[str, Any]) -> str:
     return f"{step.get('type')} of a kind not known here"
 
 
-def _refused(source: Source, what: str) -> ValueError:
-    return damage(
-        source.folder / FILE, f"has {what}, for which llama.cpp's name is not known here; gguf is not written"
-    )
+def _refused(what: str) -> ValueError:
+    return ValueError(f"{FILE} has {what}, for which llama.cpp's name is not known here; gguf is not written")

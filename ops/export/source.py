@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from slimrun.ops.weights.base import open_file
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engines run as one product
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TOKENIZER = "tokenizer.json"
 MOST_UNSTORED = 1000  # parameters that no file holds: tied ones
 
 
@@ -108,6 +109,12 @@ class Source:
         if said not in DTYPES:
             raise damage(self.folder / CONFIG, f"dtype is {said}, allowed: {', '.join(DTYPES)}")
         return DTYPES[said]
+
+    @cached_property
+    def tokenizer(self) -> dict[str, Any] | None:
+        """What tokenizer.json holds, None when there is none."""
+        file = self.folder / TOKENIZER
+        return read_object(file) if file.is_file() else None
 
     @property
     def tied(self) -> bool:

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split, Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,13 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slimrun.ops.export.gguf import Gguf
 from slimrun.ops.export.gguf_vocabulary import CUTS
 from slimrun.ops.format.linear import QuantizedLinear
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.none import NoQuantization
 from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.ops.quant.w8a16 import W8A16
 
-from ..conftest import tiny
+from ..conftest import CPU, tiny
+from ..framework import folders
 from .bundles import write
 
 WORDS = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
@@ -96,8 +100,27 @@ def test_a_cut_is_told_by_its_steps(tmp_path: Path, cut: tuple[str, ...]) -> Non
     assert gguf.GGUFReader(file).fields["tokenizer.ggml.pre"].contents() == CUTS[cut]
 
 
+def test_pieces_of_sentencepiece_keep_their_order(tmp_path: Path) -> None:
+    folders.llama(tmp_path / "llama", intermediate_size=96)
+    model = PyTorch().load(Pretrained("llama", str(tmp_path / "llama")), CPU, tmp_path / "cache", seed=0)
+    write(tmp_path / "artifact", model, W8A16())
+    Gguf().run(tmp_path / "artifact", tmp_path / "export")
+    fields = gguf.GGUFReader(tmp_path / "export" / "model-Q8_0.gguf").fields
+    found = {name: fields[f"tokenizer.ggml.{name}"].contents() for name in ("model", "tokens", "scores", "token_type")}
+    pieces = SentencePieceProcessor(str(tmp_path / "llama" / "tokenizer.model"))
+    assert found["model"] == "llama"
+    assert found["tokens"] == [pieces.id_to_piece(number) for number in range(pieces.get_piece_size())]
+    order = [number for number, kind in enumerate(found["token_type"]) if kind == int(gguf.TokenType.NORMAL)]
+    merged = [number for number in order if len(found["tokens"][number]) > 1]
+    assert [found["scores"][number] for number in merged] == sorted((found["scores"][n] for n in merged), reverse=True)
+    assert found["token_type"].count(int(gguf.TokenType.BYTE)) == 256
+    assert fields["tokenizer.ggml.add_space_prefix"].contents()
+    assert fields["tokenizer.ggml.add_bos_token"].contents()
+    assert "tokenizer.ggml.padding_token_id" not in fields  # the config says -1
+
+
 def test_an_unknown_cut_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"tokenizer\.json: has the cut Whitespace .* gguf is not written"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json has the cut Whitespace .* gguf is not written"):
         exported(tmp_path, W8A16(), Whitespace())
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
 

@@ -61,6 +61,7 @@ def test_a_run_exports_what_was_asked_for(tmp_path: Path, capsys: pytest.Capture
             ["export=gguf", "+model.architecture.hidden_act=gelu"],
             "export=gguf: config.json: hidden_act=gelu is not written",
         ),
+        (["export=gguf"], "export=gguf: tokenizer.json has the cut none .* gguf is not written"),
         (["export=gguf", "export.gguf.dtype=int4"], "export.gguf.dtype=int4 is nothing that gguf runs; allowed: auto,"),
     ],
 )
