@@ -21,7 +21,7 @@ def encoded(model: Reader, prompts: Sequence[str], max_new_tokens: int) -> list[
     if longest >= model.context:
         raise ValueError(
             f"prompt: the longest has {longest} tokens, the model's context {model.context}; leave the task out, or "
-            "give shorter texts with path"
+            "give shorter texts with path=FILE"
         )
     if longest + max_new_tokens > model.context:
         raise ValueError(

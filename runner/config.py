@@ -242,10 +242,22 @@ def _no_such_key(error: Exception, overrides: Sequence[str], config_name: str | 
     parent, _, name = key.rpartition(".")
     if len(rest) == len(overrides):
         return f"{key}: no such key"
+    if elsewhere := _choices_with(parent, name):
+        return f"{key}: this choice has no such key; {parent}={', '.join(elsewhere)} have it"
     node = OmegaConf.select(composed(rest, config_name, config_dir), parent) if parent else None
     siblings = [str(item) for item in node if item != "_target_"] if isinstance(node, DictConfig) else []
     hint = _did_you_mean(name, siblings, f"{parent}." if parent else "")
     return f"{key}: no such key{hint}" + (f"; allowed: {', '.join(siblings)}" if siblings and not hint else "")
+
+
+def _choices_with(group: str, key: str) -> list[str]:
+    """The choices of a group that have a key of their own."""
+    folder = resources.files(CONFIG_MODULE).joinpath(group)
+    if not group or not folder.is_dir():
+        return []
+    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+    held = {file.name: OmegaConf.create(file.read_text(encoding="utf-8")) for file in files}
+    return sorted(name.removesuffix(".yaml") for name, node in held.items() if key in node)
 
 
 def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

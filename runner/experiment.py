@@ -53,11 +53,11 @@ class Experiment:
 
     def check(self) -> Outline:
         """The model's outline; ValueError on whatever can be seen to be wrong before weights load."""
-        with _named("calibration"):
+        with _named("calibration", self.calibration):
             self.calibration.texts()
         readable = bundle.can_decode(self.compress)  # a codec that runs another program asks it here
         for name, task in self.task.items():
-            with _named(f"task.{name}"):
+            with _named(f"task.{name}", task):
                 task.check()
         if self.quant.needs_gradients and not self.framework.gives_gradients:
             raise ValueError(f"quant._target_={type(self.quant).__name__} needs gradients; allowed: framework=pytorch")
@@ -88,7 +88,7 @@ class Experiment:
             notes = []
             parts: dict[str, Calibration | Task] = {f"task.{name}": task for name, task in self.task.items()}
             for name, part in {"calibration": self.calibration, **parts}.items():
-                with _named(name):
+                with _named(name, part):
                     notes += [f"{name}.{note}" for note in part.fit(reads)]
             if date := reads.prompt_date:
                 notes.append(f"the chat template asks for the date; every prompt says {date}, whatever the day")
@@ -271,14 +271,15 @@ class Experiment:
 
 
 @contextmanager
-def _named(key: str) -> Iterator[None]:
-    """A ValueError that begins with a key of `key` begins with its full name, as the user types it."""
+def _named(key: str, knobs: Any) -> Iterator[None]:
+    """A ValueError that begins with a key of `key` names it, and others, in full, as the user types them."""
     try:
         yield
     except Unavailable:
         raise  # of the model, whatever was asked of it
     except ValueError as error:
-        raise ValueError(f"{key}.{error}") from error
+        text = as_typed(key, knobs, str(error))
+        raise ValueError(text if text.startswith(f"{key}.") else f"{key}.{text}") from error
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class MultipleChoice:
         if longest > model.context:
             raise ValueError(
                 f"prompt: the longest question with an option has {longest} tokens, the model's context "
-                f"{model.context}; leave the task out, or give shorter ones with path"
+                f"{model.context}; leave the task out, or give shorter ones with path=FILE"
             )
         return []
 

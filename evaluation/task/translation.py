@@ -84,7 +84,7 @@ class Translation:
             if len(prompt) + len(reference) > model.context:
                 raise ValueError(
                     f"target={self.target}: a prompt with its reference has {len(prompt) + len(reference)} tokens, the "
-                    f"model's context {model.context}; leave the task out, or give shorter texts with path"
+                    f"model's context {model.context}; leave the task out, or give shorter texts with path=FILE"
                 )
         return []
 

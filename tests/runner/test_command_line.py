@@ -18,6 +18,7 @@ from slimrun.runner.folder import read_json, write_json
 from tests.conftest import cache_folder
 from tests.runner import console
 
+SHORT = ["model=tiny_llama", "model.architecture.max_position_embeddings=512"]
 METHODS = Path(__file__).parents[2] / "conf" / "quant"
 TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
 
@@ -59,6 +60,23 @@ def slimrun(tmp_path: Path) -> Console:
         (["quant=rdoq", "quant.grid=5"], "quant.grid=5: expected Quantizer | None"),
         (["task=[perplexty]"], "task=perplexty: no such choice; allowed: multiple_choice, perplexity"),
         (["nonsense=1"], "nonsense: no such key"),
+        (
+            ["model.path=DIR"],
+            "model.path: this choice has no such key; model=chatglm2_6b, hf, llama2_7b, ",
+        ),
+        (
+            ["quant=rdoq", "quant.fraction=0.02"],
+            "this choice has no such key; quant=lowbit, w8a8s have it",
+        ),
+        (
+            [*SHORT, "calibration.length=600"],
+            "calibration.length=600 is out of range; allowed: 1 to 512, the",
+        ),
+        (
+            [*SHORT, "task=[multiple_choice]"],
+            "task.multiple_choice.prompt: the longest question with an option has 954 tokens",
+        ),
+        ([*SHORT, "task=[multiple_choice]"], "give shorter ones with task.multiple_choice.path=FILE"),
         (["+sede=1"], "sede: no such key; did you mean seed?"),
         (["seed=one"], "seed=one: expected a whole number"),
         (["quant"], "quant: not an override; write key=value"),
@@ -159,7 +177,7 @@ def test_calibration_files(slimrun: Console, tmp_path: Path, content: bytes, lin
     ("arguments", "line"),
     [
         (["task.perplexity.window=600"], "task.perplexity.window=600 is out of range; allowed: 2 to 512, the model's"),
-        (["calibration.length=600"], "calibration.length=600 is out of range; allowed: 1 to 512, the model's context"),
+        (["calibration.length=600"], "calibration.length=600 is out of range; allowed: 1 to 512, the"),
         (["task=[multiple_choice]"], "task.multiple_choice.prompt: the longest question with an option has"),
         (["task=[summarization]"], "task.summarization.prompt: the longest has "),
         (["task=[translation]", "task.translation.limit=1", "task.translation.max_new_tokens=400"],
@@ -250,6 +268,10 @@ def test_presets_compose() -> None:
         experiment = build(config)
         assert experiment.calibration.texts()[-1] == "中国最值得去的几个景点"
         assert bool(experiment.quant.ignore) == (name == "chatglm2_6b")
+
+
+def test_the_default_tasks_fit_the_tiny_model(tmp_path: Path) -> None:
+    assert len(build(composed(["model=tiny_llama", f"cache.dir={tmp_path}"])).check().linears) == 15
 
 
 @pytest.mark.parametrize("preset", ["chatglm2_6b", "llama2_7b", "llama_13b"])
