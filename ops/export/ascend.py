@@ -24,7 +24,7 @@ from .checks import Held
 from .description import write_description
 from .plan import STATIC, Change
 from .shards import Folder, ShardWriter, check_size
-from .source import Linear, Source
+from .source import Linear, Source, row_sums
 
 DESCRIPTION, STEM = "quant_model_description.json", "quant_model_weights"
 VERSION = "1.0.0"  # of the description
@@ -158,7 +158,7 @@ def _folded(linear: Linear, dtype: torch.dtype) -> dict[str, Tensor]:
     deq_scale, quant_bias = linear.deq_scale, linear.quant_bias
     if step_of_input != linear.grid.scale:
         deq_scale = linear.step * step_of_input
-        exact = -linear.grid.offset * linear.sums.double()
+        exact = -linear.grid.offset * row_sums(linear.values).double()
         if linear.bias is not None:
             exact += (linear.bias.double() / deq_scale.double()).round()
         if float(exact.abs().max()) > INT32_MAX:

@@ -16,7 +16,7 @@ from torch import Tensor
 from slimrun.ops.format.linear import FLOAT, float_product
 
 from .plan import listed
-from .source import Linear, Source
+from .source import Linear, Source, row_sums
 
 STEP_CHANGE = 0.01  # a step that its dtype there changes by more is no rounding any more
 PRODUCT_CHANGE = 1e-6  # of a linear's outputs, median: float32 sums in another order
@@ -165,7 +165,7 @@ def _compare_folded(
     rows = len(linear.step)
     counts.rows += rows
     counts.exact_rows += int((linear.step * scale == deq_scale).sum())
-    recomputed = -offset * linear.sums.double()
+    recomputed = -offset * row_sums(linear.values).double()
     if linear.bias is not None:
         recomputed += (linear.bias.double() / deq_scale.double()).round()
     far = (recomputed - quant_bias).abs() > 1e-6 * quant_bias.abs().clamp_min(1e6)  # float32 biases have 24 bits
