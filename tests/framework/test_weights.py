@@ -240,6 +240,7 @@ def test_both_frameworks_say_the_same(framework: Framework, llama: Path) -> None
 
 
 def test_what_torch_saved_loads_like_safetensors(llama: Path, framework: Framework) -> None:
+    byte_tokenizer().save_pretrained(llama)
     model, found = Pretrained("mine", str(llama)), []
     for change in (lambda: None, lambda: as_torch_saves(llama)):
         change()
