@@ -27,9 +27,10 @@ framework.require()  # before the modules below import it: one line instead of a
 import mindspore as ms
 from mindspore import nn
 
+from slimrun.ops.framework.mindspore.cells import check_mode, linear_names
 from slimrun.ops.framework.mindspore.language_model import stored_tensors
 from slimrun.ops.framework.mindspore.loading import fill_float
-from slimrun.ops.framework.mindspore.network import MindSporeNetwork, check_mode, linear_names
+from slimrun.ops.framework.mindspore.network import MindSporeNetwork
 from slimrun.ops.weights import ckpt
 
 __all__ = ["Calibrator", "QuantConfig"]

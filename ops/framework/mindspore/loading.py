@@ -19,6 +19,7 @@ from slimrun.ops.bundle.description import read_object
 from slimrun.ops.bundle.references import CONFIG
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.format.linear import restored_linear
+from slimrun.ops.framework.mindspore.cells import activation_of, add_bias, cell_of, gates, linear_names, put
 from slimrun.ops.framework.mindspore_llama import Llama, rope
 from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer
 from slimrun.ops.model.base import Model, Outline
@@ -31,7 +32,6 @@ from slimrun.ops.weights.misfit import Misfit, check_finite
 
 from .int8_cell import quantized_cell
 from .language_model import LOADER_KEY, LlamaModel, MindSporeModel
-from .network import activation_of, add_bias, cell_of, gates, linear_names, put
 
 FORMATS = (".safetensors", ".ckpt", ".bin")  # of weight files
 FILES = ["*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model"]

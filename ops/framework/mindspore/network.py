@@ -7,18 +7,30 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import mindspore as ms
 import torch
-from mindspore import Parameter, Tensor, mint, nn, ops
+from mindspore import Parameter, Tensor, nn
 
 from slimrun.ops.calibration.base import OTHER_INPUTS, WEIGHT_READ, Sample, Watcher
+from slimrun.ops.calibration.blocks import Blocks
 from slimrun.ops.calibration.smoothing import foldable_by_runs
 from slimrun.ops.calibration.wiring import Observations
 from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.memory import give_back
-from slimrun.ops.model.linears import ONE_OUTPUT
 from slimrun.ops.weights.mindspore import from_torch, to_torch
 
+from .cells import (
+    Biased,
+    activation_of,
+    add_bias,
+    bias_of,
+    blocks_of,
+    cell_of,
+    check_mode,
+    gates,
+    linear_names,
+    norms,
+    put,
+)
 from .int8_cell import QuantizedCell, quantized_cell
 
 
@@ -28,6 +40,7 @@ class MindSporeNetwork:
     def __init__(self, network: nn.Cell, forward: Callable[..., Any] | None = None) -> None:
         self.network = network
         self.forward = forward or network
+        self._blocks = Blocks("construct", Tensor, lambda cell: (one for _, one in cell.cells_and_names()))
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name and shape [n, k] of every linear, in the order of the cells."""
@@ -77,7 +90,9 @@ class MindSporeNetwork:
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
         """Meanwhile each linear's input goes to its watcher before the linear computes."""
         check_mode()
-        watched = {name: Watched(cell_of(self.network, name), watcher) for name, watcher in watchers.items()}
+        watched = {
+            name: Watched(cell_of(self.network, name), self._while_live(watcher)) for name, watcher in watchers.items()
+        }
         for name, cell in watched.items():
             put(self.network, name, cell)
         try:
@@ -96,10 +111,11 @@ class MindSporeNetwork:
     def observing(self, seen: Observations) -> Iterator[None]:
         """Meanwhile norms and linears report what they give and read."""
         check_mode()
-        cells: list[tuple[str, Any]] = [
-            *((name, Reading(cell_of(self.network, name), partial(seen.read, name))) for name in self.linears()),
-            *((name, Giving(cell, partial(seen.gave, name))) for name, cell in norms(self.network).items()),
-        ]
+        cells: list[tuple[str, Any]] = []
+        for name in self.linears():
+            cells.append((name, Reading(cell_of(self.network, name), self._while_live(partial(seen.read, name)))))
+        for name, cell in norms(self.network).items():
+            cells.append((name, Giving(cell, self._while_live(partial(seen.gave, name)))))
         for name, cell in cells:
             put(self.network, name, cell)
         try:
@@ -143,12 +159,25 @@ class MindSporeNetwork:
         return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
 
     def tell_parts(self, sample: Sample) -> int:
-        """One: what a network calls its blocks is not known."""
-        return 1
+        """In how many parts the network can run, tried out on a sample."""
+
+        def same(one: Any, other: Any) -> bool:
+            return torch.equal(self.first_tensor(one), self.first_tensor(other))
+
+        return self._blocks.tell(blocks_of(self.network), partial(self.run, sample), same)
 
     def run_part(self, part: int, sample: Sample, state: Any) -> Any:
-        """The whole network on one sample."""
-        return self.run(sample)
+        """One part of the network on one sample, given what the part before gave of it."""
+        return self._blocks.run(part, partial(self.run, sample), state)
+
+    def _while_live(self, report: Callable[..., None]) -> Callable[..., None]:
+        """The report, of the part alone that was asked for."""
+
+        def live_report(*seen: Any) -> None:
+            if self._blocks.live:
+                report(*seen)
+
+        return live_report
 
 
 class Watched(nn.Cell):
@@ -224,102 +253,3 @@ class Giving(nn.Cell):
         out = self.cell(x)
         self.show(out, to_torch(out))
         return out
-
-
-class Biased(nn.Cell):
-    """A norm and a bias [c] behind it, which its own class does not know."""
-
-    def __init__(self, cell: nn.Cell, bias: Parameter) -> None:
-        super().__init__(auto_prefix=False)
-        self.cell = cell
-        self.bias = bias
-
-    def construct(self, x: Tensor) -> Tensor:
-        """x [..., c] -> [..., c]."""
-        return self.cell(x) + self.bias
-
-
-def norms(network: nn.Cell) -> dict[str, Any]:
-    """Every norm, by class name, with a weight [c]."""
-    return {
-        name: cell
-        for name, cell in network.cells_and_names()
-        if "Norm" in type(cell).__name__ and len(getattr(getattr(cell, "weight", None), "shape", ())) == 1
-    }
-
-
-def bias_of(cell: Any) -> Parameter | None:
-    """The bias of a linear or a norm, if it has one."""
-    return getattr(cell, "bias", None) if getattr(cell, "has_bias", True) else None
-
-
-def add_bias(network: nn.Cell, name: str, bias: torch.Tensor) -> None:
-    """Give the norm or linear of this name a bias [n], or its bias this value."""
-    cell = cell_of(network, name)
-    had = bias_of(cell)
-    if had is not None:
-        had.set_data(from_torch(bias))
-        return
-    added = Parameter(from_torch(bias), name=f"{name}.bias", requires_grad=False)
-    if is_linear(cell):
-        cell.bias, cell.has_bias = added, True
-        if not hasattr(cell, "bias_add"):
-            cell.bias_add = ops.add
-    else:
-        put(network, name, Biased(cell, added))
-
-
-def linear_names(network: nn.Cell) -> dict[str, tuple[int, int]]:
-    """Name and shape [n, k] of every quantizable cell, in the order of the cells."""
-    return {name: tuple(cell.weight.shape) for name, cell in network.cells_and_names() if is_linear(cell)}
-
-
-def gates(network: nn.Cell) -> dict[str, str]:
-    """Linears that stay float whatever the method, and why."""
-    return {name: ONE_OUTPUT for name, (rows, _) in linear_names(network).items() if rows == 1}
-
-
-def is_linear(cell: Any) -> bool:
-    """`nn.Dense`, `mint.nn.Linear`, or the Linear of mindformers, known by name and structure without importing it.
-
-    A weight that lies transposed ([k, n]) or holds several experts is none.
-    """
-    if not isinstance(cell, nn.Dense | mint.nn.Linear) and type(cell).__name__ != "Linear":
-        return False
-    weight = getattr(cell, "weight", None)
-    return isinstance(weight, ms.Parameter) and len(weight.shape) == 2 and getattr(cell, "transpose_b", True)
-
-
-def activation_of(cell: Any) -> Any:
-    """What a linear applies to its output: nn.Dense and mindformers' Linear say so alike."""
-    return cell.activation if getattr(cell, "activation_flag", False) else None
-
-
-def cell_of(network: nn.Cell, name: str) -> Any:
-    """The cell of this name."""
-    found: Any = network
-    for part in name.split("."):
-        found = found[int(part)] if isinstance(found, nn.CellList | nn.SequentialCell) else getattr(found, part)
-    return found
-
-
-def put(network: nn.Cell, name: str, cell: nn.Cell) -> None:
-    """Put a cell in the place that the name says, without the new names that MindSpore gives its parameters there."""
-    named = [(parameter, parameter.name) for parameter in cell.get_parameters()]
-    parent, _, child = name.rpartition(".")
-    owner = cell_of(network, parent) if parent else network
-    if isinstance(owner, nn.CellList | nn.SequentialCell):
-        owner[int(child)] = cell
-    else:
-        setattr(owner, child, cell)
-    for parameter, own in named:
-        parameter.name = own
-
-
-def check_mode() -> None:
-    """ValueError in graph mode, where what calibration puts into the network would be compiled away."""
-    if ms.get_context("mode") == ms.GRAPH_MODE:
-        raise ValueError(
-            "calibration in graph mode would see nothing: call mindspore.set_context(mode=mindspore.PYNATIVE_MODE) "
-            "before; evaluation may be compiled"
-        )

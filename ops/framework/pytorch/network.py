@@ -13,13 +13,13 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import Sample, Watcher
-from slimrun.ops.calibration.wiring import Fold, Observations, folds_of_norm
+from slimrun.ops.calibration.blocks import Blocks
+from slimrun.ops.calibration.wiring import Fold, Observations, blocks_of, folds_of_norm
 from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.memory import give_back
 from slimrun.ops.model.linears import float_linears, linear_names
 from slimrun.ops.model.output_head import output_layer
 
-from .blocks import Blocks
 from .probe import folds_that_hold, takes_bias
 from .usage import watched_use
 
@@ -38,7 +38,7 @@ class TorchNetwork:
     def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> None:
         self.model = model
         self.forward = forward or model
-        self._blocks = Blocks(model)
+        self._blocks = Blocks("forward", Tensor, nn.Module.modules)
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name and shape [n, k] of every `nn.Linear`, in module order."""
@@ -155,7 +155,11 @@ class TorchNetwork:
 
     def tell_parts(self, sample: Sample) -> int:
         """In how many parts the model can run, tried out on a sample."""
-        return self._blocks.tell(partial(self.run, sample), self.first_tensor)
+
+        def same(one: Any, other: Any) -> bool:
+            return torch.equal(self.first_tensor(one), self.first_tensor(other))
+
+        return self._blocks.tell(blocks_of(self.model), partial(self.run, sample), same)
 
     def run_part(self, part: int, sample: Sample, state: Any) -> Any:
         """One part of the model on one sample, given what the part before gave of it."""
