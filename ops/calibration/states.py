@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from slimrun.ops.errors import first_line
 from slimrun.ops.memory import give_back
 
 from .base import Network, Sample
@@ -71,5 +72,4 @@ def failing(index: int, sample: Sample) -> Iterator[None]:
         if "out of memory" in str(error).lower():
             raise
         call = "model(**sample)" if isinstance(sample, Mapping) else "model(*sample)"
-        first = str(error).strip().split("\n")[0]
-        raise ValueError(f"calibration sample {index}: {call} fails: {first}") from error
+        raise ValueError(f"calibration sample {index}: {call} fails: {first_line(error)}") from error

@@ -22,8 +22,8 @@ from slimrun.msmodelslim.restore import verify
 from slimrun.msmodelslim.weight_compression import PARTS, CompressConfig, Compressor
 from slimrun.ops.compress.base import Int8Array, Limited
 from slimrun.ops.compress.nz import NZ
+from slimrun.ops.errors import nearest
 from slimrun.ops.format.linear import FORMATS
-from slimrun.ops.quant.base import nearest
 from slimrun.ops.weights.ckpt import read, write
 
 WEIGHT = ".weight"

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slimrun.ops.errors import nearest
 from slimrun.ops.format.linear import FLOAT
-from slimrun.ops.quant.base import Quantizer, nearest
+from slimrun.ops.quant.base import Quantizer
 
 
 def check_type(name: str, value: object, kind: type, called: str = "") -> None:

@@ -27,8 +27,8 @@ from slimrun.msmodelslim.matrices import as_tensor, matrices, pseudo_sparse
 from slimrun.ops.compress import entropy_bits
 from slimrun.ops.compress.base import TILING, Int8Array, Parts, to_nz
 from slimrun.ops.compress.nz import NZ
+from slimrun.ops.errors import nearest
 from slimrun.ops.files import WEIGHT_MODE, replacing, staging
-from slimrun.ops.quant.base import nearest
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ model computes with them is `slimrun.ops.format.arithmetic`.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from slimrun.ops.errors import nearest
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
 
 OBSERVERS = ("auto", "minmax", "histogram")
@@ -183,9 +183,3 @@ def largest_of(count: int) -> float:
 def outliers_from(fraction: float) -> float:
     """Magnitude that a `fraction` of gaussian numbers exceeds, in standard deviations."""
     return NormalDist().inv_cdf(1 - fraction / 2)
-
-
-def nearest(pattern: str, names: Sequence[str]) -> str:
-    """End of an error line: which names come near the one that is not there."""
-    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-    return f"; near it: {', '.join(near)}" if near else f"; the first are: {', '.join(list(names)[:3])}"

@@ -17,14 +17,13 @@ from transformers import GenerationConfig
 from slimrun.ops import bundle
 from slimrun.ops.bundle.description import read_object
 from slimrun.ops.bundle.references import CONFIG
-from slimrun.ops.errors import Unavailable
+from slimrun.ops.errors import Unavailable, nearest
 from slimrun.ops.format.linear import restored_linear
 from slimrun.ops.framework.mindspore.cells import activation_of, add_bias, cell_of, gates, linear_names, put
 from slimrun.ops.framework.mindspore_llama import Llama, rope
 from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.model.own import Own
-from slimrun.ops.quant.base import nearest
 from slimrun.ops.weights.base import read_tensors
 from slimrun.ops.weights.folder import weight_files
 from slimrun.ops.weights.mindspore import DTYPES, from_torch, to_torch
