@@ -73,7 +73,7 @@ def test_linears_of_the_seeds_models(
     biases = {name for name in expected if model.get_submodule(name).bias is not None}
     assert biases == {name for name in expected if name.endswith("query_key_value")}
 
-    quant = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))["quant"]
+    quant = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")).get("quant", {"ignore": []})
     assert W8A8S(**quant).ignored(list(expected)) == {*quant["ignore"], *last}
     if preset == "chatglm2_6b":
         assert quant["ignore"] == [f"{blocks}.0.{name}" for name in list(layer)[:3]]
