@@ -23,7 +23,7 @@ def code_hash() -> str:
     """Hash of everything of ours and of the libraries above that can change a result."""
     root = Path(__file__).parent.parent
     total = hashlib.sha256(json.dumps([version(name) for name in SHAPES_RESULTS]).encode())
-    files = [root / "runner" / name for name in ("experiment.py", "result.py", "settings.py")]
+    files = [root / "runner" / name for name in ("choices.py", "experiment.py", "result.py", "settings.py")]
     files += [file for room in ("ops", "evaluation") for file in sorted((root / room).rglob("*"))]
     for file in files:
         if file.suffix in {".py", ".cpp", ".hpp"}:

@@ -6,12 +6,7 @@ filled at any later time: by the next start with the same `tracking.uri`, or by 
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,23 +17,12 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from slimrun.runner.folder import RESULTS, RUN, SWEEP, note_run, read_json, run_in, write_json
+from slimrun.runner.tracking.attempt import AWAY, attempted
 from slimrun.runner.tracking.deadline import ANSWER_SECONDS, within
 from slimrun.runner.tracking.outbox import Waiting, waiting
-from slimrun.runner.tracking.uri import check, database_file, in_force, masked
+from slimrun.runner.tracking.uri import check, in_force, masked
 
-AWAY = ".tracking-away.json"  # in the folder of a multirun: a store that its jobs need not ask again
 LOCK, ALIVE = ".tracking.lock", ".running.lock"  # in the folder of a job: the second as long as it runs
-SLOW_SECONDS = 2.0  # a failure that took longer is not tried again
-MLFLOW_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",  # its own start-up messages, not errors
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the default waits minutes; what failed is delivered later
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_SECONDS),
-}
-log = logging.getLogger("slimrun")
-away: set[str] = set()  # stores that this process does not ask again
-said: set[str] = set()  # notes that this process has printed
 T = TypeVar("T")
 
 
@@ -195,43 +179,5 @@ class MLflow:
             return str(known)
 
     def _attempt(self, sweep: Path | None, work: Callable[[], T]) -> T | None:
-        """What `work` returns; None when the store does not take it, which must not cost a finished run.
-
-        A server that is slow to fail is not asked again by this process, nor by the jobs of the sweep.
-        """
-        told = sweep and (read_json(sweep / AWAY) or {}).get("uri")
-        if self.address == told:
-            return None
-        if self.address not in away:
-            start = math.inf
-            try:
-                _prepare()
-                start = time.monotonic()
-                return work()
-            except Exception as error:
-                log.error("tracking failed:\n%s", masked(traceback.format_exc()))
-                self._say(masked(str(error).strip().split("\n")[0])[:300] or type(error).__name__)
-                slow = time.monotonic() - start > SLOW_SECONDS and not database_file(self.tracking_uri)
-                if slow or isinstance(error, TimeoutError):
-                    away.add(self.address)
-        if sweep and self.address in away:
-            write_json(sweep / AWAY, {"uri": self.address})
-        return None
-
-    def _say(self, reason: str) -> None:
-        note = (
-            f"note: tracking.uri={self.address} does not take the run ({reason}); the results are kept, and "
-            "the next start with this uri delivers them, or slimrun tracking.sync=true"
-        )
-        if note not in said:
-            print(note, file=sys.stderr)
-        said.add(note)
-
-
-def _prepare() -> None:
-    """Import MLflow with its settings."""
-    for name, value in MLFLOW_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow.system_metrics"):  # a server that goes away is our note, not theirs
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import slimrun.runner.tracking.store  # noqa: F401
+        """What `work` returns; None when the store does not take it."""
+        return attempted(self.tracking_uri, sweep, work)

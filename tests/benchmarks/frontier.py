@@ -100,7 +100,7 @@ def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
         model, start = load(experiment), time.perf_counter()
         calibrator = experiment.framework.calibrator(model, experiment.quant, texts, experiment.calibration.length)
         with patch.object(fisher, "POWER", 0.0 if label == GPTQ else fisher.POWER):  # GPTQ weighs all tokens alike
-            calibrator.quantize(call if label == GPTQ else experiment._known_statistics(model, texts))
+            calibrator.quantize(call if label == GPTQ else experiment.known_statistics(model, texts))
         layers = calibrator.calibrate(silent)
         chosen = chosen or [layer.name for layer in layers if layer.fallback]
         row: dict[str, Any] = {"method": label, "seconds": time.perf_counter() - start, "bits": bits(model)}

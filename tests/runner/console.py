@@ -17,7 +17,7 @@ import pytest
 
 from slimrun.runner import main as command_line
 from slimrun.runner.sweep import SweepCallback
-from slimrun.runner.tracking import mlflow
+from slimrun.runner.tracking import attempt
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model=tiny_llama", "task.perplexity.windows=4", "task.perplexity.window=64", "calibration.samples=4"]
@@ -31,8 +31,8 @@ def slimrun(folder: Path, *arguments: str, cache: Path | None = None) -> tuple[i
     """
     out, err = io.StringIO(), io.StringIO()
     SweepCallback.unfinished = None
-    mlflow.away.clear()
-    mlflow.said.clear()
+    attempt.away.clear()
+    attempt.said.clear()
     with (
         mock.patch.dict(os.environ, {"SLIMRUN_CACHE": str(cache or folder / "cache"), "COLUMNS": "300"}),
         mock.patch.object(sys, "argv", ["slimrun", *arguments]),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from slimrun.runner.checks import as_typed
 from slimrun.runner.config import build, composed
 from slimrun.runner.display import Stages
-from slimrun.runner.experiment import as_typed
 from slimrun.runner.report.run import write_layers
 from slimrun.runner.result import size_metrics
 from tests.runner.console import FAST, TINY, results, slimrun, start

@@ -20,9 +20,10 @@ from filelock import FileLock
 from mlflow import MlflowClient
 
 from slimrun.runner.folder import read_json, write_json
-from slimrun.runner.tracking import mlflow as tracking
+from slimrun.runner.tracking import attempt
+from slimrun.runner.tracking.attempt import AWAY
 from slimrun.runner.tracking.database import ensure
-from slimrun.runner.tracking.mlflow import ALIVE, AWAY, MLflow
+from slimrun.runner.tracking.mlflow import ALIVE, MLflow
 from slimrun.runner.tracking.outbox import waiting
 
 Rows = list[tuple[str, ...]]
@@ -70,8 +71,8 @@ def _quick_migrations(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "away", set())
-    monkeypatch.setattr(tracking, "said", set())
+    monkeypatch.setattr(attempt, "away", set())
+    monkeypatch.setattr(attempt, "said", set())
 
 
 def job_in(folder: Path, **results: object) -> Path:
@@ -327,19 +328,19 @@ def test_a_server_that_never_answers_is_asked_once_a_run_and_once_a_sweep(
 ) -> None:  # fmt: skip
     uri, taken = hung
     monkeypatch.setattr("slimrun.runner.tracking.store.ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(tracking, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(attempt, "SLOW_SECONDS", 0.1)
     tracker = MLflow(uri, outbox=str(tmp_path / "outbox"))
     run(tracker, tmp_path / "alone")
     assert tracker.deliver_waiting() == (0, 1)
     assert len(taken) == 1
     assert "no answer within 0.2 s" in capsys.readouterr().err
 
-    tracking.away.clear()  # another process
+    attempt.away.clear()  # another process
     sweep = sweep_in(tmp_path / "sweep")
     tracker.begin_sweep(sweep)
     assert len(taken) == 2
     for number in range(3):
-        tracking.away.clear()  # jobs in processes of their own
+        attempt.away.clear()  # jobs in processes of their own
         run(tracker, sweep / str(number), sweep)
     ended(sweep)
     tracker.deliver_sweep(sweep)
@@ -360,14 +361,14 @@ def test_a_monitor_whose_server_hangs_is_left_behind(
         finish = staticmethod(stop.wait)
 
     monkeypatch.setattr("slimrun.runner.tracking.store.Store.watch_machine", lambda self, run_id: Hanging())
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(tracking, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr("slimrun.runner.tracking.mlflow.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(attempt, "SLOW_SECONDS", 0.1)
     tracker = MLflow(f"sqlite:///{database}", outbox=str(tmp_path / "outbox"))
     run(tracker, tmp_path / "job")
     stop.set()
-    assert tracker.address in tracking.away
+    assert tracker.address in attempt.away
     assert len(list((tmp_path / "outbox").iterdir())) == 1
-    tracking.away.clear()
+    attempt.away.clear()
     assert tracker.deliver_waiting() == (1, 0)
     assert read(database, RUNS) == [("slimrun", "FINISHED", "")]
     assert not list(tmp_path.rglob(AWAY))

@@ -1,0 +1,114 @@
+"""What can be seen to be wrong before weights load, and what a reader of the scores must know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+from slimrun.evaluation.base import Task
+from slimrun.evaluation.statistics import overlap
+from slimrun.ops import bundle
+from slimrun.ops.errors import Unavailable
+from slimrun.ops.framework.base import LoadedModel
+from slimrun.ops.model.base import Outline
+from slimrun.runner import export
+from slimrun.runner.choices import Choices
+from slimrun.runner.identity import settings_of
+from slimrun.runner.settings import Calibration
+
+
+def check(choices: Choices) -> Outline:
+    """The model's outline; ValueError on whatever can be seen to be wrong before weights load."""
+    with _named("calibration", choices.calibration):
+        choices.calibration.texts()
+    readable = bundle.can_decode(choices.compress)  # a codec that runs another program asks it here
+    for name, task in choices.task.items():
+        with _named(f"task.{name}", task):
+            task.check()
+    if choices.quant.needs_gradients and not choices.framework.gives_gradients:
+        raise ValueError(f"quant._target_={type(choices.quant).__name__} needs gradients; allowed: framework=pytorch")
+    outline = choices.framework.check(choices.model, choices.device, choices.cache.path)
+    try:
+        choices.quant.ignored(list(outline.linears))
+        covered = [] if choices.quant.quant_type == "FLOAT" else choices.quant.covered(list(outline.linears))
+    except ValueError as error:
+        raise ValueError(f"quant.{error}") from error
+    if covered and not set(covered) - outline.kept.keys():
+        raise ValueError(f"quant.ignore leaves gates and routers alone: {', '.join(covered[:3])}; take quant=none")
+    export.check(choices.export, choices.model, choices.cache.path, readable)
+    first = choices.coverage_note(outline)
+    return replace(outline, notes=(*([first] if first else []), *outline.notes, *fit(choices)))
+
+
+def fit(choices: Choices, loaded: LoadedModel | None = None) -> list[str]:
+    """What a reader of the scores must know of how the texts fit the model; ValueError where they do not.
+
+    Needs the tokenizer and the config alone; of a model that is not here yet nothing is said until it is loaded.
+    """
+
+    def look() -> list[str]:
+        model = loaded or choices.model.reader(choices.cache.path)
+        if model is None:
+            return []
+        # every framework's model satisfies the protocols of both rooms; they do not know each other
+        reads: Any = model
+        notes = []
+        parts: dict[str, Calibration | Task] = {f"task.{name}": task for name, task in choices.task.items()}
+        for name, part in {"calibration": choices.calibration, **parts}.items():
+            with _named(name, part):
+                notes += [f"{name}.{note}" for note in part.fit(reads)]
+        if date := reads.prompt_date:
+            notes.append(f"the chat template asks for the date; every prompt says {date}, whatever the day")
+        return notes
+
+    key = choices.model.key(choices.cache.path)
+    asked = (choices.calibration.texts(), settings_of(choices.calibration, "path", "prompts"), choices.protocols())
+    return choices.cache.notes(look, key, *asked) if key else look()
+
+
+def warnings(choices: Choices, calibration: list[str], readable: bool) -> list[str]:
+    """What a reader of the scores must know."""
+    found = []
+    if not readable:
+        found.append(
+            f"nothing here decodes the container {choices.compress.container}: the bundle was not read back, "
+            "the scores are those of the quantized model in memory"
+        )
+    for name, task in choices.task.items():
+        share = overlap("\n".join(task.texts()), "\n".join(calibration))
+        if share > 0:
+            found.append(f"{share:.1%} of the 13-grams of task {name} also stand in the calibration text")
+    return [*found, *choices.model.notes]
+
+
+@contextmanager
+def named_as_typed(key: str, knobs: Any) -> Iterator[None]:
+    """A ValueError names knobs as `as_typed` does."""
+    try:
+        yield
+    except ValueError as error:
+        text = as_typed(key, knobs, str(error))
+        if text == str(error):
+            raise
+        raise ValueError(text) from error
+
+
+def as_typed(key: str, knobs: Any, text: str) -> str:
+    """A text that names knobs as Python does (ignore=..., fallback.max_share) with their names on the command line."""
+    names = "|".join(field.name for field in fields(knobs))
+    return re.sub(rf"(?<![\w.-])({names})(?==|\.\w)", rf"{key}.\1", text)
+
+
+@contextmanager
+def _named(key: str, knobs: Any) -> Iterator[None]:
+    """A ValueError that begins with a key of `key` names it, and others, in full, as the user types them."""
+    try:
+        yield
+    except Unavailable:
+        raise  # of the model, whatever was asked of it
+    except ValueError as error:
+        text = as_typed(key, knobs, str(error))
+        raise ValueError(text if text.startswith(f"{key}.") else f"{key}.{text}") from error
