@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -20,6 +21,8 @@ from slimrun.ops.errors import Unavailable, first_line
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.model.fingerprint import description_hash, store_object
 from slimrun.ops.weights.folder import check_float
+
+OWN_CODE = "transformers_modules"  # the package that transformers makes of the code of models
 
 
 def outline_of(model: Model, cache: Path, stored: Mapping[str, Tensor] | None = None) -> Outline:
@@ -92,10 +95,17 @@ def empty_model(config: Any, model: Model) -> Any:
 
 
 def code_hint(error: BaseException) -> str:
-    """What to do when transformers refuses to run the code that a model brings; else ""."""
+    """What to do when transformers refuses to run the code that a model brings, or that code fails; else ""."""
     if "trust_remote_code" in str(error):
         return "; it brings its own code: add model.trust_remote_code=true if you trust it"
-    return ""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if OWN_CODE in frame.filename]
+    if not own:
+        return ""
+    return (
+        f" ({Path(own[-1].filename).name}, line {own[-1].lineno}): the code that the model brings does not run with "
+        f"transformers {version('transformers')}; get a newer revision of it, or a conversion to a model that "
+        "transformers has itself, and leave model.trust_remote_code=false"
+    )
 
 
 def config_of(architecture: Mapping[str, Any]) -> Any:

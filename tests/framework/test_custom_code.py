@@ -102,6 +102,20 @@ def test_a_base_model_that_cannot_be_told_apart_is_refused(glm: TorchModel) -> N
         check_output_head(TorchModel(whole, glm.tokenizer, "whole", ""))
 
 
+@pytest.mark.parametrize("file", ["configuration_chatglm.py", "modeling_chatglm.py"])
+def test_code_that_this_transformers_breaks_is_one_line(tmp_path: Path, file: str) -> None:
+    folder = write_folder(tmp_path / "old")
+    code = (folder / file).read_text()
+    (folder / file).write_text(
+        code.replace("super().__init__(", "self.lost = self.gone_from_transformers\n        super().__init__(")
+    )
+    with pytest.raises(
+        Unavailable, match=rf"gone_from_transformers' \({file}, line \d+\): .* get a newer rev"
+    ) as refused:
+        PyTorch().check(Pretrained("old", str(folder), trust_remote_code=True), CPU, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_loader_is_for_mindspore() -> None:
     with pytest.raises(Unavailable, match=r"model.loader=mine.load is for framework=mindspore"):
         PyTorch().check(Own("mine", "mine.load"), CPU, Path("unused"))
