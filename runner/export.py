@@ -22,6 +22,7 @@ from slimrun.runner.display import Stages, print_anything, print_table
 from slimrun.runner.folder import EXPORT
 
 DONE, WRONG = 0, 2
+OPTIONS = ("dtype", "shard_gb", "weights_alone")
 
 
 def main() -> None:
@@ -34,11 +35,14 @@ def main() -> None:
     parser.add_argument("--to", required=True, metavar="TARGET", help=", ".join(known))
     parser.add_argument("--dtype", help="of the tensors that stay float: auto (as in the bundle), float16, ...")
     parser.add_argument("--shard-gb", type=float, help="the most that one weight file takes, in 10**9 bytes")
+    parser.add_argument(
+        "--weights-alone", metavar="KIND", help="linears with float inputs: int8, or float for vLLM-CPU"
+    )
     arguments = parser.parse_args()
     try:
         if arguments.to not in known:
             raise ValueError(f"--to {arguments.to}: no such target; allowed: {', '.join(known)}")
-        target = built(known[arguments.to], {"dtype": arguments.dtype, "shard_gb": arguments.shard_gb})
+        target = built(known[arguments.to], {name: getattr(arguments, name) for name in OPTIONS})
         if arguments.out.exists() and not (arguments.out.is_dir() and not any(arguments.out.iterdir())):
             raise ValueError(f"{arguments.out} is there already; remove it, or give another folder")
         show(target.run(arguments.bundle, arguments.out))
@@ -59,7 +63,7 @@ def built(kind: type[Target], options: dict[str, Any]) -> Target:
 
 def as_typed(text: str) -> str:
     """A text that names options as Python does (shard_gb=...) with their names on the command line."""
-    return re.sub(r"(?<![\w.])(dtype|shard_gb)=", lambda option: f"--{option[1].replace('_', '-')} ", text)
+    return re.sub(rf"(?<![\w.])({'|'.join(OPTIONS)})=", lambda option: f"--{option[1].replace('_', '-')} ", text)
 
 
 def check(targets: Mapping[str, Target], model: Model, cache: Path, readable: bool) -> None:

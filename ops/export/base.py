@@ -63,6 +63,10 @@ class Target:
                 f"{' or '.join(self.dtypes)}, or quantize the model in it (model.dtype={self.dtypes[0]})"
             )
 
+    def engine(self) -> Abilities:
+        """What the engine can hold, with these knobs."""
+        return self.abilities
+
     def write(self, source: Source, plan: Mapping[str, str], folder: Path) -> list[Change]:
         """Write all files into the empty folder, each linear in the format that `plan` says."""
         raise NotImplementedError
@@ -110,12 +114,12 @@ class Target:
         for key in source.floats:
             if ".experts." in key and len(source.shapes[key]) == 3:
                 raise ValueError(f"{key} holds all experts in one tensor; {self.name} is not written for such models")
-        if source.shifts and not self.abilities.shifted_norms:
+        if source.shifts and not self.engine().shifted_norms:
             raise ValueError(
                 f"{source.shifts[0]} is no tensor of the float model: smoothing shifts a norm by it, and {self.name} "
                 "has no place for it; quantize without do_smooth, or export to vllm-ascend"
             )
-        plan, changes = planned(source, self.abilities)
+        plan, changes = planned(source, self.engine())
         dtype = self.dtype_of(source)
         if dtype != source.dtype:
             was, now = (str(kind).removeprefix("torch.") for kind in (source.dtype, dtype))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from .plan import Abilities, Change
 from .shards import Folder, ShardWriter, check_size
 from .source import Linear, Source
 
-STEM = "model"
+STEM, INT8 = "model", "int8"
 PACKED = 4  # int8 in an int32
 WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
 STATIC_INPUT = {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "tensor", "dynamic": False}
@@ -36,7 +36,11 @@ INPUTS: dict[str, dict[str, Any] | None] = {STATIC: STATIC_INPUT, DYNAMIC: TOKEN
 
 @dataclass(frozen=True)
 class CompressedTensors(Target):
-    """The files of compressed-tensors; `shard_gb` is the most that one weight file takes, in 10**9 bytes."""
+    """The files of compressed-tensors; `shard_gb` is the most that one weight file takes, in 10**9 bytes.
+
+    `weights_alone` says what linears with float inputs are: "int8", or "float" for vLLM on a CPU, which has no kernel
+    for int8 weights and float inputs.
+    """
 
     name: ClassVar[str] = "compressed-tensors"
     abilities: ClassVar[Abilities] = Abilities(
@@ -44,11 +48,20 @@ class CompressedTensors(Target):
     )
 
     shard_gb: float = 5.0
+    weights_alone: str = INT8
 
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""
         super().__post_init__()
         check_size(self.shard_gb)
+        if self.weights_alone not in (INT8, FLOAT.lower()):
+            raise ValueError(f"weights_alone={self.weights_alone} is not known; allowed: {INT8}, {FLOAT.lower()}")
+
+    def engine(self) -> Abilities:
+        """Without weights alone where they are to be float."""
+        kinds = self.abilities.formats.items()
+        chosen = {kind: there for kind, there in kinds if self.weights_alone == INT8 or there != ALONE}
+        return replace(self.abilities, formats=chosen)
 
     def write(self, source: Source, plan: Mapping[str, str], folder: Path) -> list[Change]:
         """Weights and their description."""
@@ -59,8 +72,9 @@ class CompressedTensors(Target):
         for key in source.floats:
             writer.add(key, self.cast(source, key))
         writer.close()
-        quantization = _quantization(source, plan)
-        return write_description(source, self.dtype_of(source), folder, quantization_config=quantization)
+        quantizes = any(kind != FLOAT for kind in plan.values())
+        more = {"quantization_config": _quantization(source, plan)} if quantizes else {}
+        return write_description(source, self.dtype_of(source), folder, **more)
 
     def files(self, folder: Path) -> CompressedFiles:
         """Read by safetensors."""

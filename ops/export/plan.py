@@ -14,7 +14,7 @@ STATIC = {kind.quant_type for kind in FORMATS.values() if kind.has_grid}
 WEIGHTS_ALONE = WeightOnlyLinear.quant_type
 HEADS = ("lm_head", "embed_out", "output_layer")  # what models call their output layer
 SHOWN = 3  # names in a line
-NOT_THERE = "{} is not known there"
+NOT_THERE = "{} is not written there"
 SPLIT = "linears that share an input must have one type and one grid"
 
 

@@ -88,3 +88,14 @@ def test_shards_hold_the_same_tensors(tmp_path: Path) -> None:
     assert len(names) > 2
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_weights_alone_are_float_where_asked_for(tmp_path: Path) -> None:
+    model = written(tmp_path / "artifact", W8A16())
+    exported = CompressedTensors(weights_alone="float").run(tmp_path / "artifact", tmp_path / "export")
+    assert exported.changes[0].what == "W8A16 -> FLOAT"
+    state = AutoModelForCausalLM.from_pretrained(exported.folder).state_dict()
+    for name, ours in linears(model).items():
+        assert torch.equal(state[f"{name}.weight"], ours.floats()[0]), name
+    with pytest.raises(ValueError, match="weights_alone=int4 is not known; allowed: int8, float"):
+        CompressedTensors(weights_alone="int4")
