@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from slimrun.ops.compress.base import Codec
+from slimrun.ops.compress.native import Native
+from slimrun.ops.compress.none import NoCompression
+from slimrun.ops.compress.nz import NZ
 from slimrun.ops.export.compressed_tensors import CompressedFiles, CompressedTensors
 from slimrun.ops.export.source import step_of
+from slimrun.ops.quant.none import NoQuantization
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.runner import export
 
-from .bundles import written
+from ..conftest import tiny
+from .bundles import write, written
 
 
 @pytest.fixture
@@ -104,3 +112,32 @@ def test_the_command_line_says_what_it_did(
     with pytest.raises(SystemExit, match="2"):
         export.main()
     assert capsys.readouterr().err == f"slimrun-export: {out} is there already; remove it, or give another folder\n"
+
+
+@pytest.mark.parametrize(
+    "codec", [NoCompression(), NZ(), Native(tile_size=4096)], ids=lambda codec: codec.container or "none"
+)
+def test_bundles_of_every_codec_are_read(tmp_path: Path, codec: Codec) -> None:
+    model = write(tmp_path / "artifact", tiny(), W8A8S(), codec)
+    tensors = load_file(
+        CompressedTensors().run(tmp_path / "artifact", tmp_path / "export").folder / "model.safetensors"
+    )
+    for name in model.quantized():
+        assert torch.equal(tensors[f"{name}.weight"], model.module.get_submodule(name).weight), name
+
+
+def test_a_float_model_is_exported_as_it_is(tmp_path: Path) -> None:
+    model = written(tmp_path / "artifact", NoQuantization())
+    folder = CompressedTensors().run(tmp_path / "artifact", tmp_path / "export").folder
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors.keys() == model.tensors().keys()
+    assert all(torch.equal(tensors[key], tensor) for key, tensor in model.tensors().items())
+
+
+def test_what_is_no_bundle_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no bundle: it holds 0 quant_model_description"):
+        CompressedTensors().run(tmp_path, tmp_path / "export")
+    with pytest.raises(ValueError, match="is no bundle: No such file or directory"):
+        CompressedTensors().run(tmp_path / "missing", tmp_path / "export")
+    assert not list(tmp_path.iterdir())
