@@ -16,6 +16,7 @@ from tests.evaluation import test_tasks
 from tests.quant import test_methods
 from tests.runner.console import slimrun
 
+pytestmark = pytest.mark.usefixtures("quick_migrations")
 RECIPES = {
     "ops/quant/mine.py": '''
         """Few steps: every weight is a multiple of the largest of its row over `steps`."""

@@ -18,6 +18,7 @@ from slimrun.runner.report.run import write_layers
 from slimrun.runner.result import size_metrics
 from tests.runner.console import FAST, TINY, results, slimrun, start
 
+pytestmark = pytest.mark.usefixtures("quick_migrations")
 KINDS = ("float", "quant")
 
 

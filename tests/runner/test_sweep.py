@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from slimrun.runner.overrides import command_of
 from tests.runner.console import FAST, results, slimrun, start
 
+pytestmark = pytest.mark.usefixtures("quick_migrations")
 VARYING = ("time/", "memory/", "repro")  # repro names the folder
 THREE = ["-m", *FAST, "quant.fraction=0.02,0.03,0.05"]
 

@@ -1,4 +1,4 @@
-"""What reaches a tracking store, when, and what a kill, a hung server or a half-made database costs."""
+"""What reaches a tracking store, when, and what a kill, or a hung server costs."""
 
 from __future__ import annotations
 
@@ -8,199 +8,28 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from slimrun.runner.folder import read_json, write_json
+from slimrun.runner.folder import write_json
 from slimrun.runner.tracking import attempt
 from slimrun.runner.tracking.attempt import AWAY
-from slimrun.runner.tracking.database import ensure
 from slimrun.runner.tracking.mlflow import ALIVE, MLflow
 from slimrun.runner.tracking.outbox import waiting
-
-Rows = list[tuple[str, ...]]
-RUNS = """select e.name, r.status, coalesce(p.value, '') from runs r join experiments e using (experiment_id)
-left join tags p on p.run_uuid = r.run_uuid and p.key = 'mlflow.parentRunId' order by 1, 3"""
-
-
-def read(file: Path, query: str) -> Rows:
-    with closing(sqlite3.connect(file)) as database:
-        return database.execute(query).fetchall()
-
-
-def change(file: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(file)) as database, database:
-        for statement in statements:
-            database.execute(statement)
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow's migrations have made, which takes them seconds."""
-    file = tmp_path_factory.mktemp("made") / "mlflow.db"
-    ensure(file)
-    assert sorted(path.name for path in file.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
-    return file
-
-
-@pytest.fixture
-def database(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(made, tmp_path / "mlflow.db"))
-
-
-@pytest.fixture
-def _quick_migrations(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Made:
-        def __init__(self, uri: str, artifacts: str) -> None:
-            shutil.copy(made, uri.removeprefix("sqlite:///"))
-            self.engine = self
-
-        def dispose(self) -> None:
-            pass
-
-    monkeypatch.setattr("slimrun.runner.tracking.database.SqlAlchemyStore", Made)
+from tests.runner.tracked import RUNS, ended, job_in, read, run, sweep_in
 
 
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempt, "away", set())
     monkeypatch.setattr(attempt, "said", set())
-
-
-def job_in(folder: Path, **results: object) -> Path:
-    """A job's folder as it is while the job runs, or with results once it has ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
-    (folder / "layers.csv").write_text("name,bits\na,4\n", encoding="utf-8")
-    if results:
-        write_json(folder / "results.json", {"status": "ok", "overrides": ["seed=0"], "size/file_bytes": 1, **results})
-    return folder
-
-
-def sweep_in(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    write_json(folder / "sweep.json", {"name": "seed=0", "jobs": [], "parent_run_id": None, "uri": None})
-    return folder
-
-
-def ended(sweep: Path) -> None:
-    write_json(sweep / "sweep.json", {**(read_json(sweep / "sweep.json") or {}), "summary": [{"job": 0}],
-                                      "files": [], "tags": {}})  # fmt: skip
-
-
-def run(tracker: MLflow, job: Path, sweep: Path | None = None, **results: object) -> None:
-    with tracker.run(job_in(job), sweep, "name"):
-        job_in(job, **{"status": "ok", **results})
-    tracker.deliver(job, sweep)
-
-
-# --- a database that is made
-
-
-def test_a_killed_maker_leaves_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed:
-        def __init__(self, uri: str, artifacts: str) -> None:
-            change(Path(uri.removeprefix("sqlite:///")), "create table experiments (x)")
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("slimrun.runner.tracking.database.SqlAlchemyStore", Killed)
-    with pytest.raises(KeyboardInterrupt):
-        ensure(tmp_path / "mlflow.db")
-    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
-
-
-HALF_MADE = {
-    "nothing in it": ["create table x (y)", "drop table x"],
-    "first tables": ["create table experiments (experiment_id)", "create table runs (run_uuid)"],
-    "in a migration": ["create table experiments (name)", "create table alembic_version (version_num)",
-                       "create table _alembic_tmp_runs (x)",
-                       "insert into alembic_version values ('451aebb31d03')", "create table runs (run_uuid)"],
-    "before the last one": ["create table alembic_version (version_num)", "create table experiments (name)",
-                            "insert into alembic_version values ('not the last')",
-                            "insert into experiments values ('Default')"],
-}  # fmt: skip
-
-
-@pytest.mark.usefixtures("_quick_migrations")
-@pytest.mark.parametrize("statements", HALF_MADE.values(), ids=HALF_MADE)
-def test_a_half_made_database_that_holds_nothing_is_made_anew(statements: list[str], tmp_path: Path) -> None:
-    file = tmp_path / "mlflow.db"
-    change(file, *statements)
-    (tmp_path / "mlflow.db-wal").write_bytes(b"of the old file")
-    (tmp_path / ".mlflow.db.making").write_bytes(b"left by a kill")
-    link = tmp_path / "link" / "mlflow.db"
-    link.parent.mkdir()
-    link.symlink_to(file)
-    tracker = MLflow(f"sqlite:///{link}", outbox=str(tmp_path / "outbox"))
-    run(tracker, tmp_path / "job")
-    assert link.is_symlink()
-    assert read(file, RUNS) == [("slimrun", "FINISHED", "")]
-    left = {path.name for path in tmp_path.iterdir()} - {"job", "outbox", "mlartifacts", "link"}
-    assert left == {"mlflow.db", "mlflow.db.lock"}
-
-
-@pytest.mark.usefixtures("_quick_migrations")
-def test_a_journal_that_a_kill_left_is_applied_to_its_own_file_only(tmp_path: Path) -> None:
-    file = tmp_path / "mlflow.db"
-    change(file, "create table experiments (experiment_id)")
-    with closing(sqlite3.connect(file)) as writer:
-        writer.execute("pragma cache_size = 1")
-        writer.execute("create table runs (run_uuid)")
-        writer.executemany("insert into runs values (?)", [("x" * 4000,)] * 100)
-        for name in ("mlflow.db", "mlflow.db-journal"):
-            shutil.copy(tmp_path / name, tmp_path / f"copy of {name}")
-    for name in ("mlflow.db", "mlflow.db-journal"):
-        shutil.move(tmp_path / f"copy of {name}", tmp_path / name)
-    ensure(file)
-    assert read(file, "pragma integrity_check") == [("ok",)]
-    assert read(file, "select count(*) from runs") == [(0,)]
-    assert not (tmp_path / "mlflow.db-journal").exists()
-
-
-@pytest.mark.usefixtures("_quick_migrations")
-@pytest.mark.parametrize(
-    "row",
-    [
-        "insert into runs (run_uuid, status) values ('a', 'FINISHED')",
-        "insert into experiments (name, lifecycle_stage) values ('mine', 'active')",
-        "insert into registered_models (name) values ('mine')",
-    ],
-)
-def test_a_database_of_another_version_that_holds_something_is_left_alone(
-    row: str, database: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    change(database, "update alembic_version set version_num = 'another'", row)
-    content = database.read_bytes()
-    run(MLflow(f"sqlite:///{database}", outbox=str(database.parent / "outbox")), database.parent / "job")
-    assert database.read_bytes() == content
-    [line] = capsys.readouterr().err.splitlines()
-    assert (
-        f"{database} is of another version of MLflow, or half migrated, and not empty; copy it, then: mlflow db" in line
-    )
-
-
-def test_the_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
-    change(tmp_path / "mlflow.db", "create table studies (id)", "create table alembic_version (version_num)")
-    with pytest.raises(ValueError, match=r"holds tables of another program; name another file in tracking\.uri"):
-        ensure(tmp_path / "mlflow.db")
-
-
-def test_a_damaged_database_is_named(database: Path) -> None:
-    with database.open("r+b") as stream:
-        stream.truncate(8192)
-    with pytest.raises(ValueError, match=f"^{database} cannot be read as a database: .*; move it away, or name"):
-        ensure(database)
-
-
-# --- what waits
 
 
 def test_what_waits_goes_where_it_was_made_for(tmp_path: Path, made: Path) -> None:

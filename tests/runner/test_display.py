@@ -1,0 +1,43 @@
+"""What is shown is shown as it is, whatever the terminal takes."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from slimrun.runner.display import Stages, print_anything, print_table
+from slimrun.runner.folder import read_json, write_json
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[bold", "\\[", "{x}"])
+def test_names_are_no_markup(capfd: pytest.CaptureFixture[str], name: str) -> None:
+    with Stages() as stages, stages("load", name):
+        pass
+    print_table(name, [name, "value"], [[name, name]])
+    out, err = capfd.readouterr()
+    assert out.count(name) == 4
+    assert name in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_that_lacks_a_character_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    name = os.fsdecode("caf\udce9 水".encode("utf-8", "surrogateescape"))  # a folder's name in an old encoding
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    print_anything()
+    print(name)
+    print_table(name, ["", "value"], [["bundle", name]])
+    with Stages() as stages, stages("load", name):
+        pass
+    for stream in streams:
+        stream.flush()
+        assert b"caf" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+    write_json(tmp_path / "results.json", {"repro": name})
+    assert read_json(tmp_path / "results.json") == {"repro": name}
