@@ -29,7 +29,7 @@ class Random(Model):
 
     def origin(self, cache: Path) -> str:
         """Where the weights come from, for a person."""
-        return "random"
+        return "a seed"
 
     def drawn(self, seed: int) -> Any:
         """The transformers module with random weights, equal for equal seeds."""

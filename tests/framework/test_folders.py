@@ -12,6 +12,7 @@ from slimrun.runner.config import build, composed
 from slimrun.runner.display import Stages
 from tests.framework import folders
 
+METHODS = Path(__file__).parents[2] / "conf" / "quant"
 TEXT = "Everyone has the right to 自由"
 
 
@@ -43,3 +44,11 @@ def test_a_preset_runs_on_it(preset: list[str], write: Callable[[Path], Path], q
     reader = experiment.model.reader(tmp_path / "cache")
     assert reader is not None
     assert restored.encode_prompt(TEXT) == reader.encode_prompt(TEXT)
+
+
+@pytest.mark.parametrize("method", sorted(file.stem for file in METHODS.glob("*.yaml")))
+def test_every_method_is_planned_on_it(method: str, tmp_path: Path) -> None:
+    folder = folders.chatglm2(tmp_path / "model")
+    overrides = ["experiment=chatglm2_6b", f"quant={method}", f"model.path={folder}", f"cache.dir={tmp_path / 'cache'}"]
+    experiment = build(composed(overrides))
+    assert len(experiment.covered(experiment.check())) == 5
