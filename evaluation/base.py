@@ -23,7 +23,7 @@ Outputs = dict[str, npt.NDArray[Any]]  # no object dtype: saved with allow_pickl
 Progress = Callable[[int, int], None]  # (done, total)
 
 T = TypeVar("T")
-PROTOCOL_VERSION = 1  # raise it when the same settings begin to give other outputs
+PROTOCOL_VERSION = 2  # raise it when the same settings begin to give other outputs
 
 
 class Reader(Protocol):

@@ -6,7 +6,8 @@ measures is in all of them once it gives a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from slimrun.evaluation import statistics
 from slimrun.evaluation.statistics import Difference, Values
@@ -30,17 +31,17 @@ class Score:
     name: str  # of the metric, as people write it: BLEU
     float_value: float
     quant_value: float
-    float_interval: Interval
-    quant_interval: Interval
+    float_interval: Interval | None
+    quant_interval: Interval | None  # None where there are too few items to say
     difference: float  # quantized minus float
-    low: float
-    high: float  # both ends of the paired difference's interval
-    p_value: float
-    detectable: float  # the smallest difference that these items would have shown
-    unit: str = ""  # of the last five but p: "%" is percent of the float value, "" the score's own
+    interval: Interval | None  # of the paired difference
+    p_value: float | None
+    detectable: float | None  # the smallest difference that these items would have shown
+    unit: str = ""  # of the difference, its interval and the detectable one: "%" of the float value, "" the score's own
     higher_is_better: bool = True
     verdict: str = ""
     signature: str = ""  # what the score depends on; rows of equal ones were measured alike
+    p_holm: float | None = None  # corrected for the other tasks of the run; rows with a verdict have it
 
     @property
     def label(self) -> str:
@@ -49,31 +50,36 @@ class Score:
 
     @property
     def word(self) -> str:
-        """The verdict without its margin."""
+        """The verdict without its margin or reason."""
         return self.verdict.partition(" (")[0]
 
     @property
-    def range(self) -> Interval:
+    def range(self) -> Interval | None:
         """The float value moved by both ends of the difference's interval: where the quantized value lies, paired."""
+        if self.interval is None:
+            return None
+        low, high = self.interval
         if self.unit == PERCENT:
-            return self.float_value * (1 + self.low / 100), self.float_value * (1 + self.high / 100)
-        return self.float_value + self.low, self.float_value + self.high
+            return self.float_value * (1 + low / 100), self.float_value * (1 + high / 100)
+        return self.float_value + low, self.float_value + high
 
     def metrics(self, key: str = "") -> Metrics:
         """The keys of results.json that say what the row says; `key` is the metric's there."""
         stem = f"{self.task}/{key}_" if key else f"{self.task}/"
         end = "_pct" if self.unit == PERCENT else ""
-        return {
+        low, high = self.interval or (None, None)
+        told = {
             f"{stem}float": self.float_value,
             f"{stem}quant": self.quant_value,
-            **({f"{self.task}/delta_pct": self.difference} if end else {}),
-            f"{self.task}/ci_low": self.low,
-            f"{self.task}/ci_high": self.high,
+            f"{self.task}/delta_pct": self.difference if end else None,
+            f"{self.task}/ci_low": low,
+            f"{self.task}/ci_high": high,
             f"{self.task}/p_value": self.p_value,
             f"{self.task}/detectable{end}": self.detectable,
             f"{self.task}/verdict": self.verdict,
             f"{self.task}/signature": self.signature,
         }
+        return {key: value for key, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -85,21 +91,39 @@ class Report:
     samples: list[dict[str, str]] = field(default_factory=list)  # input, reference, float, quantized
 
 
+def corrected(reports: Mapping[str, Report]) -> dict[str, Report]:
+    """The reports with p-values corrected for each other: of several tasks one is below 0.05 by chance soon enough."""
+    judged = [(score, score.p_value) for report in reports.values() for score in report.scores if score.verdict]
+    told = [(score, p_value) for score, p_value in judged if p_value is not None]
+    by_task = {score.task: p for (score, _), p in zip(told, statistics.holm([p_value for _, p_value in told]))}
+    return {
+        name: replace(
+            report,
+            metrics=report.metrics | {f"{task}/p_holm": p for task, p in by_task.items() if task == name},
+            scores=[replace(row, p_holm=by_task.get(row.task) if row.verdict else None) for row in report.scores],
+        )
+        for name, report in reports.items()
+    }
+
+
 def scored(
     task: str,
     name: str,
     values: tuple[float, float],
-    intervals: tuple[Interval, Interval],
+    intervals: tuple[Interval | None, Interval | None],
     change: Difference,
     *,
     higher_is_better: bool = True,
+    unit: str = "",
     verdict: str = "",
     signature: str = "",
 ) -> Score:
-    """The row of a score, (float, quantized) twice, whose difference is in its own unit."""
+    """The row of a score, (float, quantized) twice, and of its difference, in its own unit or in percent."""
+    said = not change.doubt
     return Score(
-        task, name, *values, *intervals, change.value, change.low, change.high, change.p_value, change.detectable,
-        higher_is_better=higher_is_better, verdict=verdict, signature=signature,
+        task, name, *values, *intervals, change.value, (change.low, change.high) if said else None,
+        change.p_value if said else None, change.detectable if said else None, unit, higher_is_better, verdict,
+        signature,
     )  # fmt: skip
 
 
@@ -110,33 +134,40 @@ def paired(
     after: Values,
     *,
     margin: float | None = None,
+    floor: str = "",
     higher_is_better: bool = True,
     signature: str = "",
 ) -> Score:
     """The row of a score that is a mean over items: [n], [n], the float and the quantized model on the same items.
 
-    `margin`, in the score's own unit, gives it a verdict.
+    `margin`, in the score's own unit, gives it a verdict, unless `floor` says why the float model's score bears none.
     """
     change = statistics.paired_difference(before, after)
-    loss = (-change.high, -change.low) if higher_is_better else (change.low, change.high)
     return scored(
         task,
         name,
         (float(before.mean()), float(after.mean())),
-        (statistics.mean_interval(before), statistics.mean_interval(after)),
+        (statistics.mean(before).interval, statistics.mean(after).interval),
         change,
         higher_is_better=higher_is_better,
-        verdict="" if margin is None else verdict(*loss, margin, name),
+        verdict="" if margin is None else verdict(change, margin, name, floor, higher_is_better=higher_is_better),
         signature=signature,
     )
 
 
-def verdict(loss_low: float, loss_high: float, margin: float, unit: str) -> str:
-    """One word on a loss (positive is worse) from its interval: does it stay within the margin?"""
-    if loss_high <= margin:
-        word = "non-inferior"
-    elif loss_low > margin:
+def verdict(change: Difference, margin: float, unit: str, floor: str = "", *, higher_is_better: bool = True) -> str:
+    """A word or two on a difference from its interval: does the loss stay within the margin? And why, in brackets.
+
+    `floor` says why the float model's score is one from which little can be lost.
+    """
+    loss_low, loss_high = (-change.high, -change.low) if higher_is_better else (change.low, change.high)
+    word = "inconclusive"
+    if loss_low > margin:
         word = "worse"
-    else:
-        word = "inconclusive"
+    elif floor:
+        return f"{word} ({floor})"
+    elif change.doubt:
+        return f"too few to say ({change.doubt})"
+    elif loss_high <= margin:
+        word = "non-inferior"
     return f"{word} (margin {margin:g} {unit})"

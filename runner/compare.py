@@ -17,12 +17,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from slimrun.evaluation.base import Outputs, Task
+from slimrun.evaluation.comparison import Report, corrected
 from slimrun.runner.config import construct
 from slimrun.runner.display import print_anything, print_table
 from slimrun.runner.folder import OUTPUTS, RESULTS, flat, read_outputs
-from slimrun.runner.report.table import SIZES, cells
+from slimrun.runner.report.table import COLUMNS, SIZES, cells
 
-COLUMNS = ["", "A", "B", "B - A", "95 % interval", "p", "verdict on B"]
+HEADINGS = ["", "A", "B", "B - A", *COLUMNS[1:-1], "verdict on B"]
 NOT_COMPARED = ("tracking", "cache", "sweep", "plan")
 # all that a run's config.yaml may have constructed
 OWN_TASK = re.compile(r"slimrun\.evaluation\.task\.[a-z_]+\.[A-Za-z]+")
@@ -81,11 +82,13 @@ def read(folder: Path) -> Run:
 
 def show(a: Run, b: Run) -> None:
     """Print what tells the runs apart, and the table; ValueError when they were not measured alike."""
-    table = [*exact_rows(a, b), *(row for name in common_tasks(a, b) for row in rows(name, a, b))]
+    sizes, tasks = exact_rows(a, b), common_tasks(a, b)
+    reports = corrected({name: compared(name, a, b) for name in tasks})
+    table = [*sizes, *(cells(score) for report in reports.values() for score in report.scores)]
     print(f"A: {a.folder}\nB: {b.folder}")
     for line in changes(a, b):
         print(f"   {line}")
-    print_table("B against A, paired", COLUMNS, table)
+    print_table("B against A, paired", HEADINGS, table)
 
 
 def common_tasks(a: Run, b: Run) -> list[str]:
@@ -127,16 +130,16 @@ def exact_rows(a: Run, b: Run) -> list[list[str]]:
             lacking = a.folder if one is None else b.folder
             raise ValueError(f"{lacking} has no {size.key} in its {RESULTS}; run it again")
         signed = size.form.replace("{:", "{:+")
-        found.append([size.label, size.shown(a.results), size.shown(b.results), signed.format(two - one), "", "", ""])
+        found.append([size.label, size.shown(a.results), size.shown(b.results), signed.format(two - one)])
     return found
 
 
-def rows(name: str, a: Run, b: Run) -> list[list[str]]:
+def compared(name: str, a: Run, b: Run) -> Report:
     """A task's scores, those of A in the place of the float model's."""
     report = task_of(a, name).compare(name, a.outputs[name], b.outputs[name])
     if report.metrics[f"{name}/signature"] != a.results[f"{name}/signature"]:
         raise ValueError(f"task {name}: its data changed since the runs; put the file back, or run both again")
-    return [cells(score) for score in report.scores]
+    return report
 
 
 def task_of(run: Run, name: str) -> Task:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from slimrun.evaluation.base import LanguageModel, Outputs, Reference, Task
+from slimrun.evaluation.comparison import corrected
 from slimrun.ops import bundle
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.framework.base import LoadedModel
@@ -79,11 +80,12 @@ class Experiment(Choices):
         else:
             final = model
 
-        reports, quant_outputs = {}, {}
+        compared, quant_outputs = {}, {}
         for name, task in self.task.items():
             outputs = self._evaluate(stages, name, "quantized", task, final, references.pop(name))()
-            reports[name] = task.compare(name, float_outputs.pop(name), outputs)
+            compared[name] = task.compare(name, float_outputs.pop(name), outputs)
             quant_outputs[name] = outputs
+        reports = corrected(compared)
         result = Result(
             config_hash=self.identity(),
             layers=sizes.layers,

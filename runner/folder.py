@@ -52,8 +52,8 @@ def read_scores(path: Path) -> list[Score] | None:
     """The rows that `write_scores` left; None when there are none or the file is damaged."""
     try:
         rows: list[dict[str, Any]] = (read_json(path) or {})["scores"]
-        pairs = ("float_interval", "quant_interval")
-        return [Score(**{**row, **{key: tuple(row[key]) for key in pairs}}) for row in rows]
+        pairs = ("float_interval", "quant_interval", "interval")
+        return [Score(**{**row, **{key: row[key] and tuple(row[key]) for key in pairs}}) for row in rows]
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -1,5 +1,6 @@
 """Perplexity, and how far the quantized model's predictions are from the float model's."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 
 from slimrun.evaluation import statistics
 from slimrun.evaluation.base import FloatArray, IntArray, Outputs
-from slimrun.evaluation.comparison import PERCENT, Score, paired, verdict
+from slimrun.evaluation.comparison import PERCENT, Score, paired, scored, verdict
 
 HEAD_ROWS = 128  # rows of one call of the output head: enough for a fast product, 25 MB at 49152 tokens
 CACHE_ROWS = 4  # rows whose log-probabilities stay in the processor's cache while several passes read them
@@ -62,24 +63,34 @@ def perplexities(
     after: npt.NDArray[Any],
     *,
     margin_pct: float | None = None,
+    chance: float = math.inf,
     signature: str = "",
 ) -> Score:
-    """The row of both perplexities from log-probabilities [n, ...], paired by item; the difference in percent."""
+    """The row of both perplexities from log-probabilities [n, ...], paired by item; the difference in percent.
+
+    `margin_pct` gives it a verdict, unless the float model's perplexity is not below `chance`: models that guess differ
+    in nothing that a perplexity measures.
+    """
     sides = (before, after)
     # items are equally long, so the mean over items is the mean over tokens
     losses = [-side.mean(axis=tuple(range(1, side.ndim)), dtype=np.float64) for side in sides]
     change = statistics.paired_difference(*losses)
-    value, low, high, detectable = (
-        100 * float(np.expm1(x)) for x in (change.value, change.low, change.high, change.detectable)
+    percent = change.mapped(lambda nats: 100 * math.expm1(nats))
+    intervals = [statistics.mean(loss).mapped(math.exp).interval for loss in losses]
+    floor = ""
+    if intervals[0] and intervals[0][1] >= chance:
+        floor = f"baseline perplexity {perplexity(before):.4g} is not below chance, {chance:g}"
+    return scored(
+        task,
+        name,
+        (perplexity(before), perplexity(after)),
+        (intervals[0], intervals[1]),
+        percent,
+        higher_is_better=False,
+        unit=PERCENT,
+        verdict="" if margin_pct is None else verdict(percent, margin_pct, PERCENT, floor, higher_is_better=False),
+        signature=signature,
     )
-    (float_low, float_high), (quant_low, quant_high) = (
-        np.exp(statistics.mean_interval(loss)).tolist() for loss in losses
-    )
-    return Score(
-        task, name, perplexity(before), perplexity(after), (float_low, float_high), (quant_low, quant_high),
-        value, low, high, change.p_value, detectable, PERCENT, higher_is_better=False,
-        verdict="" if margin_pct is None else verdict(low, high, margin_pct, PERCENT), signature=signature,
-    )  # fmt: skip
 
 
 def divergences(task: str, before: Outputs, after: Outputs) -> list[Score]:

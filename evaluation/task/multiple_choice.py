@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from slimrun.evaluation import statistics
 from slimrun.evaluation.base import (
@@ -21,6 +22,8 @@ from slimrun.evaluation.prompt import fills
 from slimrun.evaluation.source.file import read_jsonl, select, sha256
 from slimrun.evaluation.source.pinned import pinned
 from slimrun.evaluation.statistics import Values
+
+Hits = npt.NDArray[np.bool_]  # which items were answered right
 
 PINNED = ("mmlu", "socialiqa")
 
@@ -94,13 +97,14 @@ class MultipleChoice:
         was, now = right[self.normalize]
         lost, gained = int((was & ~now).sum()), int((~was & now).sum())
         change = statistics.proportion_difference(lost, gained, len(items))
+        intervals = [statistics.proportion_interval(int(hits.sum()), len(items)) for hits in (was, now)]
         own = scored(
             name,
             "accuracy",
             (float(was.mean()), float(now.mean())),
-            (statistics.mean_interval(was.astype(np.float64)), statistics.mean_interval(now.astype(np.float64))),
+            (intervals[0], intervals[1]),
             change,
-            verdict=verdict(-100 * change.high, -100 * change.low, self.margin_points, "points of accuracy"),
+            verdict=self._verdict(items, was, now, change),
             signature=self._signature(items),
         )
         metrics = own.metrics("accuracy")
@@ -115,6 +119,13 @@ class MultipleChoice:
             f"{name}/flips_gained": gained / len(items),
         }
         return Report(metrics, [own], self._samples(items, *chosen[self.normalize]))
+
+    def _verdict(self, items: list[dict[str, Any]], was: Hits, now: Hits, change: statistics.Difference) -> str:
+        """None for models that guess: two of them differ in nothing that this task measures."""
+        chance = float(np.mean([1 / len(item["options"]) for item in items]))
+        low, _ = statistics.proportion_interval(int(was.sum()), len(items))
+        floor = f"baseline accuracy {was.mean():.2f} is not above chance, {chance:.2f}" if low <= chance else ""
+        return verdict(change.mapped(lambda share: 100 * share), self.margin_points, "points of accuracy", floor)
 
     @staticmethod
     def _choices(items: list[dict[str, Any]], log_probs: Values, per_character: bool) -> np.ndarray:

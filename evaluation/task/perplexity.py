@@ -65,7 +65,10 @@ class Perplexity:
         return protocol_of(self, sha256(self._file()), without=["margin_pct"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
-        """Float model: log_probs [W, T-1], hidden [W, T-1, H]. With a reference: log_probs, kl, agree [W, T-1]."""
+        """Float model: log_probs [W, T-1], hidden [W, T-1, H]. With a reference: log_probs, kl, agree [W, T-1].
+
+        Either: vocabulary [1], the number of tokens that the head chooses from.
+        """
         windows = self._tokens(model)
         collected: dict[str, list[np.ndarray]] = {}
         done = 0
@@ -86,13 +89,19 @@ class Perplexity:
                 collected.setdefault(name, []).append(part)
             done += count
             progress(done, len(windows))
-        return {name: np.concatenate(parts) for name, parts in collected.items()}
+        vocabulary = np.array([model.log_probs(states[:1]).shape[-1]])
+        return {name: np.concatenate(parts) for name, parts in collected.items()} | {"vocabulary": vocabulary}
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Perplexities, their difference paired by window, and the fidelity to the float model."""
         log_probs = [side["log_probs"] for side in (float_outputs, quant_outputs)]
         own = fidelity.perplexities(
-            name, "perplexity", *log_probs, margin_pct=self.margin_pct, signature=self._signature(len(log_probs[0]))
+            name,
+            "perplexity",
+            *log_probs,
+            margin_pct=self.margin_pct,
+            chance=float(float_outputs.get("vocabulary", [np.inf])[0]),
+            signature=self._signature(len(log_probs[0])),
         )
         if "kl" not in quant_outputs:
             return Report(own.metrics(), [own])

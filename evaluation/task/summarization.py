@@ -62,7 +62,7 @@ class Summarization:
         return generation.answers(model, prompts, self.batch, self.max_new_tokens, progress)
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
-        """Four ROUGE scores for both, ROUGE-L with a paired bootstrap over the items."""
+        """Four ROUGE scores for both, ROUGE-L with a verdict where the float model's is above chance."""
         prompts, references = map(list, zip(*self._items()))
         was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
         before, after = rouge.rouge(was, references), rouge.rouge(now, references)
@@ -72,6 +72,7 @@ class Summarization:
             before["rougeL"],
             after["rougeL"],
             margin=self.margin_points,
+            floor=self._floor(was, references, before["rougeL"]),
             signature=self._signature(len(references)) + generation.dated(float_outputs),
         )
         metrics = own.metrics("rougeL")
@@ -79,6 +80,15 @@ class Summarization:
             metrics[f"{name}/{key}_float"] = float(before[key].mean())
             metrics[f"{name}/{key}_quant"] = float(after[key].mean())
         return Report(metrics, [own], generation.examples(prompts, references, was, now))
+
+    @staticmethod
+    def _floor(was: list[str], references: list[str], own: statistics.Values) -> str:
+        """Why the float model's answers say nothing; "" when they fit their own items better than the next ones."""
+        chance = rouge.rouge(was, references[1:] + references[:1])["rougeL"]
+        above = statistics.paired_difference(chance, own)
+        if above.doubt or above.low > 0:
+            return ""
+        return f"baseline ROUGE-L {own.mean():.1f} is not above chance, {chance.mean():.1f}"
 
     def _signature(self, items: int) -> str:
         source = sha256(self._file())[:12]

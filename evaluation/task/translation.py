@@ -122,35 +122,35 @@ class Translation:
             told[f"{name}/{key}_quant"], signature = bleu.corpus_score(scorer, now, references)
             signatures.append(f"{key}={signature}")
         signatures.append(self._signature(len(references)) + generation.dated(float_outputs))
-        own = self._bleu(name, was, now, references, "; ".join(signatures))
+        own, chance = self._bleu(name, was, now, references, "; ".join(signatures))
         # it still moves where a model cannot translate and BLEU lies at the floor
         likelihoods = [side["reference_log_probs"] for side in (float_outputs, quant_outputs)]
         reference = fidelity.perplexities(name, "reference perplexity", *likelihoods)
         told |= {
             f"{name}/reference_ppl_float": reference.float_value,
             f"{name}/reference_ppl_quant": reference.quant_value,
+            f"{name}/p_randomization": chance,
             f"{name}/bleu_self": float(scorers["bleu"].corpus_score(now, [was]).score),
         }
         examples = generation.examples(sources, references, was, now)
         return Report({**told, **own.metrics("bleu")}, [own, reference], examples)
 
-    def _bleu(self, name: str, was: list[str], now: list[str], references: list[str], signature: str) -> Score:
-        """Both BLEU scores and their difference over the same resamples of the items."""
+    def _bleu(
+        self, name: str, was: list[str], now: list[str], references: list[str], signature: str
+    ) -> tuple[Score, float]:
+        """Both BLEU scores and their difference, from what each item contributes to it; p by randomization."""
         metric = bleu.translation_metrics(self.target, self._tokenizer())["bleu"]
         sides = [bleu.bleu_statistics(metric, texts, references) for texts in (was, now)]
-        width = sides[0].shape[1]
-        drawn = statistics.bootstrap_means(np.hstack(sides)) * len(references)
-        values = np.array([[bleu.bleu_of(row[:width]), bleu.bleu_of(row[width:])] for row in drawn])
-        before, after = (bleu.bleu_of(side.sum(axis=0)) for side in sides)
-        change = statistics.difference(after - before, values[:, 1] - values[:, 0])
-        intervals = (statistics.interval(values[:, 0]), statistics.interval(values[:, 1]))
+        (before, after), (first, second) = statistics.jackknife(bleu.bleu_of, *sides)
+        change = statistics.mean(second - first, after - before)
+        intervals = (statistics.mean(first, before).interval, statistics.mean(second, after).interval)
         judged = self._verdict(before, change)
-        return scored(name, "BLEU", (before, after), intervals, change, verdict=judged, signature=signature)
+        row = scored(name, "BLEU", (before, after), intervals, change, verdict=judged, signature=signature)
+        return row, statistics.randomization(bleu.bleu_of, *sides)
 
     def _verdict(self, baseline: float, change: statistics.Difference) -> str:
-        if baseline < BLEU_FLOOR:
-            return f"inconclusive (baseline BLEU {baseline:.1f} is at the floor, below {BLEU_FLOOR:g})"
-        return verdict(-change.high, -change.low, self.margin_points, "BLEU")
+        floor = f"baseline BLEU {baseline:.1f} is at the floor, below {BLEU_FLOOR:g}" if baseline < BLEU_FLOOR else ""
+        return verdict(change, self.margin_points, "BLEU", floor)
 
     def _signature(self, items: int) -> str:
         source = sha256(self._file())[:12]

@@ -78,7 +78,9 @@ def _row(job: Job, panels: Sequence[Panel], beside: Sequence[str], sweep_folder:
 
 def _scored(point: Point) -> list[Cell]:
     """The score with its interval, and the verdict on it."""
-    interval = f'<br><span class="quiet">{point.low:.4g} to {point.high:.4g}</span>'
+    interval = ""
+    if point.low is not None:
+        interval = f'<br><span class="quiet">{point.low:.4g} to {point.high:.4g}</span>'
     verdict = escape(point.verdict).replace(" (", "<br>(")
     return [
         (f"{point.score:#.4g}{interval}", point.score, "front" if point.on_front else ""),

@@ -49,14 +49,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Point:
-    """A job in a panel; the interval is that of the paired difference from the float model (95 %)."""
+    """A job in a panel; low and high are the ends of the paired difference's interval (95 %), None where none holds."""
 
     job: int
     label: str
     bits: float
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     verdict: str
     on_front: bool
 
@@ -109,10 +109,11 @@ def _panel(members: Sequence[tuple[Job, Score]]) -> Panel:
     first, score = members[0]
     sign = -1 if score.higher_is_better else 1
     costs = [(job.results[BITS], sign * score.quant_value) for job, score in members]
-    points = [
-        Point(job.number, job.label, cost[0], score.quant_value, *score.range, score.verdict, not beaten(cost, costs))
-        for (job, score), cost in zip(members, costs)
-    ]
+    points = []
+    for (job, score), cost in zip(members, costs):
+        low, high = score.range or (None, None)
+        front = not beaten(cost, costs)
+        points.append(Point(job.number, job.label, cost[0], score.quant_value, low, high, score.verdict, front))
     return Panel(
         title=score.label,
         signature=score.signature,

@@ -78,10 +78,15 @@ def pareto(path: Path, panels: Sequence[Panel]) -> None:
     plt.close(figure)
 
 
+def _error(value: float, low: float | None = None, high: float | None = None) -> list[list[float]]:
+    """How far the bars of an interval reach below and above a value."""
+    return [[0.0 if low is None else max(0.0, value - low)], [0.0 if high is None else max(0.0, high - value)]]
+
+
 def _pareto_panel(axis: plt.Axes, panel: Panel) -> None:
     for point in panel.points:
         color = QUANT_COLOR if point.on_front else "0.6"
-        error = [[max(0.0, point.score - point.low)], [max(0.0, point.high - point.score)]]
+        error = _error(point.score, point.low, point.high)
         axis.errorbar(point.bits, point.score, yerr=error, fmt="o", ms=5, color=color, ecolor=color, capsize=3, lw=1)
     front = panel.front
     # between two jobs of the front only what both reach is known: steps, not a straight line
@@ -135,7 +140,8 @@ def _drawn(axis: plt.Axes, panel: Panel) -> list[Bbox]:
     level = pixels(0, panel.float_score)[1]
     boxes = [axis.get_legend().get_window_extent(), Bbox([(axis.bbox.x0, level), (axis.bbox.x1, level)]).padded(1)]
     for point in panel.points:
-        boxes.append(Bbox([pixels(point.bits, point.low), pixels(point.bits, point.high)]).padded(4))
+        ends = [point.score if end is None else end for end in (point.low, point.high)]
+        boxes.append(Bbox([pixels(point.bits, end) for end in ends]).padded(4))
         boxes.append(Bbox([pixels(point.bits, point.score)] * 2).padded(6))
     for here, there in itertools.pairwise(panel.front):
         corner = pixels(there.bits, here.score)
@@ -150,7 +156,7 @@ def _panel(axis: plt.Axes, score: Score) -> None:
     )
     for label, value, interval, color in pairs:
         axis.bar(label, value, color=color, width=0.6)
-        error = [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+        error = _error(value, *(interval or ()))
         axis.errorbar(label, value, yerr=error, color="black", capsize=4, lw=1)
         axis.annotate(
             f"{value:.4g}",

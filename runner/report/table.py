@@ -35,18 +35,22 @@ SIZES = (
     Size("compression ratio", "compress/ratio", "{:.3f}"),
     Size("artifact, MB", "size/artifact_bytes", "{:.1f}", 1e6),
 )
-COLUMNS = ["difference", "95 % interval", "p", "verdict"]  # after the score's name and its two values
+# after the score's name and its two values; p corrected for the run's other tasks where the score has a verdict
+COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "detectable", "verdict"]
 
 
 def cells(score: Score) -> list[str]:
     """Name, both values, and what the columns say."""
     unit = f" {score.unit}" if score.unit else ""
+    low, high = score.interval or (None, None)
     return [
         score.label,
         f"{score.float_value:.4g}",
         f"{score.quant_value:.4g}",
         f"{score.difference:+.4g}{unit}",
-        f"{score.low:+.4g} to {score.high:+.4g}{unit}",
-        f"{score.p_value:.4f}",
+        "" if low is None else f"{low:+.4g} to {high:+.4g}{unit}",
+        "" if score.p_value is None else f"{score.p_value:.4f}",
+        "" if score.p_holm is None else f"{score.p_holm:.4f}",
+        "" if score.detectable is None else f"{score.detectable:.3g}{unit}",
         score.verdict,
     ]

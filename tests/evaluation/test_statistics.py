@@ -1,6 +1,7 @@
 """Intervals that cover, p-values that hold, against closed forms."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -25,41 +26,56 @@ def test_mcnemar_is_symmetric_and_a_probability(lost: int, gained: int) -> None:
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:
     values = np.random.default_rng(0).normal(3, 2, size=400)
-    low, high = statistics.mean_interval(values)
+    change = statistics.mean(values)
     half = 1.96 * values.std() / math.sqrt(len(values))
-    assert low == pytest.approx(values.mean() - half, abs=0.02)
-    assert high == pytest.approx(values.mean() + half, abs=0.02)
+    assert change.low == pytest.approx(values.mean() - half, abs=0.03)
+    assert change.high == pytest.approx(values.mean() + half, abs=0.03)
 
 
-def test_coverage_of_the_paired_interval() -> None:
-    rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(200):
-        noise = rng.normal(size=32)
-        samples = statistics.bootstrap_means((0.3 + noise)[:, None], 1000)[:, 0]
-        low, high = statistics.interval(samples)
-        hits += low <= 0.3 <= high
-    assert 0.88 <= hits / 200 <= 0.99  # percentile intervals of 32 items cover a little less than 95 %
+KINDS: dict[str, Callable[[np.random.Generator, int], statistics.Values]] = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "heavy-tailed": lambda rng, n: rng.standard_t(3, size=n),
+    "half unchanged": lambda rng, n: rng.normal(size=n) * (rng.random(n) < 0.5),
+    "skewed": lambda rng, n: rng.exponential(size=n) - 1,
+}
 
 
-def test_p_value_of_no_effect_is_uniform_enough() -> None:
-    rng = np.random.default_rng(2)
-    zeros = np.zeros(40)
-    found = [statistics.paired_difference(zeros, rng.normal(size=40)).p_value for _ in range(100)]
-    assert sum(p < 0.05 for p in found) <= 14
-    assert 0.3 < np.mean(found) < 0.7
+@pytest.mark.parametrize("items", [5, 12, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_interval_misses_as_often_as_it_says(kind: str, items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    rng = np.random.default_rng(items)
+    found = [statistics.mean(KINDS[kind](rng, items)) for _ in range(400)]
+    said = [change for change in found if not change.doubt]
+    missed = sum(not change.low <= 0 <= change.high for change in said) / max(1, len(said))
+    # tests/benchmarks/intervals.py has 5 % within 2 points; the standard error of these 400 sets is 1.1 points.
+    # A skew that five items cannot show is what no interval bears.
+    assert missed <= (0.115 if kind == "skewed" and items == 5 else 0.085)
+    assert all((change.p_value < 0.05) == (not change.low <= 0 <= change.high) for change in found)
 
 
 def test_equal_systems_differ_in_nothing() -> None:
     values = np.random.default_rng(3).random(20)
-    assert statistics.paired_difference(values, values) == statistics.Difference(0, 0, 0, 1)
+    assert statistics.paired_difference(values, values) == statistics.Difference(0, 0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("items", [0, 1, 4])
+def test_a_handful_of_items_says_nothing(items: int) -> None:
+    change = statistics.mean(np.random.default_rng(6).normal(5, 1, size=items))
+    assert (change.interval, change.p_value) == (None, 1)
+    assert change.doubt == f"{items} items; 5 are the least"
+
+
+def test_unchanged_items_say_something_from_twenty_on() -> None:
+    assert statistics.mean(np.zeros(19)).doubt == "19 items that do not vary; 20 are the least"
+    assert statistics.mean(np.zeros(20)).interval == (0, 0)
 
 
 def test_one_changed_item_is_no_evidence() -> None:
     values = np.zeros(20)
     changed = values.copy()
     changed[7] = 1
-    assert statistics.paired_difference(values, changed).p_value > 0.3
+    assert statistics.paired_difference(values, changed).doubt == "of 20 items one or two carry the whole difference"
 
 
 def test_pairing_sees_what_two_intervals_do_not() -> None:
@@ -69,9 +85,41 @@ def test_pairing_sees_what_two_intervals_do_not() -> None:
     assert change.p_value < 0.001
 
 
-def test_detectable_is_what_the_interval_could_show() -> None:
-    change = statistics.Difference(0, -1.959964, 1.959964, 1)
-    assert change.detectable == pytest.approx(2.8016, abs=1e-3)  # standard error 1, 95 % and 80 % power
+def test_detectable_is_found_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(7)
+    samples = [rng.normal(size=20) for _ in range(300)]
+    shown = [statistics.mean(values + statistics.mean(values).detectable).p_value < 0.05 for values in samples]
+    assert 0.72 <= np.mean(shown) <= 0.9
+
+
+def test_jackknife_of_a_mean_is_its_items() -> None:
+    rows = np.stack([np.random.default_rng(8).random(30), np.ones(30)], axis=1)
+    (value,), (pseudo,) = statistics.jackknife(lambda total: float(total[0] / total[1]), rows)
+    assert value == pytest.approx(rows[:, 0].mean())
+    np.testing.assert_allclose(pseudo, rows[:, 0])
+
+
+def test_randomization_is_the_share_of_swaps_that_reach_as_far() -> None:
+    zeros, ones = np.zeros((4, 1)), np.ones((4, 1))
+    # 2 of the 16 ways to swap four items lead as far: none and all
+    assert statistics.randomization(lambda total: float(total[0]), zeros, ones) == pytest.approx(1 / 8, abs=0.01)
+    assert statistics.randomization(lambda total: float(total[0]), ones, ones) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "corrected"),
+    [([], []), ([0.04], [0.04]), ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]), ([0.5, 0.9], [1.0, 1.0])],
+)
+def test_holm_by_hand(given: list[float], corrected: list[float]) -> None:
+    assert statistics.holm(given) == pytest.approx(corrected)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 400))
+def test_flips_and_their_interval_agree(lost: int, gained: int, kept: int) -> None:
+    change = statistics.proportion_difference(lost, gained, lost + gained + kept)
+    assert change.low <= change.value <= change.high
+    assert (change.p_value < 0.05) == (not change.low <= 0 <= change.high)
+    assert change.p_value >= statistics.mcnemar(lost, gained) or change.doubt
 
 
 def test_no_flip_is_no_certainty() -> None:
@@ -86,15 +134,22 @@ def test_no_flip_is_no_certainty() -> None:
     [(-1, 5, "non-inferior"), (6, 9, "worse"), (4, 6, "inconclusive"), (-9, -6, "non-inferior")],
 )
 def test_verdict(low: float, high: float, word: str) -> None:
-    assert verdict(low, high, 5, "%") == f"{word} (margin 5 %)"
+    change = statistics.Difference((low + high) / 2, low, high, 0.5, 1)
+    assert verdict(change, 5, "%", higher_is_better=False) == f"{word} (margin 5 %)"
+    gain = statistics.Difference(-(low + high) / 2, -high, -low, 0.5, 1)
+    assert verdict(gain, 5, "%") == f"{word} (margin 5 %)"
 
 
-def test_samples_do_not_depend_on_the_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(5).random((30, 2))
-    whole = statistics.bootstrap_means(values, 500)
-    assert whole.shape == (500, 2)
-    monkeypatch.setattr(statistics, "_portions", lambda resamples, items: iter([200, 300]))
-    np.testing.assert_allclose(statistics.bootstrap_means(values, 500), whole)
+def test_no_verdict_where_nothing_can_be_said() -> None:
+    assert verdict(statistics.mean(np.ones(3)), 5, "%") == "too few to say (3 items; 5 are the least)"
+    assert verdict(statistics.mean(np.ones(30)), 5, "%", "it guesses") == "inconclusive (it guesses)"
+
+
+def test_resamples_do_not_depend_on_the_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(5).random(30)
+    whole = statistics.mean(values)
+    monkeypatch.setattr(statistics, "_portions", lambda resamples, items: iter([4000, resamples - 4000]))
+    assert statistics.mean(values) == whole
 
 
 def test_overlap() -> None:

@@ -20,7 +20,7 @@ from slimrun.runner.sweep import SweepCallback
 from slimrun.runner.tracking import attempt
 
 ROOT = Path(__file__).parents[2]
-TINY = ["model=tiny_llama", "task.perplexity.windows=4", "task.perplexity.window=64", "calibration.samples=4"]
+TINY = ["model=tiny_llama", "task.perplexity.windows=6", "task.perplexity.window=64", "calibration.samples=4"]
 FAST = [*TINY, "task=[perplexity]"]
 
 

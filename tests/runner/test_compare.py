@@ -84,7 +84,7 @@ def test_a_run_does_not_differ_from_itself(
     _, out, _ = slimrun_compare(monkeypatch, capsys, a, a)
     line = next(line for line in out.splitlines() if "perplexity " in line)
     assert "+0 %" in line
-    assert "1.0000" in line
+    assert "inconclusive" in line, "the float model guesses"
 
 
 def test_unlike_runs_are_refused_in_one_line(

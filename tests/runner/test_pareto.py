@@ -23,7 +23,7 @@ def finished(bits: float, perplexity: float, **changes: object) -> dict[str, obj
     row: dict[str, object] = {
         "task": "perplexity", "name": "perplexity", "float_value": 20.0, "quant_value": perplexity,
         "float_interval": (19.0, 21.0), "quant_interval": (perplexity - 1, perplexity + 1), "difference": delta,
-        "low": delta - 5, "high": delta + 5, "p_value": 0.01, "detectable": 7.0, "unit": "%",
+        "interval": (delta - 5, delta + 5), "p_value": 0.01, "detectable": 7.0, "unit": "%",
         "higher_is_better": False, "verdict": "worse (margin 5 %)", "signature": "windows:4",
     }  # fmt: skip
     row |= {key.removeprefix("score."): value for key, value in changes.items() if key.startswith("score.")}
@@ -113,7 +113,7 @@ def test_what_was_not_measured_alike_does_not_share_a_panel(tmp_path: Path) -> N
 
 
 def test_a_score_of_which_more_is_better(tmp_path: Path) -> None:
-    row = {"score.name": "accuracy", "score.float_value": 0.5, "score.low": -0.1, "score.high": 0.05, "score.unit": ""}
+    row = {"score.name": "accuracy", "score.float_value": 0.5, "score.interval": (-0.1, 0.05), "score.unit": ""}
     values = [(4.0, 0.40), (5.0, 0.45), (6.0, 0.42)]
     jobs = [(["seed=0"], finished(bits, q, **row, **{"score.higher_is_better": True})) for bits, q in values]
     folder = sweep(tmp_path / "sweep", jobs)
