@@ -242,7 +242,7 @@ def test_perplexity_report_by_hand() -> None:
     few = {key: side[:4] for key, side in before.items()}
     assert Perplexity().compare("p", few, few).metrics["p/verdict"] == ("too few to say (4 items; 5 are the least)")
     guesses = before | {"vocabulary": np.array([2])}
-    assert Perplexity().compare("p", guesses, after).metrics["p/verdict"] == (
+    assert Perplexity().compare("p", guesses, guesses).metrics["p/verdict"] == (
         "inconclusive (baseline perplexity 2.718 is not below chance, 2)"
     )
 
