@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from slimrun.evaluation.base import Task
@@ -98,8 +98,13 @@ def named_as_typed(key: str, knobs: Any) -> Iterator[None]:
 
 def as_typed(key: str, knobs: Any, text: str) -> str:
     """A text that names knobs as Python does (ignore=..., fallback.max_share) with their names on the command line."""
-    names = "|".join(field.name for field in fields(knobs))
-    return re.sub(rf"(?<![\w.-])({names})(?==|\.\w)", rf"{key}.\1", text)
+    known = {field.name: getattr(knobs, field.name) for field in fields(knobs)}
+    names = [rf"{name}(?==)" for name in known]
+    # only what is there: a file may be called prompts.txt
+    names += [
+        rf"{name}\.{inner.name}\b" for name, knob in known.items() if is_dataclass(knob) for inner in fields(knob)
+    ]
+    return re.sub(rf"(?<![\w./-])({'|'.join(names)})", rf"{key}.\1", text)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def _panel(axis: plt.Axes, score: Score) -> None:
         error = _error(value, *(interval or ()))
         axis.errorbar(label, value, yerr=error, color="black", capsize=4, lw=1)
         axis.annotate(
-            f"{value:.4g}",
+            f"{value:.3g}",
             (label, value),
             ha="left",
             va="bottom",
