@@ -18,6 +18,7 @@ from typing import Any
 from slimrun.ops.export import Exported, Target, targets
 from slimrun.ops.export.base import AUTO
 from slimrun.ops.model.base import Model
+from slimrun.ops.model.own import Own
 from slimrun.runner.display import Stages, print_anything, print_table
 from slimrun.runner.folder import EXPORT
 
@@ -75,13 +76,17 @@ def check(targets: Mapping[str, Target], model: Model, cache: Path, readable: bo
         return
     if not readable:
         raise ValueError(f"export={next(iter(targets))} reads the bundle back; allowed: compress=native, nz, none")
+    if isinstance(model, Own):
+        raise ValueError(f"export={next(iter(targets))} needs a model of transformers; allowed: export=none")
     config = model.config(cache).to_dict()
     dtype = config.get("dtype") or "float32" if model.dtype == AUTO else model.dtype
-    fast = getattr(model.tokenizer(cache), "backend_tokenizer", None)
-    tokenizer = None if fast is None else json.loads(fast.to_str())
+    reader = model.reader(cache)  # None until the model was fetched
+    fast = getattr(reader.tokenizer, "backend_tokenizer", None) if reader else None
     for name, target in targets.items():
         with _named(name):
-            target.check({**config, "dtype": str(dtype)}, tokenizer)
+            target.check({**config, "dtype": str(dtype)})
+            if reader:
+                target.check_tokenizer(json.loads(fast.to_str()) if fast else None)
 
 
 def write(targets: Mapping[str, Target], artifact: Path, output: Path, stages: Stages) -> list[Exported]:

@@ -54,14 +54,17 @@ class Target:
                 f"dtype={self.dtype} is nothing that {self.name} runs; allowed: {', '.join((AUTO, *self.dtypes))}"
             )
 
-    def check(self, config: Mapping[str, Any], tokenizer: Mapping[str, Any] | None) -> None:
-        """ValueError when a model with this config.json and tokenizer.json cannot be exported, whatever its weights."""
+    def check(self, config: Mapping[str, Any]) -> None:
+        """ValueError when no model with this config.json can be exported, whatever its weights are."""
         said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
         if self.dtype == AUTO and said in DTYPES and said not in self.dtypes:
             raise ValueError(
                 f"dtype=auto keeps the model's {said}, which {self.name} does not run; give dtype="
                 f"{' or '.join(self.dtypes)}, or quantize the model in it (model.dtype={self.dtypes[0]})"
             )
+
+    def check_tokenizer(self, content: Mapping[str, Any] | None) -> None:
+        """ValueError when a model with this tokenizer.json, None where it has none, cannot be exported."""
 
     def engine(self) -> Abilities:
         """What the engine can hold, with these knobs."""
@@ -106,7 +109,8 @@ class Target:
         for left in scratch.iterdir():  # by an attempt during which the bundle was replaced
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         source = Source(artifact)
-        self.check(source.config, source.tokenizer)
+        self.check(source.config)
+        self.check_tokenizer(source.tokenizer)
         return self.written(source, scratch)
 
     def written(self, source: Source, scratch: Path) -> tuple[list[Change], list[Check]]:

@@ -31,7 +31,7 @@ class Ckpt(Target):
     abilities: ClassVar[Abilities] = Abilities({})
     dtypes: ClassVar[tuple[str, ...]] = ()
 
-    def check(self, config: Mapping[str, Any], tokenizer: Mapping[str, Any] | None) -> None:
+    def check(self, config: Mapping[str, Any]) -> None:
         """ValueError unless MindSpore, which writes the file, works here."""
         try:
             require()

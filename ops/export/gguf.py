@@ -57,15 +57,18 @@ class Gguf(Target):
         dict.fromkeys(("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16"), Q8_0.name), fuses=False, quantizes_head=True
     )
 
-    def check(self, config: Mapping[str, Any], tokenizer: Mapping[str, Any] | None) -> None:
-        """Refuse what is no LLaMA as llama.cpp runs it, and a tokenizer that it does not know."""
-        super().check(config, tokenizer)
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuse what is no LLaMA as llama.cpp runs it."""
+        super().check(config)
         rope = config.get("rope_parameters") or {}
         for key, allowed in TAKEN.items():
             said = (rope if key == "rope_type" else config).get(key, allowed)
             if said != allowed:
                 raise ValueError(f"config.json: {key}={said} is not written as gguf; allowed: {allowed}")
-        check_vocabulary(tokenizer)
+
+    def check_tokenizer(self, content: Mapping[str, Any] | None) -> None:
+        """Refuse one that llama.cpp does not know."""
+        check_vocabulary(content)
 
     def dtype_of(self, source: Source) -> torch.dtype:
         """Float16 for float32: embeddings twice as large would be slower and no better."""
