@@ -25,6 +25,7 @@ FLOAT_COPIES = 2.0  # of the float weights at the peak, the pages of their mappe
 INT8_COPIES = 1.4  # of the int8 weights
 REPORT_BYTES = 1_000_000  # tables, pictures, outputs of a run
 SCALE_BITS = 32  # a row's step
+EXPONENT_BITS = 5.3  # of the 8 of a number that coding saves, where floats are coded too
 ROW_BYTES = 8  # its deq_scale and quant_bias in the bundle
 NAME_BYTES = 1750  # of a linear's tensors in header, description and manifest
 
@@ -180,7 +181,8 @@ class Estimate:
     def artifact_bytes(self) -> int:
         """What the bundle takes on disk: coded weights, grids, what stays float, config and tokenizer."""
         rows = sum(rows for rows, _ in self.covered.values())
-        kept_float = round((self.outline.parameters - self.weights) * self.width)
+        saved = EXPONENT_BITS / 8 if self.weights and getattr(self.experiment.compress, "floats", False) else 0.0
+        kept_float = round((self.outline.parameters - self.weights) * (self.width - saved))
         folder = self.folder
         beside = [] if folder is None else [file for file in folder.iterdir() if file.suffix in {".json", ".model"}]
         named = NAME_BYTES * len(self.covered) + sum(file.stat().st_size for file in beside)

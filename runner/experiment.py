@@ -97,6 +97,7 @@ class Experiment(Choices):
             metrics={
                 **sizes.metrics,
                 "size/covered_share": covered_share(self.covered(outline), outline),
+                "size/bits_per_parameter": 8 * weight_file.stat().st_size / outline.parameters,
                 "compress/verified": int(readable),
                 "model/fingerprint": fingerprint,
                 "artifact/logits_sha256": final.logits_checksum(),

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +56,11 @@ def show(path: Path, mapped: str | None) -> None:
     print_table(str(path), COLUMNS, rows)
 
 
-def tensors(path: Path) -> Iterator[tuple[str, dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int8]]]:
-    """(name, stored parts, decoded array) of every coded tensor; every checksum is verified on the way."""
+def tensors(path: Path) -> Iterator[tuple[str, dict[str, npt.NDArray[np.generic]], npt.NDArray[Any]]]:
+    """(name, stored parts, decoded array) of every coded tensor; every checksum is verified on the way.
+
+    Of floating-point ones the array is their bits.
+    """
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.suffix in (bundle.SAFETENSORS, bundle.CKPT):
         stored = bundle.undisturbed(folder, bundle.open_stored)
@@ -66,6 +70,12 @@ def tensors(path: Path) -> Iterator[tuple[str, dict[str, npt.NDArray[np.generic]
                 yield name, parts, stored.codec.decode(parts, limited)
             except ValueError as error:
                 raise bundle.damage(stored.weights, f"{name}: {error}") from error
+        for name, packed in stored.floats.items():
+            try:
+                tensor = bundle.decode_float(packed, Limited(packed.nbytes))
+            except ValueError as error:
+                raise bundle.damage(stored.weights, f"{name}: {error}") from error
+            yield name, {"planes": packed}, compress.floats.bits_of(tensor)[1]
         return
     packed = np.fromfile(path, np.uint8)
     try:
@@ -76,10 +86,11 @@ def tensors(path: Path) -> Iterator[tuple[str, dict[str, npt.NDArray[np.generic]
     yield path.name, {"info": sections.info, "index": sections.index, "weight": sections.payload}, array
 
 
-def row(name: str, parts: dict[str, npt.NDArray[np.generic]], array: npt.NDArray[np.int8]) -> list[str]:
+def row(name: str, parts: dict[str, npt.NDArray[np.generic]], array: npt.NDArray[Any]) -> list[str]:
     """The cells of a tensor; `over` is what all its parts take more than its order-0 entropy."""
     packed = sum(part.nbytes for part in parts.values())
-    bits, entropy = 8 * packed / max(array.size, 1), compress.entropy_bits(array)
+    bits = 8 * packed / max(array.size, 1)
+    entropy = compress.entropy_bits(array) if array.dtype == np.int8 else 0.0  # of numbers it says nothing
     over = f"{bits / entropy - 1:+.2%}" if entropy else ""
     shape = "x".join(map(str, array.shape))
     return [
@@ -87,7 +98,7 @@ def row(name: str, parts: dict[str, npt.NDArray[np.generic]], array: npt.NDArray
         shape,
         f"{packed:,}",
         f"{bits:.3f}",
-        f"{entropy:.3f}",
+        f"{entropy:.3f}" if array.dtype == np.int8 else "",
         over,
         f"{array.nbytes / packed:.3f}" if packed else "",
         tiles(parts),

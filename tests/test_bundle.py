@@ -108,7 +108,8 @@ def test_layout_types_and_permissions(artifact: Path) -> None:
         assert description[f"{name}.{suffix}"] == "W8A8SC"
         assert stored[f"{name}.{suffix}"].dtype == dtype
         assert stored[f"{name}.{suffix}"].ndim == 1
-    assert description["model.embed_tokens.weight"] == "FLOAT"
+    assert description["model.embed_tokens.weight"] == "FLOATC"
+    assert description["model.norm.weight"] == "FLOAT", "too small to gain"
 
 
 def test_config_says_rope_theta_for_new_and_old_readers(artifact: Path) -> None:

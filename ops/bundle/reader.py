@@ -18,8 +18,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from slimrun.ops import compress
 from slimrun.ops.compress.base import Arena, Codec, Int8Array, Limited
-from slimrun.ops.format.linear import FLOAT
+from slimrun.ops.format.linear import FLOAT, FLOAT_CODED
 from slimrun.ops.weights import ckpt
 
 from .description import CKPT, SAFETENSORS, damage, file_name, named, read_description
@@ -45,7 +46,8 @@ class Bundle:
 class Stored:
     """What the files of a bundle hold, weights still coded."""
 
-    tensors: dict[str, Tensor]  # without the weights of quantized linears
+    tensors: dict[str, Tensor]  # without the weights of quantized linears; coded ones on the meta device
+    floats: dict[str, npt.NDArray[np.uint8]]  # the bytes of those
     coded: dict[str, dict[str, npt.NDArray[Any]]]  # linear -> stored parts of its weight
     codec: Codec
     types: dict[str, str]
@@ -85,10 +87,16 @@ def open_stored(folder: Path) -> Stored:
         name: {part: tensors.pop(key).numpy() for part in codec.parts if (key := f"{name}.{part}") in tensors}
         for name in quantized
     }
+    floats = {}
+    for key in [key for key in tensors if types[key] == FLOAT_CODED]:
+        floats[key] = tensors[key].numpy()
+        with named(weights):
+            dtype, shape = compress.float_header(floats[key])
+            tensors[key] = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
     formats = {name: types[f"{name}.weight"] for name in quantized}
     if codec.container:
         formats = {name: kind.removesuffix("C") for name, kind in formats.items()}
-    return Stored(tensors, coded, codec, formats, weights)
+    return Stored(tensors, floats, coded, codec, formats, weights)
 
 
 def decode(stored: Stored, shapes: Shapes | None = None) -> Bundle:
@@ -97,7 +105,10 @@ def decode(stored: Stored, shapes: Shapes | None = None) -> Bundle:
     Nothing is allocated for a shape that is wrong.
     """
     arena = Arena()
-    limited = Limited(sum(part.nbytes for parts in stored.coded.values() for part in parts.values()))
+    limited = Limited(
+        sum(part.nbytes for parts in stored.coded.values() for part in parts.values())
+        + sum(packed.nbytes for packed in stored.floats.values())
+    )
 
     def weight(name: str) -> Tensor:
         def allocate(shape: tuple[int, ...]) -> Int8Array:
@@ -114,10 +125,26 @@ def decode(stored: Stored, shapes: Shapes | None = None) -> Bundle:
         except (ValueError, KeyError) as error:
             raise damage(stored.weights, f"{name}: {error}") from error
 
+    def number(key: str) -> Tensor:
+        try:
+            return decode_float(stored.floats[key], limited)
+        except ValueError as error:
+            raise damage(stored.weights, f"{key}: {error}") from error
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         weights = dict(zip(stored.coded, pool.map(weight, stored.coded), strict=True))
-    tensors = stored.tensors | {f"{name}.weight": weight for name, weight in weights.items()}
+        floats = dict(zip(stored.floats, pool.map(number, stored.floats), strict=True))
+    tensors = stored.tensors | floats | {f"{name}.weight": weight for name, weight in weights.items()}
     return Bundle(tensors, list(stored.coded), stored.types)
+
+
+def decode_float(packed: npt.NDArray[np.uint8], limited: Limited) -> Tensor:
+    """The floating-point tensor of its coded bytes; ValueError when they are damaged, or claim too much."""
+    dtype, shape = compress.float_header(packed)
+    limited((*shape, getattr(torch, dtype).itemsize))
+    tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+    compress.decode(packed, out=tensor)
+    return tensor
 
 
 def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slimrun.ops.compress.base import Codec, Parts
+from slimrun.ops.compress.native import Native
 from slimrun.ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
-from slimrun.ops.format.linear import FLOAT, FORMATS, WeightOnlyLinear
+from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, FORMATS, WeightOnlyLinear
 from slimrun.ops.scratch import ScratchFolder
 from slimrun.ops.weights import ckpt
 
@@ -56,6 +57,11 @@ def write(
         f"{name}.{suffix}": torch.from_numpy(part) for name, parts in coded.items() for suffix, part in parts.items()
     }
     types = {key: FLOAT if key.endswith(".bias") else own.get(_owner(key), FLOAT) for key in stored}
+    if coded and isinstance(codec, Native):
+        for key, tensor in stored.items():
+            packed = codec.encode_float(tensor) if types[key] == FLOAT and tensor.is_floating_point() else None
+            if packed is not None:
+                types[key], stored[key] = FLOAT_CODED, torch.from_numpy(packed.copy())
     description: dict[str, Any] = {"model_quant_type": quant_type, **dict(sorted(types.items()))}
     if codec.container and coded:
         description["container"] = {"name": codec.container, "version": codec.version}

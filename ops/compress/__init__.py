@@ -1,7 +1,8 @@
-"""Lossless coding of int8 arrays: a tile-indexed, checksummed order-0 entropy coder.
+"""Lossless coding of int8 and floating-point arrays: a tile-indexed, checksummed order-0 entropy coder.
 
-The container has three sections, which a safetensors file stores as three tensors; one after the other they are the
-contiguous form that `encode` returns. The format is described in `ops/csrc/container.hpp`.
+The container of an int8 array has three sections, which a safetensors file stores as three tensors; one after the other
+they are the contiguous form that `encode` returns. The format is described in `ops/csrc/container.hpp`; floating-point
+numbers are a container a byte of them (`floats.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from slimrun.ops import _native
+from slimrun.ops.compress import floats
 
 CONTAINER_NAME: Final = "slimrun"
 CONTAINER_VERSION: Final = _native.VERSION
@@ -56,13 +58,20 @@ class ContainerInfo:
 
 
 def encode(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: int = 0) -> bytes:
-    """Encode an int8 array of any shape with up to 8 dimensions; one that is not contiguous is copied.
+    """Encode an array of any shape with up to 8 dimensions; one that is not contiguous is copied.
+
+    int8, float16, float32, float64, and bfloat16 as a tensor. Of floats every bit comes back, of NaN too; they take a
+    header of 24 bytes, and what an int8 array takes for each byte of a number.
 
     tile_size is in elements, a power of two from 4096 to 2^20; threads 0 uses every core. The bytes depend on neither
     the number of threads nor the host. At most 168 bytes and 12 a tile are added to the array's own size.
-    Raises TypeError if the dtype is not int8, ValueError for a shape or parameter that the format does not have.
+    Raises TypeError for another dtype, ValueError for a shape or parameter that the format does not have.
     """
-    return _encode(array, tile_size, threads).tobytes()
+    name, bits = floats.bits_of(array)
+    if not name:
+        return _encode(array, tile_size, threads).tobytes()
+    planes = floats.planes_of(bits)
+    return floats.join(name, [_encode(plane, tile_size, threads).tobytes() for plane in planes])
 
 
 def encode_sections(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: int = 0) -> Sections:
@@ -70,13 +79,12 @@ def encode_sections(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: in
     return split(_encode(array, tile_size, threads))
 
 
-def decode(
-    buffer: Buffer, out: NDArray[np.int8] | None = None, *, threads: int = 0, max_bytes: int | None = None
-) -> NDArray[np.int8]:
+def decode(buffer: Buffer, out: Any = None, *, threads: int = 0, max_bytes: int | None = None) -> NDArray[Any]:
     """Decode a container and verify every checksum.
 
-    `out`, if given, is a C-contiguous int8 array or CPU tensor of the container's shape, which is filled and returned;
-    after an error its content is undefined. `buffer` may be a view of a mapped file: nothing of it is copied.
+    `out`, if given, is a C-contiguous array or CPU tensor of the container's dtype and shape, which is filled and
+    returned; after an error its content is undefined. bfloat16, which numpy lacks, comes as its bits in uint16.
+    `buffer` may be a view of a mapped file: nothing of it is copied.
     Every 12 bytes of a container may claim 2^20 elements: give `out` or `max_bytes` for one that you do not trust.
     Raises ValueError that says what is wrong with the bytes or with `out`.
     """
@@ -90,6 +98,9 @@ def decode(
         except MemoryError:
             raise ValueError(f"container: claims {size} bytes, for which there is no memory") from None
 
+    packed = _packed(buffer)
+    if floats.is_coded(packed):
+        return _decode_floats(packed, out, allocate, threads)
     return decode_sections(*split(buffer), out=allocate if out is None else out, threads=threads)
 
 
@@ -118,17 +129,22 @@ def decode_sections(
     return out
 
 
-def decode_tile(buffer: Buffer, i: int) -> NDArray[np.int8]:
+def decode_tile(buffer: Buffer, i: int) -> NDArray[Any]:
     """Decode the elements i * tile_size .. (i + 1) * tile_size of the array in row-major order, 1-D, alone.
 
     Raises ValueError if there is no such tile or the container is not valid; other tiles are not looked at.
     """
-    return _open(*split(buffer)).decode_tile(i)
+    packed = _packed(buffer)
+    if not floats.is_coded(packed):
+        return _open(*split(packed)).decode_tile(i)
+    name, planes = _open_floats(packed)
+    tiles = [plane.decode_tile(i) for plane in planes]
+    return floats.merge(name, np.stack(tiles), None)
 
 
 def split(buffer: Buffer) -> Sections:
     """Cut a container into its sections, as views of `buffer`. Raises ValueError if the sizes do not add up."""
-    packed = _flat(np.asarray(buffer) if hasattr(buffer, "__array__") else np.frombuffer(buffer, np.uint8))
+    packed = _packed(buffer)
     info, index, _ = _native.section_sizes(packed)
     return Sections(
         packed[:info].view(np.dtype("<i8")),
@@ -160,6 +176,46 @@ def inspect(container: Buffer | Sections) -> ContainerInfo:
 def entropy_bits(array: ArrayLike) -> float:
     """Order-0 entropy of an int8 array in bits per element, 0 if empty; TypeError for another dtype."""
     return _native.entropy_bits(_int8(array))
+
+
+def float_header(buffer: Buffer) -> tuple[str, tuple[int, ...]]:
+    """(dtype, shape) of a coded floating-point array, known without decoding it; ValueError when it is none."""
+    name, opened = _open_floats(_packed(buffer))
+    return name, opened[0].shape
+
+
+def _decode_floats(
+    packed: NDArray[np.uint8], out: Any, allocate: Callable[[tuple[int, ...]], NDArray[np.int8]], threads: int
+) -> NDArray[Any]:
+    """What `decode` does, of a floating-point array."""
+    name, opened = _open_floats(packed)
+    shape = opened[0].shape
+    filled = None
+    if out is not None:
+        given, filled = floats.bits_of(out)
+        if given != name:
+            raise TypeError(f"out has dtype {getattr(out, 'dtype', None)}, expected {name}")
+        start = out.data_ptr() if hasattr(out, "data_ptr") else out.ctypes.data
+        if filled.shape != shape or not filled.flags.writeable or filled.ctypes.data != start:  # it would be a copy
+            raise ValueError(f"out: must be a writable C-contiguous array of shape {shape}, not of {filled.shape}")
+    planes = allocate((len(opened), *shape))
+    for byte, plane in enumerate(opened):
+        plane.decode_into(planes[byte, ...], threads)
+    merged = floats.merge(name, planes, filled)
+    return merged if out is None else out
+
+
+def _open_floats(packed: NDArray[np.uint8]) -> tuple[str, list[_native.Container]]:
+    """dtype and opened plane containers; ValueError unless they belong together."""
+    name, containers = floats.open_planes(packed)
+    opened = [_open(*split(container)) for container in containers]
+    if any((plane.shape, plane.tile_size) != (opened[0].shape, opened[0].tile_size) for plane in opened):
+        raise ValueError("floats: planes of different shapes")
+    return name, opened
+
+
+def _packed(buffer: Buffer) -> NDArray[np.uint8]:
+    return _flat(np.asarray(buffer) if hasattr(buffer, "__array__") else np.frombuffer(buffer, np.uint8))
 
 
 def _encode(array: ArrayLike, tile_size: int, threads: int) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from slimrun.ops import compress
 
 from .base import Allocate, Int8Array, Parts, empty
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Native:
 
     tile_size: int = 65536
     threads: int = 0
+    floats: bool = True
 
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and the range."""
@@ -36,6 +40,13 @@ class Native:
         """Code an int8 array of any shape."""
         sections = compress.encode_sections(weight, tile_size=self.tile_size, threads=self.threads)
         return {"info": sections.info, "index": sections.index, "weight": sections.payload}
+
+    def encode_float(self, tensor: Tensor) -> npt.NDArray[np.uint8] | None:
+        """A floating-point tensor of any shape, coded; None where that does not make it smaller."""
+        if not self.floats:
+            return None
+        packed = compress.encode(tensor, tile_size=self.tile_size, threads=self.threads)
+        return np.frombuffer(packed, np.uint8) if len(packed) < tensor.nbytes else None
 
     def decode(self, parts: Mapping[str, npt.NDArray[np.generic]], allocate: Allocate = empty) -> Int8Array:
         """The array again; every checksum is verified."""

@@ -13,6 +13,7 @@
 #include "int8.hpp"
 #include "kernels.hpp"
 #include "nz.hpp"
+#include "planes.hpp"
 
 namespace py = pybind11;
 
@@ -107,6 +108,32 @@ class OpenContainer {
 py::tuple section_sizes(const py::array& container) {
     const Sections sections = split(bytes_of(container));
     return py::make_tuple(sections.info.size, sections.index.size, sections.payload.size);
+}
+
+/// The width of the numbers of an array of planes [width, ...], whose memory has to be that of `values`.
+size_t width_of(const py::array& values, const py::array& planes) {
+    const py::ssize_t width = values.itemsize();
+    if (width != 2 && width != 4 && width != 8)
+        throw std::invalid_argument("values: numbers must be of 2, 4 or 8 bytes");
+    if (planes.itemsize() != 1 || planes.ndim() < 1 || planes.shape(0) != width)
+        throw std::invalid_argument("planes: must be one byte each, one plane a byte of a number");
+    return static_cast<size_t>(width);
+}
+
+void split_into(const py::array& values, py::array planes) {
+    const size_t width = width_of(values, planes);
+    const Bytes from = bytes_of(values);
+    uint8_t* const to = writable(planes, from.size);
+    py::gil_scoped_release release;
+    split_planes(from.data, from.size / width, width, to);
+}
+
+void merge_into(const py::array& planes, py::array values) {
+    const size_t width = width_of(values, planes);
+    const Bytes from = bytes_of(planes);
+    uint8_t* const to = writable(values, from.size);
+    py::gil_scoped_release release;
+    merge_planes(from.data, from.size / width, width, to);
 }
 
 Fractals fractals_of(const py::array& values) {
@@ -259,6 +286,9 @@ PYBIND11_MODULE(_native, m) {
              "Verifies and decodes all elements into out.")
         .def("decode_tile", &OpenContainer::unpack_one, arg("tile"),
              "Verifies and decodes the elements of one tile.");
+    m.def("split_into", &split_into, arg("values"), arg("planes"),
+          "Numbers as planes of bytes; see planes.hpp.");
+    m.def("merge_into", &merge_into, arg("planes"), arg("values"), "The way back.");
     m.attr("NZ_VERSION") = static_cast<int>(kNzVersion);
     m.def("nz_sizes", &nz_sizes, arg("fractals"), "Bytes that nz_encode_into needs as payload and as index.");
     m.def("nz_encode_into", &nz_encode_into, arg("fractals"), arg("payload"), arg("index"), arg("threads"),

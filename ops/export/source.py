@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimrun.ops import compress
 from slimrun.ops.bundle.description import (
     CKPT,
     SAFETENSORS,
@@ -23,10 +24,11 @@ from slimrun.ops.bundle.description import (
     read_object,
 )
 from slimrun.ops.bundle.manifest import check_contents, check_names, read_manifest
+from slimrun.ops.bundle.reader import decode_float
 from slimrun.ops.bundle.references import CONFIG, check_references
 from slimrun.ops.compress.base import Limited
 from slimrun.ops.format.arithmetic import ActivationGrid
-from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, restored_linear
+from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, Int8Linear, QuantizedLinear, WeightOnlyLinear, restored_linear
 from slimrun.ops.weights.base import open_file
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engines run as one product
@@ -77,11 +79,16 @@ class Source:
         with named(self.weights):
             stored = open_file(self.weights).headers()
         self.shapes = {key: tuple(header.shape) for key, header in stored.items()}
+        self._coded = [key for key, kind in description.types.items() if kind == FLOAT_CODED and key in stored]
         if self._manifest is not None:
             check_names(self._manifest, self.weights, stored)
         for key in stored:
             if key not in description.types:
                 raise damage(self.weights, f"holds {key}, which its description does not name")
+        for key in self._coded:
+            packed = self._read([key])[key].numpy()
+            with named(self.weights):
+                self.shapes[key] = compress.float_header(packed)[1]
         self.config = read_object(folder / CONFIG)
         self._parts: dict[str, list[str]] = defaultdict(list)
         self.types: dict[str, str] = {}  # of each quantized linear, in the order of the file
@@ -135,12 +142,16 @@ class Source:
         return _linear(name, self.types[name], module, self._model_has_bias(name))
 
     def stored(self) -> dict[str, Tensor]:
-        """Every tensor of the weight file as it is stored, weights still coded."""
+        """Every tensor of the weight file as it is stored, still coded."""
         return self._read(list(self.shapes))
 
     def tensor(self, key: str) -> Tensor:
         """One of `floats`."""
-        return self._read([key])[key]
+        stored = self._read([key])[key]
+        if key not in self._coded:
+            return stored
+        with named(self.weights):
+            return decode_float(stored.numpy(), Limited(stored.nbytes))
 
     def grid(self, name: str) -> tuple[float, float] | None:
         """Scale and offset of the linear's input, None where it has no grid; reads no weight."""

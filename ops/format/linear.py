@@ -22,6 +22,7 @@ from .arithmetic import (
 )
 
 FLOAT = "FLOAT"  # what a description calls a tensor that is not quantized
+FLOAT_CODED = "FLOATC"  # and one whose bytes are coded, bit for bit
 
 
 class QuantizedLinear(nn.Module):

@@ -31,6 +31,7 @@ class Size:
 
 SIZES = (
     Size("bits per weight", "size/bits_per_weight", "{:.3f}"),
+    Size("bits per parameter, whole model", "size/bits_per_parameter", "{:.3f}"),
     Size("share of weights covered", "size/covered_share", "{:.1%}"),
     Size("compression ratio", "compress/ratio", "{:.3f}"),
     Size("artifact, MB", "size/artifact_bytes", "{:.1f}", 1e6),
