@@ -161,6 +161,16 @@ class GradientNetwork(Network, Protocol):
     def states(self, sample: Sample) -> Tensor:
         """The last hidden states [1, T, H] of a sample, before the output layer."""
 
+    def states_part(self, part: int, sample: Sample, state: Any) -> Tensor:
+        """One part of `states`, as of `run_part`.
+
+        PassedBy where a block is given more than its state that gradients would flow through.
+        """
+
+    @property
+    def live(self) -> bool:
+        """Whether what runs is the part that was asked for, not what is passed over before it."""
+
     def glance(self, sample: Sample) -> Any:
         """The whole model on the first tokens of a sample, for what any tokens show."""
 

@@ -12,6 +12,8 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
+
 PLAIN = (bool, int, float, str)  # what a block may give beside its state on any sample alike
 
 
@@ -21,6 +23,10 @@ class Reached(Exception):
     def __init__(self, state: Any) -> None:
         super().__init__()
         self.state = state
+
+
+class PassedBy(Exception):
+    """A block is given more than its state that gradients would flow through."""
 
 
 class Blocks:
@@ -120,6 +126,9 @@ class Blocks:
     def _enter(self, forward: Callable[..., Any], state: Any, *given: Any, **named: Any) -> Any:
         self.live = True
         place = self._place(given, named)
+        others = [value for key, value in chain(enumerate(given), named.items()) if key != place]
+        if torch.is_grad_enabled() and any(_has_gradients(value) for value in others):
+            raise PassedBy
         if isinstance(place, str):
             return forward(*given, **{**named, place: state})
         return forward(*given[:place], state, *given[place + 1 :], **named)
@@ -135,6 +144,12 @@ class Blocks:
 
     def _is_state(self, out: Any) -> bool:
         return isinstance(out[0] if isinstance(out, tuple) else out, self.tensor)
+
+
+def _has_gradients(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_has_gradients, value))
+    return isinstance(value, torch.Tensor) and value.requires_grad
 
 
 def _beside(out: Any) -> tuple[Any, ...] | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimrun.ops.calibration.blocks import PassedBy
 from slimrun.ops.calibration.sequential import SequentialCalibrator
 from slimrun.ops.framework.base import Framework
 from slimrun.ops.framework.pytorch.network import TorchNetwork
@@ -136,3 +137,29 @@ def test_custom_code_runs_block_by_block() -> None:
     model = chatglm()
     with torch.no_grad():
         assert TorchNetwork(model).tell_parts({"input_ids": torch.tensor([[5, 6, 7]])}) == 3
+
+
+class Conditioned(nn.Module):
+    """Two blocks that are given what a linear makes of the input beside their state."""
+
+    _no_split_modules = ("Bilinear",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(nn.Bilinear(8, 8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        beside = state = self.first(x)
+        for block in self.blocks:
+            state = block(state, beside)
+        return state
+
+
+def test_gradients_past_the_state_are_noticed() -> None:
+    network, [sample] = TorchNetwork(Conditioned()), inputs(1)
+    with torch.no_grad():
+        assert network.tell_parts(sample) == 3
+        state = network.run_part(1, sample, network.run_part(0, sample, None))
+    with pytest.raises(PassedBy):
+        network.run_part(2, sample, state)

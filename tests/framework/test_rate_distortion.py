@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.calibration import search
-from slimrun.ops.calibration.base import Arrays, silent
+from slimrun.ops.calibration.base import Arrays, Sample, silent
+from slimrun.ops.calibration.blocks import PassedBy
 from slimrun.ops.calibration.rdoq import fisher, gradients
 from slimrun.ops.calibration.rdoq.attribution import AttributedLinear, corrections, loss_shares
 from slimrun.ops.calibration.rdoq.calibrator import RateDistortionCalibrator
@@ -29,6 +30,7 @@ from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.model.tokenizer import byte_tokenizer
 from slimrun.ops.quant.base import Quantizer, round_to_grid
@@ -50,18 +52,18 @@ def calibrator(model: TorchModel, quantizer: RDOQ = QUANTIZER) -> RateDistortion
     return found
 
 
-def measured(model: TorchModel, length: int = 40) -> FisherStatistics:
-    """The statistics of one sample."""
-    module, ids = model.module, torch.arange(3, 3 + length).unsqueeze(0)
+def measured(model: TorchModel, *lengths: int, in_parts: bool = False) -> FisherStatistics:
+    """The statistics of samples of these lengths."""
+    module = model.module
+    samples: list[Sample] = [{"input_ids": torch.arange(3, 3 + length).unsqueeze(0)} for length in lengths or [40]]
     names = list(linear_names(module))[:-1]
     with torch.no_grad():
-        first = first_readers(module, names, partial(module, input_ids=ids))
-        statistics = FisherStatistics(module, names, first)
-        statistics.add(
-            lambda: module.base_model(input_ids=ids).last_hidden_state,
-            module.lm_head,
-            torch.Generator().manual_seed(0),
-        )
+        network, generator = TorchNetwork(module), torch.Generator().manual_seed(0)
+        first = first_readers(module, names, partial(network.run, samples[0]))
+        parts = network.tell_parts(samples[0]) if in_parts else 1
+        statistics = FisherStatistics(network, names, first, parts)
+        for sample in samples:
+            statistics.add(sample, generator)
     return statistics
 
 
@@ -92,6 +94,31 @@ def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> No
         found["states.0"] @ model.module.lm_head.weight.detach().numpy().T, logits.detach(), atol=1e-5
     )
     assert all(not parameter.grad_fn for parameter in model.module.parameters())
+
+
+def test_statistics_are_the_same_part_by_part() -> None:
+    changes = {**CHANGES, "num_hidden_layers": 3}
+    whole, in_parts = measured(tiny(**changes), 40, 7, 25), measured(tiny(**changes), 40, 7, 25, in_parts=True)
+    assert in_parts.parts == 4
+    expected, found = whole.arrays(), in_parts.arrays()
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+
+
+def test_gradients_past_the_states_are_taken_of_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def states_part(network: TorchNetwork, part: int, sample: Sample, state: Any) -> Tensor:
+        tried.append(part)
+        raise PassedBy
+
+    tried: list[int] = []
+    in_parts, whole = tiny(), tiny()
+    calibrator(in_parts).quantize()
+    monkeypatch.setattr(TorchNetwork, "states_part", states_part)
+    calibrator(whole).quantize()
+    assert tried == [0]
+    for key, tensor in whole.tensors().items():
+        assert torch.equal(tensor, in_parts.tensors()[key]), key
 
 
 def test_labels_are_drawn_from_what_the_model_says() -> None:

@@ -79,7 +79,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         quantizer, selected = self.quantizer, self.select()
         folds = self._folds(selected)
         shapes = {name: self.layers[name].shape for name in selected}
-        statistics = measure(self.network, shapes, self.samples, remember, progress)
+        statistics = measure(self.network, shapes, self.samples, self._parts, remember, progress)
         self._targets = statistics.states(len(self.samples))
         head = self.network.head()
         folded = any(self.network.model.get_submodule(name) is head for name in selected)

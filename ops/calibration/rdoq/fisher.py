@@ -1,8 +1,8 @@
 """What a weight error costs, measured: second moments of the inputs and squared gradients of the outputs.
 
-One forward and one backward pass a prompt, on labels that the model itself draws (so it is the Fisher information;
-the text's own labels would give the empirical one: Kunstner et al. 2019). No weight's gradient is computed, and logits
-exist for a few tokens at a time.
+One forward and one backward pass a prompt, part by part of the model, on labels that the model itself draws (so it is
+the Fisher information; the text's own labels would give the empirical one: Kunstner et al. 2019). No weight's gradient
+is computed, and logits exist for a few tokens at a time.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import Arrays, GradientNetwork, Progress, Remember, Sample
+from slimrun.ops.calibration.blocks import PassedBy
 from slimrun.ops.calibration.wiring import first_readers
 from slimrun.ops.memory import give_back
 
-from .gradients import gradients
+from .gradients import GIVE_BACK, gradients
 from .moments import add_moment, packed_size, unpacked
 
 POWER = 0.5  # of the squared gradients: with 1 a few dozen of 8000 tokens make up the sums, and steps go astray
@@ -36,10 +37,13 @@ class FisherStatistics:
     An input is kept once, under the first of its readers.
     """
 
-    def __init__(self, model: nn.Module, linears: Sequence[str], first: Mapping[str, str]) -> None:
-        self.model = model
+    def __init__(
+        self, network: GradientNetwork, linears: Sequence[str], first: Mapping[str, str], parts: int = 1
+    ) -> None:
+        self.network = network
         self.linears = list(linears)
         self.first = dict(first)
+        self.parts = parts  # in which the network runs
         self.moments: dict[str, Tensor] = {}  # first -> packed, tokens weighted by squared gradients
         self.weights: dict[str, Tensor] = {}  # first -> float32 [tokens of all samples], their weights
         self.reach: dict[str, Tensor] = {}  # first -> float32 [k], max|x|
@@ -50,21 +54,49 @@ class FisherStatistics:
         self._owed: Counter[str] = Counter()  # first -> readers whose gradients are still to come
         self._forward = False  # the first time through the model, not a block again
 
-    def add(self, states: Callable[[], Tensor], head: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
-        """One sample: a call that gives the last hidden states [1, T, H], and what makes logits of them."""
+    def add(self, sample: Sample, generator: torch.Generator) -> None:
+        """One sample: forward part by part, and back from the last to the first, which run again for their gradients.
+
+        PassedBy where gradients would flow past the states between parts.
+        """
         self._owed = Counter(self.first[name] for name in self.linears)
-        with gradients(self.model) as again, self._watching(again):
-            self._forward = True
-            hidden = states()
-            self._forward = False
-            own = any(self.model.get_submodule(name) is head for name in self.linears)  # it runs once a sample then
-            chunk = hidden.shape[-2] if own else CHUNK
-            gradient = head_gradient(hidden, head, lambda logits, _: surprise(logits, generator), chunk)
-            torch.autograd.backward(hidden, gradient)
-        self.states.append(hidden.detach().float().flatten(0, -2))
+        with gradients(self.network.model, again=self.parts == 1) as again, self._watching(again):
+            given: list[Tensor | None] = [None]  # to each part
+            with torch.no_grad():
+                for part in range(self.parts - 1):
+                    given.append(self._run(part, sample, given[-1]))
+            gradient = None
+            while given:
+                state = given.pop()
+                if state is not None:
+                    state.requires_grad_()
+                out = self._run(len(given), sample, state)
+                if gradient is None:
+                    gradient = self._head_gradient(out, generator)
+                torch.autograd.backward(out, gradient)
+                gradient = None if state is None else state.grad
+                if len(given) % GIVE_BACK == 0:
+                    give_back()
         for name in self._inputs.keys() & self._sample.keys():  # not all of their readers had gradients
             self._add_input(name)
         self._inputs.clear()
+
+    def _run(self, part: int, sample: Sample, state: Tensor | None) -> Tensor:
+        self._forward = True
+        if self.parts == 1:
+            out = self.network.states(sample)
+        else:  # a part may change its state in place
+            out = self.network.states_part(part, sample, None if state is None else state.clone())
+        self._forward = False
+        return out
+
+    def _head_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+        """At the last hidden states [1, T, H], which are kept."""
+        head = self.network.head()
+        own = any(self.network.model.get_submodule(name) is head for name in self.linears)  # it runs once a sample then
+        chunk = hidden.shape[-2] if own else CHUNK
+        self.states.append(hidden.detach().float().flatten(0, -2))
+        return head_gradient(hidden, head, lambda logits, _: surprise(logits, generator), chunk)
 
     def arrays(self) -> Arrays:
         """In numpy: `moment` (packed), `weights` and `reach` of inputs, `rows` of linears, `states.0`... of samples."""
@@ -80,7 +112,7 @@ class FisherStatistics:
     @contextmanager
     def _watching(self, again: Sequence[nn.Module]) -> Iterator[None]:
         """`again` are the blocks that run once more before their gradients: inputs are kept only then."""
-        model: Any = self.model
+        model: Any = self.network.model
         later = {id(module) for block in again for module in block.modules()}
         handles = []
         for name in self.linears:
@@ -96,15 +128,19 @@ class FisherStatistics:
                 handle.remove()
 
     def _read(self, name: str, later: bool, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if not (later and self._forward):
+        if self._counts() and not (later and self._forward):
             self._inputs[name] = given[0].detach().float().flatten(0, -2)
             if not self._owed[name]:
                 self._add_input(name)
 
     def _gave(self, name: str, later: bool, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> None:
-        if self._forward or not later:
+        if self._counts() and (self._forward or not later):
             tensor: Any = out  # torch leaves register_hook untyped
             tensor.register_hook(partial(self._backward, name))
+
+    def _counts(self) -> bool:
+        """Whether what runs is to have gradients now."""
+        return torch.is_grad_enabled() and self.network.live
 
     def _backward(self, name: str, gradient: Tensor) -> None:
         first = self.first[name]
@@ -132,31 +168,42 @@ def measure(
     network: GradientNetwork,
     shapes: Mapping[str, tuple[int, int]],
     samples: Sequence[Sample],
+    parts: int,
     remember: Remember,
     progress: Progress,
 ) -> Statistics:
-    """The Fisher statistics of linears of these shapes in the float model, in as many passes as moments need memory."""
+    """The Fisher statistics of linears of these shapes in the float model, in as many passes as moments need memory.
+
+    The network runs in so many parts, or as a whole where gradients flow past the states between them.
+    """
     first = first_readers(network.model, list(shapes), partial(network.glance, samples[0]))
     model_bytes = 4 * sum(parameter.numel() for parameter in network.model.parameters())
-    parts: list[list[str]] = [[]]
+    passes: list[list[str]] = [[]]
     size = 0
     for name in dict.fromkeys(first.values()):
         moment = 4 * packed_size(shapes[name][1])
-        if parts[-1] and size + moment > max(MOMENTS, SHARE * model_bytes):
-            parts.append([])
+        if passes[-1] and size + moment > max(MOMENTS, SHARE * model_bytes):
+            passes.append([])
             size = 0
-        parts[-1].append(name)
+        passes[-1].append(name)
         size += moment
 
-    def pass_over(index: int) -> Arrays:
-        statistics = FisherStatistics(network.model, [name for name in first if first[name] in parts[index]], first)
+    def measured(index: int, parts: int) -> Arrays:
+        readers = [name for name in first if first[name] in passes[index]]
+        statistics = FisherStatistics(network, readers, first, parts)
         generator = torch.Generator().manual_seed(0)
         for number, sample in enumerate(samples):
-            statistics.add(partial(network.states, sample), network.head(), generator)
-            progress(index * len(samples) + number + 1, len(parts) * len(samples))
+            statistics.add(sample, generator)
+            progress(index * len(samples) + number + 1, len(passes) * len(samples))
         return statistics.arrays()
 
-    found = [remember(partial(pass_over, index), f"part {index}") for index in range(len(parts))]
+    def measured_in_parts(index: int) -> Arrays:
+        try:
+            return measured(index, parts)
+        except PassedBy:
+            return measured(index, 1)
+
+    found = [remember(partial(measured_in_parts, index), f"part {index}") for index in range(len(passes))]
     give_back()
     return Statistics(first, found)
 

@@ -23,14 +23,16 @@ GIVE_BACK = 6  # blocks between two returns of memory
 
 
 @contextmanager
-def gradients(model: nn.Module, of: Collection[nn.Parameter] = ()) -> Iterator[Sequence[nn.Module]]:
+def gradients(
+    model: nn.Module, of: Collection[nn.Parameter] = (), *, again: bool = True
+) -> Iterator[Sequence[nn.Module]]:
     """Meanwhile graphs are recorded, and of the model's parameters only those of `of` get gradients; gives the blocks.
 
-    Hooks on what is in a block fire again when it runs once more. A model that names no blocks keeps everything until
-    its gradients are due.
+    Blocks run `again` when their gradients are due, and hooks on what is in them fire again; without, or in a model
+    that names no blocks, everything is kept until then.
     """
-    blocks = blocks_of(model)
-    within = {id(module) for block in blocks for module in block.modules()}
+    blocks = blocks_of(model) if again else []
+    within = {id(module) for block in blocks_of(model) for module in block.modules()}
     forwards: dict[nn.Module, Callable[..., Any]] = {
         block: partial(
             checkpoint, partial(_block, block.forward, number), use_reentrant=False, preserve_rng_state=False

@@ -155,11 +155,10 @@ class TorchNetwork:
 
     def tell_parts(self, sample: Sample) -> int:
         """In how many parts the model can run, tried out on a sample."""
+        return self._blocks.tell(blocks_of(self.model), partial(self.run, sample), self._same)
 
-        def same(one: Any, other: Any) -> bool:
-            return torch.equal(self.first_tensor(one), self.first_tensor(other))
-
-        return self._blocks.tell(blocks_of(self.model), partial(self.run, sample), same)
+    def _same(self, one: Any, other: Any) -> bool:
+        return torch.equal(self.first_tensor(one), self.first_tensor(other))
 
     def run_part(self, part: int, sample: Sample, state: Any) -> Any:
         """One part of the model on one sample, given what the part before gave of it."""
@@ -170,6 +169,17 @@ class TorchNetwork:
         states = _base(self.model)(**_tokens(sample)).last_hidden_state
         assert isinstance(states, Tensor)
         return states
+
+    def states_part(self, part: int, sample: Sample, state: Any) -> Tensor:
+        """One part of `states`, given what the part before gave."""
+        out = self._blocks.run(part, partial(self.states, sample), state)
+        assert isinstance(out, Tensor)
+        return out
+
+    @property
+    def live(self) -> bool:
+        """Whether what runs is the part that was asked for."""
+        return self._blocks.live
 
     def glance(self, sample: Sample) -> Any:
         """The whole model on the first tokens of a sample, for what any tokens show."""
