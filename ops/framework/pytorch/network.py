@@ -13,14 +13,13 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import Sample, Watcher
-from slimrun.ops.calibration.blocks import Blocks
-from slimrun.ops.calibration.wiring import Fold, Observations, blocks_of, folds_of_norm
+from slimrun.ops.calibration.wiring import blocks_of
 from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.memory import give_back
-from slimrun.ops.model.linears import float_linears, linear_names
+from slimrun.ops.model.linears import float_linears
 from slimrun.ops.model.output_head import output_layer
 
-from .probe import folds_that_hold, takes_bias
+from .smoothable import TorchSmoothable, while_live
 from .usage import watched_use
 
 GLANCE = 32  # tokens to see how the model is wired
@@ -32,17 +31,12 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else model
 
 
-class TorchNetwork:
+class TorchNetwork(TorchSmoothable):
     """A `slimrun.ops.calibration.base.GradientNetwork`; `forward` runs one sample, by default the model itself."""
 
     def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> None:
-        self.model = model
+        super().__init__(model)
         self.forward = forward or model
-        self._blocks = Blocks("forward", Tensor, nn.Module.modules)
-
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Name and shape [n, k] of every `nn.Linear`, in module order."""
-        return linear_names(self.model)
 
     def kept(self) -> dict[str, str]:
         """Gates and routers, which stay float."""
@@ -92,7 +86,7 @@ class TorchNetwork:
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
         """Meanwhile each linear's input goes to its watcher before the linear computes."""
         handles = [
-            self.model.get_submodule(name).register_forward_pre_hook(_hook(watcher, self._blocks))
+            self.model.get_submodule(name).register_forward_pre_hook(while_live(watcher, self._blocks))
             for name, watcher in watchers.items()
         ]
         try:
@@ -100,53 +94,6 @@ class TorchNetwork:
         finally:
             for handle in handles:
                 handle.remove()
-
-    @contextmanager
-    def observing(self, seen: Observations) -> Iterator[None]:
-        """Meanwhile norms and linears report what they give and read."""
-        if any(parameter.is_meta for parameter in self.model.parameters()):
-            raise ValueError(
-                "do_smooth=true, quant=rdoq: some weights are offloaded, all must be in memory; give device more memory"
-            )
-        handles = []
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.Linear):
-                handles.append(module.register_forward_pre_hook(_hook(partial(seen.read, name), self._blocks)))
-            elif "Norm" in type(module).__name__ and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
-                handles.append(module.register_forward_hook(partial(_gave, seen, name, self._blocks)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def affine(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of a norm or a linear."""
-        module: Any = self.model.get_submodule(name)
-        return module.weight, getattr(module, "bias", None)
-
-    def foldable(self, norms: Mapping[str, Sequence[str]], run: Callable[[], Any]) -> dict[str, float]:
-        """Norms that can give something else, by what their blocks then give; with each its offset."""
-        candidates = {
-            name: folds_of_norm(name, readers, len(self.affine(name)[0]))
-            for name, readers in norms.items()
-            if all(takes_bias(self.model.get_submodule(part)) for part in (name, *readers))
-        }
-        found = self.folds_that_hold(list(candidates.values()), run)
-        return {fold.producer: fold.offset for fold in found if fold is not None}
-
-    def set_affine(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
-        """Give a norm or a linear this weight and this bias; None: what it has stays."""
-        module: Any = self.model.get_submodule(name)
-        module.weight.copy_(weight)
-        if bias is not None:
-            add_bias(module, bias.to(module.weight.dtype))
-
-    def first_tensor(self, output: Any) -> Tensor:
-        """The first tensor of what the model gave: a tensor, a tuple, or a ModelOutput."""
-        found = output if isinstance(output, Tensor) else output[0]
-        assert isinstance(found, Tensor)
-        return found
 
     def run(self, sample: Sample) -> Any:
         """The model on one sample: `model(*sample)` or `model(**sample)`; compiled parts run as they were written."""
@@ -191,22 +138,6 @@ class TorchNetwork:
         assert isinstance(found, nn.Module)
         return found
 
-    def folds_that_hold(self, candidates: Sequence[Sequence[Fold]], run: Callable[[], Any]) -> list[Fold | None]:
-        """Of each candidate's folds the first that changes nothing while `run` runs the model once."""
-        return folds_that_hold(self.model, candidates, run)
-
-
-def add_bias(module: nn.Module, bias: Tensor) -> None:
-    """Give a norm or linear that has none a bias [c], stored as `.bias` beside its `.weight`."""
-    had = getattr(module, "bias", None)
-    if had is None:
-        known = "bias" in module._parameters  # as None: linears and nn.LayerNorm, whose own forward adds it
-        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
-        if not known:
-            module.register_forward_hook(lambda norm, _, out: out + norm.bias)
-    else:
-        had.copy_(bias)
-
 
 def _has_compiled(model: nn.Module) -> bool:
     """Whether torch.compile has a part of the model: hooks on what is in it would not be seen."""
@@ -224,19 +155,6 @@ def _copy(parameters: Sequence[nn.Parameter]) -> None:
         if where not in copies:
             copies[where] = parameter.data.clone()
         parameter.data = copies[where]
-
-
-def _gave(seen: Observations, name: str, blocks: Blocks, _: nn.Module, __: Any, out: Tensor) -> None:
-    if blocks.live:
-        seen.gave(name, out, out)
-
-
-def _hook(watcher: Watcher, blocks: Blocks) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if blocks.live:
-            watcher(inputs[0])
-
-    return hook
 
 
 def _first_tokens(tokens: dict[str, Any]) -> dict[str, Any]:

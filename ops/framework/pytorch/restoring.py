@@ -13,7 +13,7 @@ from slimrun.ops.framework.opening import open_config, open_generation_config, o
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.model.skeleton import skeleton
 
-from .network import add_bias
+from .smoothable import add_bias
 
 
 @dataclass(frozen=True)
