@@ -1,0 +1,176 @@
+"""What errors cost, measured: the Fisher statistics of a model, part by part of it, and their factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from slimrun.ops.calibration.base import Arrays, Sample
+from slimrun.ops.calibration.blocks import PassedBy
+from slimrun.ops.calibration.rdoq import fisher, gradients
+from slimrun.ops.calibration.rdoq.factors import Factors
+from slimrun.ops.calibration.rdoq.fisher import FisherStatistics, Statistics, head_gradient, surprise
+from slimrun.ops.calibration.rdoq.inputs import worst_inputs
+from slimrun.ops.calibration.wiring import first_readers
+from slimrun.ops.framework.pytorch import TorchModel
+from slimrun.ops.framework.pytorch.network import TorchNetwork
+from slimrun.ops.model.linears import linear_names
+from slimrun.ops.quant.rdoq import RDOQ, importance
+
+from ..conftest import tiny
+from .test_rate_distortion import CHANGES, calibrator
+
+
+def measured(model: TorchModel, *lengths: int, in_parts: bool = False) -> FisherStatistics:
+    """The statistics of samples of these lengths."""
+    module = model.module
+    samples: list[Sample] = [{"input_ids": torch.arange(3, 3 + length).unsqueeze(0)} for length in lengths or [40]]
+    names = list(linear_names(module))[:-1]
+    with torch.no_grad():
+        network, generator = TorchNetwork(module), torch.Generator().manual_seed(0)
+        first = first_readers(module, names, partial(network.run, samples[0]))
+        parts = network.tell_parts(samples[0]) if in_parts else 1
+        statistics = FisherStatistics(network, names, first, parts)
+        for sample in samples:
+            statistics.add(sample, generator)
+    return statistics
+
+
+def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "fast_bfloat16", lambda device: False)
+    model = tiny(**CHANGES)
+    statistics = measured(model)
+    found = statistics.arrays()
+    # by hand, for one linear
+    name, gate = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"
+    kept: dict[str, Tensor] = {}
+    linear = model.module.get_submodule(name)
+    handle = linear.register_forward_hook(lambda _, x, out: kept.update(x=x[0], out=out) or out.retain_grad())
+    logits = model.module(input_ids=torch.arange(3, 43).unsqueeze(0)).logits[0]
+    handle.remove()
+    logits.backward(surprise(logits.detach(), torch.Generator().manual_seed(0)))
+    assert kept["out"].grad is not None
+    x, gradient = kept["x"].detach()[0], kept["out"].grad[0]
+    length = gradient.square().sum(dim=1)
+    torch.testing.assert_close(torch.from_numpy(found[f"{name}.rows"]), length.pow(-0.5) @ gradient.square())
+    assert statistics.first[name] == gate
+    assert f"{name}.moment" not in found
+    weights = torch.from_numpy(found[f"{gate}.weights"]).unsqueeze(1)
+    moment = Statistics(statistics.first, [found]).moment(gate)
+    torch.testing.assert_close(moment, x.t() @ (x * weights), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found[f"{gate}.reach"], x.abs().amax(dim=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        found["states.0"] @ model.module.lm_head.weight.detach().numpy().T, logits.detach(), atol=1e-5
+    )
+    assert all(not parameter.grad_fn for parameter in model.module.parameters())
+
+
+def test_statistics_are_the_same_part_by_part() -> None:
+    changes = {**CHANGES, "num_hidden_layers": 3}
+    whole, in_parts = measured(tiny(**changes), 40, 7, 25), measured(tiny(**changes), 40, 7, 25, in_parts=True)
+    assert in_parts.parts == 4
+    expected, found = whole.arrays(), in_parts.arrays()
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+
+
+def test_gradients_past_the_states_are_taken_of_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def states_part(network: TorchNetwork, part: int, sample: Sample, state: Any) -> Tensor:
+        tried.append(part)
+        raise PassedBy
+
+    tried: list[int] = []
+    in_parts, whole = tiny(), tiny()
+    calibrator(in_parts).quantize()
+    monkeypatch.setattr(TorchNetwork, "states_part", states_part)
+    calibrator(whole).quantize()
+    assert tried == [0]
+    for key, tensor in whole.tensors().items():
+        assert torch.equal(tensor, in_parts.tensors()[key]), key
+
+
+def test_labels_are_drawn_from_what_the_model_says() -> None:
+    share = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    gradients = surprise(share.log().expand(20_000, 4), torch.Generator().manual_seed(0))
+    drawn = share - gradients  # the labels, one-hot
+    torch.testing.assert_close(drawn.mean(dim=0), share, rtol=0, atol=0.01)
+    assert torch.equal(drawn.round().sum(dim=1), torch.ones(20_000))
+
+
+def test_gradients_of_the_head_do_not_depend_on_the_chunks() -> None:
+    states = torch.randn(1, 10, 8, generator=torch.Generator().manual_seed(0))
+    head = torch.nn.Linear(8, 30)
+
+    def slope(logits: Tensor, where: slice) -> Tensor:
+        return logits.softmax(dim=-1) * torch.arange(10.0)[where].unsqueeze(1)
+
+    expected = states.clone().requires_grad_()
+    (torch.logsumexp(head(expected), dim=-1) @ torch.arange(10.0)).sum().backward()
+    for chunk in (3, 10):
+        torch.testing.assert_close(head_gradient(states, head, slope, chunk), expected.grad)
+
+
+def test_moments_that_do_not_fit_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one, many = tiny(), tiny()
+    calibrator(one).quantize()
+    monkeypatch.setattr(fisher, "MOMENTS", 1)
+    monkeypatch.setattr(fisher, "SHARE", 0.0)
+    parts: list[str] = []
+
+    def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
+        parts.append(part)
+        np.savez(tmp_path / f"{part}.npz", **compute())
+        found: Arrays = np.load(tmp_path / f"{part}.npz")
+        return found
+
+    calibrator(many).quantize(remember)
+    assert len(parts) == 2 * 4  # of each layer: inputs of attention, its output, MLP, its output
+    for key, tensor in one.tensors().items():
+        assert torch.equal(tensor, many.tensors()[key]), key
+
+
+def test_factors_come_back_from_files() -> None:
+    factors = Factors()
+    known = importance(torch.eye(30) + 0.1, torch.ones(4), 0.1)
+    factors["a"] = known
+    factors.rows |= {"a": ("a", torch.ones(4)), "b": ("a", torch.full((5,), 2.0))}
+    assert "b" in factors
+    assert "c" not in factors
+    found = factors["b"]
+    assert torch.equal(found.factor, known.factor)
+    assert torch.equal(found.order, known.order)
+    assert torch.equal(found.rows, torch.full((5,), 2.0))
+
+
+def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, Arrays] = {}
+
+    def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
+        if part not in kept:
+            kept[part] = compute()
+        return kept[part]
+
+    first, second = tiny(), tiny()
+    calibrator(first).quantize(remember)
+    monkeypatch.setattr(FisherStatistics, "add", None)
+    other = calibrator(second, RDOQ(target_bits=4.0))
+    other.quantize(remember)
+    assert second.quantized() == first.quantized()
+
+
+def test_the_worst_inputs_are_taken_by_whole_groups() -> None:
+    losses = {"q": 5.0, "k": 1.0, "v": 3.0, "o": 2.0, "gate": 4.0, "up": 2.0, "down": 1.0}
+    first = {"q": "q", "k": "q", "v": "q", "o": "o", "gate": "gate", "up": "gate"}  # a glance did not reach down
+    assert worst_inputs(losses, first, 0) == []
+    assert worst_inputs(losses, first, 1) == ["o"]
+    assert worst_inputs(losses, first, 2) == ["gate", "up"]
+    assert worst_inputs(losses, first, 4) == ["q", "k", "v", "o"]  # the pair is too large for the one that is left
+    assert sorted(worst_inputs(losses, first, 99)) == sorted(losses)
