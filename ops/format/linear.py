@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -271,25 +269,6 @@ def float_product(linear: QuantizedLinear, x: Tensor) -> Tensor:
     """x [..., k] times the dequantized weight, plus bias: [..., n]."""
     weight, bias = linear.floats()
     return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-
-@contextmanager
-def float_products(module: nn.Module) -> Iterator[None]:
-    """Meanwhile quantized linears leave their inputs float."""
-    linears = [child for child in module.modules() if isinstance(child, QuantizedLinear)]
-    # accelerate's hooks, which move inputs between devices, keep what they call under another name
-    places = [(vars(linear), "_old_forward" if hasattr(linear, "_hf_hook") else "forward") for linear in linears]
-    own = [place.get(name) for place, name in places]
-    for linear, (place, name) in zip(linears, places):
-        place[name] = partial(float_product, linear)
-    try:
-        yield
-    finally:
-        for (place, name), before in zip(places, own):
-            if before is None:
-                del place[name]
-            else:
-                place[name] = before
 
 
 def stored_scale(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:

@@ -22,6 +22,7 @@ from slimrun.msmodelslim import checkpoint, npy
 from slimrun.msmodelslim.mindspore import Calibrator, QuantConfig
 from slimrun.msmodelslim.restore import read_dat, verify
 from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
+from slimrun.ops.framework.mindspore import loading
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.ops.weights import ckpt
 
@@ -137,7 +138,7 @@ def test_every_method_of_the_pytorch_path(model_ckpt: Path, keywords: dict[str, 
 def test_the_quantized_model_computes_and_stays_close(model_ckpt: Path) -> None:
     ids = ms.Tensor(np.arange(20, 90, dtype=np.int32)[None])
     model = tiny_llama.load_model_and_tokenizer()[0]
-    ckpt.load(model, ckpt.read(model_ckpt), model_ckpt)
+    loading.fill_float(model, ckpt.read(model_ckpt), model_ckpt)
     expected = model(ids).asnumpy()
     calibrator = calibrated(model_ckpt, w_bit=8, model=model)
     assert calibrator.fake_quantize_model() is model

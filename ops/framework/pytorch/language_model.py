@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.dynamic_module_utils import custom_object_save
 
-from slimrun.ops.format.linear import QuantizedLinear, float_products
+from slimrun.ops.format.linear import QuantizedLinear, float_product
 from slimrun.ops.model.output_head import output_layer
 from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
 
@@ -153,6 +155,25 @@ class TorchModel(TextModel):
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, dtype=torch.long, device=self.device)
+
+
+@contextmanager
+def float_products(module: nn.Module) -> Iterator[None]:
+    """Meanwhile quantized linears leave their inputs float."""
+    linears = [child for child in module.modules() if isinstance(child, QuantizedLinear)]
+    # accelerate's hooks, which move inputs between devices, keep what they call under another name
+    places = [(vars(linear), "_old_forward" if hasattr(linear, "_hf_hook") else "forward") for linear in linears]
+    own = [place.get(name) for place, name in places]
+    for linear, (place, name) in zip(linears, places):
+        place[name] = partial(float_product, linear)
+    try:
+        yield
+    finally:
+        for (place, name), before in zip(places, own):
+            if before is None:
+                del place[name]
+            else:
+                place[name] = before
 
 
 def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
