@@ -20,7 +20,6 @@ from .source import Linear, Source, row_sums
 
 STEP_CHANGE = 0.01  # a step that its dtype there changes by more is no rounding any more
 PRODUCT_CHANGE = 1e-6  # of a linear's outputs, median: float32 sums in another order
-EXACT = 2**-23  # what a float32 product of step and input_scale leaves of the step
 TOKENS = 8  # of the input that a linear is tried on
 REACH = 40  # its standard deviation, in steps of the grid
 
@@ -145,17 +144,27 @@ def _compare(counts: _Counts, linear: Linear, kind: str, held: Held) -> None:
         raise ValueError(f"{name}: a step changes by {change:.2%}; the dtype of the target has no number near it")
     if change >= counts.step_change:
         counts.step_change, counts.widest = change, name
+    if held.grid is not None and not _same_grid(linear, held.grid):
+        raise ValueError(f"{name}: the input grid {held.grid} is not the bundle's {linear.grid}")
     if held.deq_scale is not None and held.quant_bias is not None and held.grid is not None:
         _compare_folded(counts, linear, held, held.deq_scale, held.quant_bias, held.grid)
     counts.grids[name] = (kind, held.grid)
     case = (kind, linear.values.shape)
     if case not in counts.tried:
         counts.tried[case] = _difference(linear, held)
-        exact = change <= EXACT and (held.grid is None or linear.grid is None or held.grid[0] == linear.grid.scale)
-        if exact and linear.kind == kind and not counts.tried[case] <= PRODUCT_CHANGE:
+        same_inputs = held.grid is None or linear.grid is None or held.grid[0] == linear.grid.scale
+        if same_inputs and not counts.tried[case] <= PRODUCT_CHANGE + 2 * change:
             raise ValueError(
                 f"{name}: on equal input the outputs differ by {counts.tried[case]:.2g} (median, relative)"
             )
+
+
+def _same_grid(linear: Linear, grid: tuple[float, int]) -> bool:
+    """Whether it is the bundle's, its scale rounded to another dtype."""
+    scale, offset = grid
+    return (
+        linear.grid is not None and offset == linear.grid.offset and abs(scale / linear.grid.scale - 1) <= STEP_CHANGE
+    )
 
 
 def _compare_folded(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +38,7 @@ Entry = tuple[tuple[int, ...], GGMLQuantizationType]  # shape and type of a tens
 
 FILE = "model-Q8_0.gguf"
 Q8_0, F32 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.F32
-BLOCK, BLOCK_BYTES = GGML_QUANT_SIZES[Q8_0]
+BLOCK, _ = GGML_QUANT_SIZES[Q8_0]
 BLOCK_TYPE = np.dtype([("step", "<f2"), ("values", "i1", BLOCK)])
 MATRICES = {  # of embeddings and linears that stay float
     torch.float32: F32,
@@ -87,8 +88,8 @@ class Gguf(Target):
                 name = names.get_name(key, try_suffixes=(".weight", ".bias"))
                 if name is None:
                     raise ValueError(f"{key} is no tensor of a LLaMA as llama.cpp knows it")
-                bytes_ = np.prod(shape) // GGML_QUANT_SIZES[kind][0] * GGML_QUANT_SIZES[kind][1]
-                writer.add_tensor_info(name, shape, np.dtype(np.float32), int(bytes_), raw_dtype=kind)
+                block, block_bytes = GGML_QUANT_SIZES[kind]
+                writer.add_tensor_info(name, shape, np.dtype(np.float32), prod(shape) // block * block_bytes, kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()

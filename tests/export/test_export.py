@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.native import Native
 from slimrun.ops.compress.none import NoCompression
 from slimrun.ops.compress.nz import NZ
+from slimrun.ops.export.checks import Held
 from slimrun.ops.export.compressed_tensors import CompressedFiles, CompressedTensors
 from slimrun.ops.export.source import step_of
 from slimrun.ops.quant.none import NoQuantization
@@ -51,6 +54,23 @@ def test_a_failed_check_leaves_nothing(artifact: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="the integers differ from the bundle's"):
         CompressedTensors().run(artifact, artifact.parent / "export")
     assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held: replace(held, grid=(held.grid[0], held.grid[1] + 1)), "the input grid .* is not the bundle's"),
+        (lambda held: replace(held, step=held.step * 1.1), "a step changes by 10.00%"),
+        (lambda held: replace(held, bias=held.step * 1e4), "on equal input the outputs differ by"),
+    ],
+)
+def test_what_differs_is_named(
+    artifact: Path, change: Callable[[Held], Held], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = CompressedFiles.linear
+    monkeypatch.setattr(CompressedFiles, "linear", lambda self, name, kind: change(read(self, name, kind)))
+    with pytest.raises(ValueError, match=message):
+        CompressedTensors().run(artifact, artifact.parent / "export")
 
 
 def test_a_damaged_tensor_of_the_bundle_is_named(artifact: Path) -> None:
