@@ -58,6 +58,7 @@ def tiny(dtype: str = "float32", **changes: object) -> TorchModel:
     return PyTorch().load(described(dtype, **changes), CPU, Path("unused"), seed=0)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One worker a core for a whole suite; one file starts faster without any."""
     whole = all(Path(argument).is_dir() for argument in config.args)
