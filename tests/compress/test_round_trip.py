@@ -128,7 +128,8 @@ def test_strided_arrays_and_any_buffer_are_accepted() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "bool", "object"])
 def test_another_dtype_is_named(dtype: str) -> None:
-    for function in (compress.encode, compress.encode_sections, compress.entropy_bits):
+    takes_floats = [] if dtype == "float32" else [compress.encode]
+    for function in (*takes_floats, compress.encode_sections, compress.entropy_bits):
         with pytest.raises(TypeError, match=dtype):
             function(np.zeros(4, dtype))
 

@@ -68,11 +68,15 @@ def results(folder: Path) -> list[dict[str, object]]:
 
 @contextlib.contextmanager
 def _logging_as_before() -> Iterator[None]:
-    """Hydra gives the root logger handlers of its own."""
+    """Hydra gives the root logger handlers of its own, and closes all that are there.
+
+    absl's, which rouge_score brings, would close with it the stream it was made with: pytest's.
+    """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        yield
+        with mock.patch.object(logging, "_handlerList", []):
+            yield
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

@@ -32,7 +32,8 @@ def finished(folder: Path, noise: float, windows: int = 6, fingerprint: str = "s
         before = task.evaluate(model, None, silent)
         outputs[name] = task.evaluate(quantized, Reference(before, model.log_probs), silent)
         metrics |= task.compare(name, before, outputs[name]).metrics
-    sizes = {"size/bits_per_weight": 3.5 + noise, "size/covered_share": 1.0, "size/artifact_bytes": 1_000_000}
+    sizes = {"size/bits_per_weight": 3.5 + noise, "size/covered_share": 1.0, "size/artifact_bytes": 1_000_000,
+             "size/bits_per_parameter": 8.0}  # fmt: skip
     write_outputs(folder / OUTPUTS, outputs)
     targets = {name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in TASKS.items()}
     config = {
