@@ -138,8 +138,8 @@ def decode_tile(buffer: Buffer, i: int) -> NDArray[Any]:
     if not floats.is_coded(packed):
         return _open(*split(packed)).decode_tile(i)
     name, planes = _open_floats(packed)
-    tiles = [plane.decode_tile(i) for plane in planes]
-    return floats.merge(name, np.stack(tiles), None)
+    tiles = np.stack([plane.decode_tile(i) for plane in planes])
+    return floats.numbers(name, floats.merged(name, tiles))
 
 
 def split(buffer: Buffer) -> Sections:
@@ -198,11 +198,10 @@ def _decode_floats(
         start = out.data_ptr() if hasattr(out, "data_ptr") else out.ctypes.data
         if filled.shape != shape or not filled.flags.writeable or filled.ctypes.data != start:  # it would be a copy
             raise ValueError(f"out: must be a writable C-contiguous array of shape {shape}, not of {filled.shape}")
-    planes = allocate((len(opened), *shape))
-    for byte, plane in enumerate(opened):
-        plane.decode_into(planes[byte, ...], threads)
-    merged = floats.merge(name, planes, filled)
-    return merged if out is None else out
+    if filled is None:
+        filled = allocate((*shape, len(opened))).view(floats.BITS[name])[..., 0]
+    _native.decode_numbers_into(opened, filled, threads)
+    return floats.numbers(name, filled) if out is None else out
 
 
 def _open_floats(packed: NDArray[np.uint8]) -> tuple[str, list[_native.Container]]:

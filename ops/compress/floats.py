@@ -91,11 +91,16 @@ def open_planes(packed: NDArray[np.uint8]) -> tuple[str, list[NDArray[np.uint8]]
     return name, containers
 
 
-def merge(name: str, planes: Int8Array, out: NDArray[Any] | None) -> NDArray[Any]:
-    """Planes [bytes of a number, *shape] -> numbers; bfloat16 as bits in uint16. `out` is of the bits' dtype."""
-    bits = np.empty(planes.shape[1:], BITS[name]) if out is None else out
+def merged(name: str, planes: Int8Array) -> NDArray[Any]:
+    """Planes [bytes of a number, *shape] -> the numbers' bits."""
+    bits = np.empty(planes.shape[1:], BITS[name])
     _native.merge_into(planes, bits)
-    return bits if out is not None or name == "bfloat16" else bits.view(f"<f{bits.itemsize}")
+    return bits
+
+
+def numbers(name: str, bits: NDArray[Any]) -> NDArray[Any]:
+    """Bits as what they are; bfloat16, which numpy lacks, stays bits."""
+    return bits if name == "bfloat16" else bits.view(f"<f{bits.itemsize}")
 
 
 def _header(code: int, sizes: bytes) -> bytes:

@@ -2,6 +2,7 @@
 // allocates; see ops/compress/__init__.py and ops/quant/base.py. std::invalid_argument becomes ValueError.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
@@ -64,6 +65,7 @@ class OpenContainer {
           container_(Sections{bytes_of(arrays_[0]), bytes_of(arrays_[1]), bytes_of(arrays_[2])}) {}
 
     const Header& header() const { return container_.header(); }
+    const Container& container() const { return container_; }
 
     py::tuple shape() const {
         py::tuple shape(header().ndim);
@@ -126,6 +128,22 @@ void split_into(const py::array& values, py::array planes) {
     uint8_t* const to = writable(planes, from.size);
     py::gil_scoped_release release;
     split_planes(from.data, from.size / width, width, to);
+}
+
+void decode_numbers_into(const std::vector<const OpenContainer*>& planes, py::array values, int threads) {
+    std::vector<const Container*> containers;
+    for (const OpenContainer* plane : planes) containers.push_back(&plane->container());
+    if (planes.size() != static_cast<size_t>(values.itemsize()) ||
+        (planes.size() != 2 && planes.size() != 4 && planes.size() != 8))
+        throw std::invalid_argument("planes: must be as many as a number has bytes, 2, 4 or 8");
+    const Header& header = containers[0]->header();
+    for (const Container* plane : containers)
+        if (plane->header().numel != header.numel || plane->header().tile_size != header.tile_size)
+            throw std::invalid_argument("planes: must have one shape and tile size");
+    uint8_t* const to = writable(values, header.numel * planes.size());
+    const size_t workers = thread_count(threads);
+    py::gil_scoped_release release;
+    decode_numbers(containers, workers, to);
 }
 
 void merge_into(const py::array& planes, py::array values) {
@@ -288,6 +306,8 @@ PYBIND11_MODULE(_native, m) {
              "Verifies and decodes the elements of one tile.");
     m.def("split_into", &split_into, arg("values"), arg("planes"),
           "Numbers as planes of bytes; see planes.hpp.");
+    m.def("decode_numbers_into", &decode_numbers_into, arg("planes"), arg("values").noconvert(),
+          arg("threads"), "Verifies and decodes the containers of all planes into the numbers they make up.");
     m.def("merge_into", &merge_into, arg("planes"), arg("values"), "The way back.");
     m.attr("NZ_VERSION") = static_cast<int>(kNzVersion);
     m.def("nz_sizes", &nz_sizes, arg("fractals"), "Bytes that nz_encode_into needs as payload and as index.");

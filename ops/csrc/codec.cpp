@@ -5,6 +5,7 @@
 #include <string>
 
 #include "plan.hpp"
+#include "planes.hpp"
 #include "threads.hpp"
 
 namespace slimrun {
@@ -115,6 +116,37 @@ void decode(const Container& container, size_t threads, uint8_t* values) {
         const Failure failed = unpack_tiles(coder, tasks, count, scratches[worker]);
         bad[batch] = t + failed.task;
         return failed.problem;
+    });
+    if (failure.problem) fail(bad[failure.task], failure.problem);
+}
+
+void decode_numbers(const std::vector<const Container*>& planes, size_t threads, uint8_t* values) {
+    const Header& header = planes.at(0)->header();
+    const size_t width = planes.size();
+    std::vector<Coder> coders;
+    for (const Container* plane : planes) coders.emplace_back(plane->model());
+    const uint64_t batches = batch_count(header.tiles());
+    const size_t workers = batch_workers(threads, batches);
+    std::vector<Scratch> scratches = make_scratches(header, workers);
+    const size_t room = width * kMaxChains * static_cast<size_t>(std::min(header.tile_size, header.numel));
+    std::vector<std::vector<uint8_t>> bytes(workers, std::vector<uint8_t>(room));
+    std::vector<uint64_t> bad(batches);
+    const Failure failure = run_tasks(batches, workers, [&](size_t worker, uint64_t batch) noexcept {
+        const uint64_t t = batch * kMaxChains, first = t * header.tile_size;
+        const size_t count = batch_size(header.tiles(), t);
+        const size_t elements =
+            static_cast<size_t>(std::min(header.numel, first + count * header.tile_size) - first);
+        for (size_t j = 0; j < width; ++j) {
+            uint8_t* const plane = bytes[worker].data() + j * elements;
+            UnpackTask tasks[kMaxChains] = {};
+            for (size_t i = 0; i < count; ++i)
+                tasks[i] = unpack_task(*planes[j], t + i, plane + i * header.tile_size);
+            const Failure failed = unpack_tiles(coders[j], tasks, count, scratches[worker]);
+            bad[batch] = t + failed.task;
+            if (failed.problem) return failed.problem;
+        }
+        merge_planes(bytes[worker].data(), elements, width, values + first * width);
+        return static_cast<const char*>(nullptr);
     });
     if (failure.problem) fail(bad[failure.task], failure.problem);
 }

@@ -6,6 +6,8 @@
 //   decode(container, threads, values);
 #pragma once
 
+#include <vector>
+
 #include "container.hpp"
 
 namespace slimrun {
@@ -21,6 +23,10 @@ uint64_t encode(Header header, const uint8_t* values, size_t threads, uint8_t* t
 /// Verifies and decodes all elements into `values`. Throws std::invalid_argument that names the first bad
 /// tile.
 void decode(const Container& container, size_t threads, uint8_t* values);
+
+/// The same of numbers of as many bytes as there are `planes` (2, 4 or 8; planes.hpp), lowest byte first. All
+/// planes must have one shape and tile size. A batch of tiles is decoded and merged while it is in the cache.
+void decode_numbers(const std::vector<const Container*>& planes, size_t threads, uint8_t* values);
 
 /// Verifies and decodes the elements of tile `t` < tiles() alone.
 void decode_tile(const Container& container, uint64_t t, uint8_t* values);
