@@ -21,7 +21,16 @@ EXPORT = "export"  # holds a folder a target
 RESULTS = "results.json"
 SCORES = "scores.json"
 OUTPUTS = "outputs.npz"
-UPLOADED = ("config.yaml", "report.md", "layers.csv", "layers.png", "scores.png", SCORES, OUTPUTS)  # beside the numbers
+UPLOADED = (
+    "config.yaml",
+    "report.md",
+    "report.html",
+    "layers.csv",
+    "layers.png",
+    "scores.png",
+    SCORES,
+    OUTPUTS,
+)  # beside the numbers
 SWEEP = "sweep.json"  # in the folder of a multirun: its command, its parent run, its jobs
 RUN = "tracking.json"  # in the folder of a job: its run
 

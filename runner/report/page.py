@@ -1,4 +1,4 @@
-"""`report.html`: the table of a sweep's jobs and their picture as one file that needs nothing else."""
+"""`report.html` of a sweep: the table of its jobs and their picture, one file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from slimrun.runner.report.table import SIZES
 
 Cell = tuple[str, object, str]  # html, what the column is sorted by, class
 FILES = {"report": "report.md", "numbers": "results.json", "layers": "layers.png", "log": "run.log"}
-TEXTS = ("overrides", "verdict", "status", "files")
+TEXTS = ("overrides", "verdict", "status", "files", "name", "observer", "")
+HOW_TO_READ = """<p class="quiet">A score's bar is the 95 % interval of its paired difference from the float model.
+Marked jobs are on a front: no other job measured alike has both fewer bits and a better score. Click a heading to
+sort.</p>"""
 
 
 def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], picture: bytes) -> str:
@@ -31,19 +34,47 @@ def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], pic
         f"{title}: {', '.join(f'job {point.job}' for point in panel.front)}" for title, panel in zip(shown, panels)
     ]
     finished = f"{len(jobs)} jobs, {f'{unfinished} without a result' if unfinished else 'all finished'}."
+    signatures = [
+        f"<li>{escape(title)} (float {panel.float_score:.4g}, {panel.weights:,} weights): "
+        f"<code>{escape(panel.signature)}</code></li>"
+        for title, panel in zip(shown, panels)
+    ]
+    body = [
+        f"<p>{escape(' '.join([finished, *(f'Front of {front}.' for front in fronts)]))}</p>",
+        image("scores against bits per weight", picture),
+        HOW_TO_READ,
+        table(headings, [_row(job, panels, beside, sweep_folder) for job in jobs]),
+        "<h2>How the scores came about</h2>",
+        *("<ul>", *signatures, "</ul>"),
+    ]
+    return page(f"slimrun sweep {sweep_folder.name}", body)
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """A whole page, light or dark as the reader has it; tables sort at a click on a heading."""
     template = Template(resources.files("slimrun.runner.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(f"slimrun sweep {sweep_folder.name}"),
-        summary=escape(" ".join([finished, *(f"Front of {front}." for front in fronts)])),
-        picture=base64.b64encode(picture).decode("ascii"),
-        headings="".join(_heading(text) for text in headings),
-        rows="\n".join(_row(job, panels, beside, sweep_folder) for job in jobs),
-        signatures="\n".join(
-            f"<li>{escape(title)} (float {panel.float_score:.4g}, {panel.weights:,} weights): "
-            f"<code>{escape(panel.signature)}</code></li>"
-            for title, panel in zip(shown, panels)
-        ),
+    return template.substitute(title=escape(title), body="\n".join(body))
+
+
+def image(alt: str, png: bytes) -> str:
+    """A picture inside the page."""
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
+
+
+def table(headings: Sequence[str], rows: Sequence[str]) -> str:
+    """A table that scrolls where the window is narrower."""
+    head = "".join(_heading(text) for text in headings)
+    return '<div class="wide"><table>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table></div>'.format(
+        head, "\n".join(rows)
     )
+
+
+def row(cells: Sequence[Cell], kind: str = "") -> str:
+    """A row of a table."""
+    body = "".join(
+        f'<td class="{kind}" data-value="{escape(str(value), quote=True)}">{html}</td>' for html, value, kind in cells
+    )
+    return f'<tr class="{kind}">{body}</tr>'
 
 
 def titles(panels: Sequence[Panel]) -> list[str]:
@@ -61,19 +92,16 @@ def _heading(text: str) -> str:
 
 
 def _row(job: Job, panels: Sequence[Panel], beside: Sequence[str], sweep_folder: Path) -> str:
-    cells: list[Cell] = [(str(job.number), job.number, ""), _text(job.label or " ".join(job.overrides))]
-    cells += [_text(job.status), *(_number(size.of(job.results), size.form) for size in SIZES)]
+    cells: list[Cell] = [(str(job.number), job.number, ""), text(job.label or " ".join(job.overrides))]
+    cells += [text(job.status), *(number(size.of(job.results), size.form) for size in SIZES)]
     points = [next((point for point in panel.points if point.job == job.number), None) for panel in panels]
     for point in points:
-        cells += [_text(""), _text("")] if point is None else _scored(point)
+        cells += [text(""), text("")] if point is None else _scored(point)
     values = {score.label: score.quant_value for score in job.scores}
-    cells += [_number(values.get(label), "{:.4g}") for label in beside]
-    cells += [_number(job.seconds or None, "{:.0f}"), (_links(job, sweep_folder), job.folder, "text line")]
-    body = "".join(
-        f'<td class="{kind}" data-value="{escape(str(value), quote=True)}">{html}</td>' for html, value, kind in cells
-    )
+    cells += [number(values.get(label), "{:.4g}") for label in beside]
+    cells += [number(job.seconds or None, "{:.0f}"), (_links(job, sweep_folder), job.folder, "text line")]
     on_front = any(point is not None and point.on_front for point in points)
-    return f'<tr class="{"" if job.ok else "failed"}{"front" if on_front else ""}">{body}</tr>'
+    return row(cells, f"{'' if job.ok else 'failed'}{'front' if on_front else ''}")
 
 
 def _scored(point: Point) -> list[Cell]:
@@ -112,11 +140,13 @@ def _tracked(run: dict[str, Any]) -> str:
     return f' <a href="{escape(address, quote=True)}">MLflow</a>'
 
 
-def _text(text: str) -> Cell:
-    return escape(text), text, "text"
+def text(words: str) -> Cell:
+    """A cell of words."""
+    return escape(words), words, "text"
 
 
-def _number(value: float | None, form: str) -> Cell:
+def number(value: float | None, form: str) -> Cell:
+    """A cell of a number, empty where there is none."""
     if value is None:
         return "", "", ""
     return form.format(value), value, ""

@@ -10,6 +10,7 @@ import numpy as np
 
 from slimrun.ops.calibration.base import Layer
 from slimrun.runner.folder import OUTPUTS, RESULTS, SCORES, write_json, write_outputs, write_scores
+from slimrun.runner.report import run_page
 from slimrun.runner.report.table import COLUMNS, SIZES, cells
 from slimrun.runner.result import Result
 
@@ -29,6 +30,8 @@ def write(result: Result, output: Path, command: str, record: Mapping[str, objec
     write_scores(output / SCORES, result.scores)
     write_outputs(output / OUTPUTS, result.outputs)
     (output / "report.md").write_text(report(result, command), encoding="utf-8", errors="backslashreplace")
+    html = run_page.render(result, output, command)
+    (output / "report.html").write_text(html, encoding="utf-8", errors="backslashreplace")
     content = {"status": "ok", "config_hash": result.config_hash, **record, **result.metrics}
     write_json(output / RESULTS, content)
 

@@ -45,7 +45,7 @@ def test_one_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
     assert expected <= found.keys()
 
     run = tmp_path / "run"
-    for name in ("report.md", "layers.csv", "layers.png", "scores.png", "run.log", "config.yaml"):
+    for name in ("report.md", "report.html", "layers.csv", "layers.png", "scores.png", "run.log", "config.yaml"):
         assert (run / name).stat().st_size > 0, name
     assert stat.S_IMODE((run / "artifact").stat().st_mode) == 0o750
     assert found["size/artifact_bytes"] == sum(file.stat().st_size for file in (run / "artifact").iterdir())
@@ -126,8 +126,8 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     assert len(run.data.tags["weights.sha256"]) == 64
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert names == {
-        "config.yaml", "report.md", "layers.csv", "layers.json", "layers.png", "scores.png", "outputs.npz",
-        "results.json", "scores.json",
+        "config.yaml", "report.md", "report.html", "layers.csv", "layers.json", "layers.png", "scores.png",
+        "outputs.npz", "results.json", "scores.json",
     }  # fmt: skip
     data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
     assert data == {name: str(found[f"data/{name}"])[:36] for name in ("calibration", "perplexity")}
