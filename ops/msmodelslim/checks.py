@@ -56,7 +56,13 @@ def check_layers(quantizer: Quantizer, names: Sequence[str], kinds: str) -> None
         if name not in names:
             near = nearest(name, list(names))
             raise ValueError(f"`disable_names` has invalid key `{name}`, please check your model configurations{near}.")
-    if len(quantizer.ignored(names)) == len(names):
+    left = len(names) - len(quantizer.ignored(names))
+    if 0 < left <= quantizer.fallback_level:
+        raise ValueError(
+            f"disable_level = L{quantizer.fallback_level} keeps all {left} linears float and leaves nothing to "
+            f"quantize; allowed: L0 to L{left - 1}."
+        )
+    if left == 0:
         raise ValueError(
             f"Nothing is left to quantize: disable_names and disable_last_linear keep every {kinds} of the model float "
             f"({', '.join([*names][:3])}{', ...' if len(names) > 3 else ''})."

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimrun.msmodelslim import quant_config
+from slimrun.msmodelslim import quant_config, telling
 from slimrun.msmodelslim.checks import check_calibrated, check_layers, check_type
 from slimrun.ops import calibration
 from slimrun.ops.framework import mindspore as framework
@@ -94,7 +94,7 @@ class Calibrator:
         training = self.model.training
         self.model.set_train(False)
         try:
-            self._calibrator.run()
+            telling.run(self._calibrator)
         finally:
             self.model.set_train(training)
         for note in self._calibrator.notes:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrun.msmodelslim import files
+from slimrun.msmodelslim import files, telling
 from slimrun.msmodelslim.checks import check_calibrated, check_layers, check_range, check_type, file_name
 from slimrun.msmodelslim.quant_config import DEVICES, QuantConfig
 from slimrun.ops import calibration
@@ -78,7 +78,7 @@ class Calibrator:
         training = self.model.training
         self.model.eval()
         try:
-            self._calibrator.run()
+            telling.run(self._calibrator)
         finally:
             self.model.train(training)
         for note in self._calibrator.notes:
@@ -100,6 +100,8 @@ class Calibrator:
         """
         check_type("output_path", output_path, str)
         kinds = [save_type] if isinstance(save_type, str) else ["numpy"] if save_type is None else save_type
+        if not kinds:
+            raise ValueError(f"save_type is empty; allowed: {', '.join(SAVE_TYPES)}.")
         for kind in kinds:
             if kind not in SAVE_TYPES:
                 raise ValueError(f"save_type = {kind} is invalid; allowed: {', '.join(SAVE_TYPES)}.")

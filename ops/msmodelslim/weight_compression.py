@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from slimrun.msmodelslim import files, npy
+from slimrun.msmodelslim import files, npy, telling
 from slimrun.msmodelslim.checks import check_type, file_name
 from slimrun.msmodelslim.matrices import as_tensor, matrices, pseudo_sparse
 from slimrun.ops.compress import entropy_bits
@@ -147,6 +147,8 @@ class Compressor:
         if details:
             files.write_csv(details, [DETAIL_COLUMNS, *rows])
         self._coded = coded
+        sizes = [part.nbytes for parts in coded.values() for part in parts.values()]
+        telling.compressed(sum(matrix.size for matrix in found.values()), sum(sizes))
         weight, index, info = ({key: parts[part] for key, parts in coded.items()} for part in PARTS)
         return weight, index, info
 
@@ -209,9 +211,8 @@ class Compressor:
     def _threads(self) -> int:
         asked, cores = self.config.multiprocess_num, os.cpu_count() or 1
         if asked > cores:
-            log.info("multiprocess_num=%d is more than the %d cores of this machine: 1 is used", asked, cores)
-            return 1
-        return asked
+            log.warning("multiprocess_num=%d is more than the %d cores of this machine, which are used", asked, cores)
+        return min(asked, cores)
 
 
 def _load(path: Any, confirm: bool) -> dict[str, npy.Entry]:

@@ -134,12 +134,6 @@ def test_fallen_back_layers_are_saved_as_float(tmp_path: Path, keywords: dict[st
     assert all(f"{key.removesuffix('.weight')}.deq_scale" not in tensors for key in kept)
 
 
-def test_every_layer_may_fall_back(tmp_path: Path) -> None:
-    calibrated(CO_SPARSE, level="L99").save(str(tmp_path), save_type="safe_tensor")
-    types = json.loads((tmp_path / "quant_model_description_w8a8s.json").read_text())
-    assert set(types.values()) == {"W8A8S", "FLOAT"}  # the first is model_quant_type
-
-
 def test_ascend_v1_shards_and_saving_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slimrun.msmodelslim.pytorch.GIBIBYTE", 40_000)
     calibrator = calibrated(CO_SPARSE)
@@ -225,6 +219,7 @@ def test_checks() -> None:
         ({"calib_data": ["x"]}, TypeError, "calib_data[0] must be list or dict, not str."),
         ({"calib_data": None}, ValueError, "W8A8S does not support Data-Free: calib_data is empty."),
         ({"disable_level": "L01"}, ValueError, "Please check the `disable_level` configuration: 'L01'"),
+        ({"disable_level": "L14"}, ValueError, "disable_level = L14 keeps all 14 linears float and leaves nothing to"),
         ({"disable_level": 1}, ValueError, "Please check the `disable_level` configuration: 1"),
         ({"mix_cfg": {"a": "w8a8"}}, ValueError, "mix_cfg is not built"),
         ({"model": nn.ReLU()}, ValueError, "No nn.Linear found in the model"),
@@ -241,11 +236,20 @@ def test_checks() -> None:
             Calibrator(**{"model": model, "cfg": config, "calib_data": SAMPLES, **change})
 
 
+def test_a_script_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    calibrated(CO_SPARSE, level="L2")
+    said = capsys.readouterr()
+    assert "12 linears quantized, " in said.err
+    assert "3 kept float" in said.err, "the last linear too"
+    assert not said.out
+
+
 def test_run_and_save_check_their_arguments(tmp_path: Path) -> None:
     calibrator = Calibrator(tiny().module, QuantConfig(**CO_SPARSE), SAMPLES)
     cases: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
         ((1,), {}, TypeError, "output_path must be str, not int."),
         ((), {"save_type": ["onnx"]}, ValueError, "save_type = onnx is invalid; allowed: numpy, safe_tensor, ascendV1"),
+        ((), {"save_type": []}, ValueError, "save_type is empty; allowed: numpy, safe_tensor, ascendV1"),
         ((), {"part_file_size": 0}, ValueError, "part_file_size = 0 is smaller than 1."),
         ((), {"part_file_size": 1.5}, TypeError, "part_file_size must be int, not float."),
         ((), {"safetensors_name": "../x.safetensors"}, ValueError, "safetensors_name = '../x.safetensors' is invalid"),

@@ -103,10 +103,13 @@ def test_progress_is_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     Compressor(CompressConfig(), weight=WEIGHT).run()
     said = capsys.readouterr()
     assert "compress" in said.err
+    assert "bytes of weights are" in said.err
     assert not said.out
 
 
-def test_more_threads_than_cores_become_one(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_threads_than_cores_are_the_cores(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     used = []
 
@@ -118,8 +121,8 @@ def test_more_threads_than_cores_become_one(caplog: pytest.LogCaptureFixture, mo
     with caplog.at_level(logging.INFO):
         Compressor(CompressConfig(multiprocess_num=5), weight=WEIGHT).run()
         Compressor(CompressConfig(multiprocess_num=4), weight=WEIGHT).run()
-    assert used == [1, 4]
-    assert caplog.messages == ["multiprocess_num=5 is more than the 4 cores of this machine: 1 is used"]
+    assert used == [4, 4]
+    assert caplog.messages == ["multiprocess_num=5 is more than the 4 cores of this machine, which are used"]
 
 
 NO_RATIO = "sparse_ratio is invalid, expected an value in [0, 1], but got"
