@@ -12,6 +12,7 @@ from slimrun.evaluation.base import Task
 from slimrun.evaluation.statistics import overlap
 from slimrun.ops import bundle
 from slimrun.ops.errors import Unavailable
+from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.framework.base import LoadedModel
 from slimrun.ops.model.base import Outline
 from slimrun.runner import export
@@ -33,7 +34,7 @@ def check(choices: Choices) -> Outline:
     outline = choices.framework.check(choices.model, choices.device, choices.cache.path)
     try:
         choices.quant.ignored(list(outline.linears))
-        covered = [] if choices.quant.quant_type == "FLOAT" else choices.quant.covered(list(outline.linears))
+        covered = [] if choices.quant.quant_type == FLOAT else choices.quant.covered(list(outline.linears))
     except ValueError as error:
         raise ValueError(f"quant.{error}") from error
     if covered and not set(covered) - outline.kept.keys():

@@ -8,6 +8,7 @@ from slimrun.evaluation.base import Task
 from slimrun.ops.calibration.base import Remember
 from slimrun.ops.compress.base import Codec
 from slimrun.ops.export import Target
+from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.framework.base import Device, Framework, LoadedModel
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
@@ -46,7 +47,7 @@ class Choices:
     def coverage_note(self, outline: Outline) -> str:
         """What the run says first when its sizes are about less than half of the weights; else ""."""
         share = covered_share(self.covered(outline), outline)
-        if share >= 0.5 or self.quant.quant_type == "FLOAT":
+        if share >= 0.5 or self.quant.quant_type == FLOAT:
             return ""
         experts = f"; {outline.experts:,} weights of experts are no linears and stay float" if outline.experts else ""
         told = f"the method covers {share:.1%} of the weights of linears and experts, and its sizes are about these"

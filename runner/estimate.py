@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.model.base import Outline
 from slimrun.runner.cache import Cache
 from slimrun.runner.experiment import Experiment
@@ -117,7 +118,7 @@ class Estimate:
     @cached_property
     def covered(self) -> dict[str, tuple[int, int]]:
         """The linears that the method covers; nothing when it quantizes nothing."""
-        if self.experiment.quant.quant_type == "FLOAT":
+        if self.experiment.quant.quant_type == FLOAT:
             return {}
         return self.experiment.covered(self.outline)
 

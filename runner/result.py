@@ -100,8 +100,8 @@ def size_metrics(
         "size/compressed_bytes": compressed,
         "size/bits_per_weight": 8 * compressed / max(1, weights),  # quant=none takes models without linears
         "size/fallback_share": kept_float / max(1, linears),
-        "size/artifact_bytes": bundle.size(artifact),
-        "size/file_bytes": bundle.size(artifact),
+        "size/artifact_bytes": (artifact_bytes := bundle.size(artifact)),
+        "size/file_bytes": artifact_bytes,
         "compress/ratio": weights / compressed if compressed else 1.0,
     }
     quantized = sum(layer.shape[0] * layer.shape[1] for layer in layers if layer.quantized)

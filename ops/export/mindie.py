@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from slimrun.ops.format.linear import FLOAT
+
 from .ascend import DESCRIPTION, Ascend
 from .plan import Abilities
 
@@ -28,7 +30,7 @@ class MindIE(Ascend):
 
     def config(self, quant_type: str) -> dict[str, str]:
         """The format; a model that is all float has none."""
-        return {} if quant_type == "FLOAT" else {"quantize": quant_type.lower()}
+        return {} if quant_type == FLOAT else {"quantize": quant_type.lower()}
 
     def command(self, folder: Path) -> str:
         """For its own example."""
