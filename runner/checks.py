@@ -31,7 +31,7 @@ def check(choices: Choices) -> Outline:
             task.check()
     if choices.quant.needs_gradients and not choices.framework.gives_gradients:
         raise ValueError(f"quant._target_={type(choices.quant).__name__} needs gradients; allowed: framework=pytorch")
-    outline = choices.framework.check(choices.model, choices.device, choices.cache.path)
+    outline = choices.framework.check(choices.model, choices.device)
     try:
         choices.quant.ignored(list(outline.linears))
         covered = [] if choices.quant.quant_type == FLOAT else choices.quant.covered(list(outline.linears))
@@ -39,7 +39,7 @@ def check(choices: Choices) -> Outline:
         raise ValueError(f"quant.{error}") from error
     if covered and not set(covered) - outline.kept.keys():
         raise ValueError(f"quant.ignore leaves gates and routers alone: {', '.join(covered[:3])}; take quant=none")
-    export.check(choices.export, choices.model, choices.cache.path, readable)
+    export.check(choices.export, choices.model, readable)
     first = choices.coverage_note(outline)
     return replace(outline, notes=(*([first] if first else []), *outline.notes, *fit(choices)))
 
@@ -51,7 +51,7 @@ def fit(choices: Choices, loaded: LoadedModel | None = None) -> list[str]:
     """
 
     def look() -> list[str]:
-        model = loaded or choices.model.reader(choices.cache.path)
+        model = loaded or choices.model.reader()
         if model is None:
             return []
         # every framework's model satisfies the protocols of both rooms; they do not know each other
@@ -65,7 +65,7 @@ def fit(choices: Choices, loaded: LoadedModel | None = None) -> list[str]:
             notes.append(f"the chat template asks for the date; every prompt says {date}, whatever the day")
         return notes
 
-    key = choices.model.key(choices.cache.path)
+    key = choices.model.key()
     asked = (choices.calibration.texts(), settings_of(choices.calibration, "path", "prompts"), choices.protocols())
     return choices.cache.notes(look, key, *asked) if key else look()
 

@@ -39,6 +39,10 @@ class Choices:
     seed: int = 0
     plan: bool = False
 
+    def __post_init__(self) -> None:
+        """Open the model."""
+        object.__setattr__(self, "model", self.model.open(self.cache.path, self.seed))
+
     def covered(self, outline: Outline) -> dict[str, tuple[int, int]]:
         """The linears that the sizes are about: all but the ignored ones, gates and routers."""
         ignored = self.quant.ignored(list(outline.linears)) | outline.kept.keys()
@@ -64,7 +68,7 @@ class Choices:
             "compress": settings_of(self.compress, "threads"),
             "task": {name: (settings_of(task, "path"), task.protocol()) for name, task in self.task.items()},
             "calibration": (self.calibration.texts(), self.calibration.length),
-            "model": self.framework.fingerprint(self.model, self.cache.path, self.seed),
+            "model": self.framework.fingerprint(self.model),
             "framework": settings_of(self.framework),
             "device": self.device.type,
             "seed": self.seed,

@@ -141,7 +141,7 @@ class Estimate:
     def fingerprint(self) -> str | None:
         """Of the float weights, unless they would have to be read for it."""
         experiment = self.experiment
-        return experiment.framework.fingerprint(experiment.model, experiment.cache.path, experiment.seed, read=False)
+        return experiment.framework.fingerprint(experiment.model, read=False)
 
     @cached_property
     def done(self) -> str:
@@ -192,7 +192,7 @@ class Estimate:
     @property
     def folder(self) -> Path | None:
         """Where the model's files lie."""
-        return self.experiment.model.folder(self.experiment.cache.path)
+        return self.experiment.model.folder()
 
     @property
     def download_bytes(self) -> int:

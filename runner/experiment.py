@@ -37,7 +37,7 @@ class Experiment(Choices):
         """
         artifact, outline = output / ARTIFACT, outline or self.check()
         with stages("load", self.model.name):
-            model = self.framework.load(self.model, self.device, self.cache.path, self.seed)
+            model = self.framework.load(self.model, self.device)
             known = dict.fromkeys([*outline.notes, *checks.fit(self, model)])
         texts, fingerprint = self.calibration.texts(), model.fingerprint
         float_outputs = {

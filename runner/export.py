@@ -67,7 +67,7 @@ def as_typed(text: str) -> str:
     return re.sub(rf"(?<![\w.])({'|'.join(OPTIONS)})=", lambda option: f"--{option[1].replace('_', '-')} ", text)
 
 
-def check(targets: Mapping[str, Target], model: Model, cache: Path, readable: bool) -> None:
+def check(targets: Mapping[str, Target], model: Model, readable: bool) -> None:
     """ValueError names the target that cannot hold the model, as far as its config tells; loads no weight.
 
     `readable` is whether the bundle can be read back here.
@@ -78,9 +78,9 @@ def check(targets: Mapping[str, Target], model: Model, cache: Path, readable: bo
         raise ValueError(f"export={next(iter(targets))} reads the bundle back; allowed: compress=native, nz, none")
     if isinstance(model, Own):
         raise ValueError(f"export={next(iter(targets))} needs a model of transformers; allowed: export=none")
-    config = model.config(cache).to_dict()
+    config = model.config().to_dict()
     dtype = config.get("dtype") or "float32" if model.dtype == AUTO else model.dtype
-    reader = model.reader(cache)  # None until the model was fetched
+    reader = model.reader()  # None until the model was fetched
     fast = getattr(reader.tokenizer, "backend_tokenizer", None) if reader else None
     for name, target in targets.items():
         with _named(name):

@@ -95,7 +95,7 @@ def reads(job: Estimate) -> str:
     what = f"{model.name}, {size(job.outline.float_bytes)} of float weights"
     if job.download_bytes:
         return f"{what}, fetched first ({size(model.download_bytes)})"
-    return f"{what} from {model.origin(job.experiment.cache.path)}"
+    return f"{what} from {model.origin()}"
 
 
 def calibrates(job: Estimate) -> str:

@@ -55,7 +55,7 @@ def described(dtype: str = "float32", **changes: object) -> Random:
 
 
 def tiny(dtype: str = "float32", **changes: object) -> TorchModel:
-    return PyTorch().load(described(dtype, **changes), CPU, Path("unused"), seed=0)
+    return PyTorch().load(described(dtype, **changes).open(Path("unused")), CPU)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -97,4 +97,4 @@ def smollm2() -> TorchModel:
     """The real model, fetched once into the cache; the session shares it, so tests must not change it."""
     torch.set_num_threads(2)
     path = embedded.fetched(cache_folder())
-    return PyTorch().load(Pretrained("smollm2", str(path)), CPU, cache_folder(), seed=0)
+    return PyTorch().load(Pretrained("smollm2", str(path)).open(cache_folder()), CPU)

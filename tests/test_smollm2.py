@@ -36,7 +36,7 @@ def silent(done: int, total: int) -> None:
 @pytest.fixture(scope="module")
 def quantized(smollm2: TorchModel) -> tuple[TorchModel, list[Layer]]:
     path = str(embedded.fetched(cache_folder()))
-    model = PyTorch().load(Pretrained("smollm2", path), CPU, cache_folder(), seed=0)
+    model = PyTorch().load(Pretrained("smollm2", path).open(cache_folder()), CPU)
     texts = read_prompts(pinned("wikipedia_calibration"))[:3]
     layers = PyTorch().calibrator(model, W8A8S(), texts, 256).run()
     return model, layers

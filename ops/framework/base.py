@@ -106,19 +106,19 @@ class Framework(Protocol):
     def gives_gradients(self) -> bool:
         """Whether methods that need gradients run here."""
 
-    def check(self, model: Model, device: Device, cache: Path) -> Outline:
+    def check(self, model: Model, device: Device) -> Outline:
         """The outline of the model, without loading a weight.
 
         Unavailable says in one line why a run could not start: no such folder or device, truncated weights...
         """
 
-    def fingerprint(self, model: Model, cache: Path, seed: int, *, read: bool = True) -> str | None:
+    def fingerprint(self, model: Model, *, read: bool = True) -> str | None:
         """The loaded model's `fingerprint`, from its files alone.
 
         None when `read` is false and weights would have to be read for it.
         """
 
-    def load(self, model: Model, device: Device, cache: Path, seed: int) -> LoadedModel:
+    def load(self, model: Model, device: Device) -> LoadedModel:
         """The float model, ready to run; its fingerprint is the one that `fingerprint` gives."""
 
     def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:

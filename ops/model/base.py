@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from slimrun.ops.model.text import TextModel
@@ -29,10 +30,12 @@ class Outline:
 class Model(ABC):
     """Which model, as conf/model says it: one class a source.
 
-    A source has its weights in files (`fetch`), draws them (`drawn`), or brings a network of its own (`own`). `cache`
-    is the folder that slimrun keeps things in.
+    A source has its weights in files (`fetch`), draws them (`drawn`), or brings a network of its own (`own`). It
+    answers once it is opened.
     """
 
+    cache: Path  # where slimrun keeps things,
+    seed: int  # what random weights are drawn from: both are known once the model is opened
     name: str
     dtype: str = "auto"  # of DTYPES; auto: the checkpoint's, else float32
     revision: str | None = None  # of a hub id
@@ -45,20 +48,26 @@ class Model(ABC):
         """Whether the user allowed code that is not the framework's: the model's own, or the loader they named."""
         return self.trust_remote_code
 
-    def origin(self, cache: Path) -> str:
-        """Where the weights come from, for a person."""
-        return str(self.folder(cache))
+    def open(self, cache: Path, seed: int = 0) -> Self:
+        """This model, which keeps things in `cache` and draws random weights from `seed`."""
+        opened = copy(self)
+        vars(opened).update(cache=cache, seed=seed)  # they are no part of what a yaml describes
+        return opened
 
-    def folder(self, cache: Path) -> Path | None:
+    def origin(self) -> str:
+        """Where the weights come from, for a person."""
+        return str(self.folder())
+
+    def folder(self) -> Path | None:
         """The folder here that the model is loaded from; None when there is none (yet)."""
         return None
 
-    def fetch(self, cache: Path) -> Path | str:
+    def fetch(self) -> Path | str:
         """The folder or hub id that weights are loaded from, fetched first if it must be."""
         raise TypeError(f"{type(self).__name__} has no weight files")
 
-    def drawn(self, seed: int) -> Any | None:
-        """The transformers module with random weights, equal for equal seeds; None unless that is what it is."""
+    def drawn(self) -> Any | None:
+        """The transformers module with random weights; None unless that is what it is."""
         return None
 
     def own(self) -> tuple[Any, Any] | None:
@@ -66,39 +75,39 @@ class Model(ABC):
         return None
 
     @abstractmethod
-    def config(self, cache: Path) -> Any:
+    def config(self) -> Any:
         """The transformers config; Unavailable says in one line why there is none."""
 
     @abstractmethod
-    def tokenizer(self, cache: Path) -> Any:
+    def tokenizer(self) -> Any:
         """The transformers tokenizer; Unavailable says in one line why it cannot be used."""
 
     @abstractmethod
-    def outline(self, cache: Path, formats: Collection[str]) -> Outline:
+    def outline(self, formats: Collection[str]) -> Outline:
         """The outline, without loading a weight; `formats` are the suffixes of the weight files that may be loaded.
 
         Unavailable says in one line why the model cannot be loaded: no such folder, truncated weights...
         """
 
     @abstractmethod
-    def fingerprint(self, cache: Path, seed: int, *, read: bool = True) -> str | None:
+    def fingerprint(self, *, read: bool = True) -> str | None:
         """Hash of the float weights and everything that shapes their outputs, without loading them.
 
         None when `read` is false and weights would have to be read for it.
         """
 
     @abstractmethod
-    def key(self, cache: Path) -> str | None:
+    def key(self) -> str | None:
         """Hash of everything but the weights: config, code, tokenizer; None where it is not known without asking."""
 
-    def reader(self, cache: Path) -> TextModel | None:
+    def reader(self) -> TextModel | None:
         """How the model reads text; None when its tokenizer is not here yet.
 
         Unavailable says in one line why its tokenizer cannot be used.
         """
         from slimrun.ops.model.tokenizer import reader
 
-        return reader(self.tokenizer(cache), self.config(cache), str(self.folder(cache) or f"model={self.name}"))
+        return reader(self.tokenizer(), self.config(), str(self.folder() or f"model={self.name}"))
 
 
 def check_dtype(dtype: str) -> None:

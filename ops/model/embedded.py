@@ -56,49 +56,49 @@ class Embedded(Model):
         if not self.architecture:
             raise ValueError("architecture is empty; it holds model_type and the keys of that config of transformers")
 
-    def folder(self, cache: Path) -> Path | None:
+    def folder(self) -> Path | None:
         """The folder of the converted model; None when it was not fetched yet."""
-        folder = location(cache)
+        folder = location(self.cache)
         return folder if folder.is_dir() else None
 
-    def fetch(self, cache: Path) -> Path:
+    def fetch(self) -> Path:
         """The folder of the converted model, fetched first if it must be."""
-        return fetched(cache)
+        return fetched(self.cache)
 
-    def config(self, cache: Path) -> Any:
+    def config(self) -> Any:
         """The transformers config."""
-        return self._converted(cache).config(cache) if self.folder(cache) else config_of(self.architecture)
+        return self._converted().config() if self.folder() else config_of(self.architecture)
 
-    def tokenizer(self, cache: Path) -> Any:
+    def tokenizer(self) -> Any:
         """The transformers tokenizer, once the model was fetched."""
-        return self._converted(cache).tokenizer(cache)
+        return self._converted().tokenizer()
 
-    def outline(self, cache: Path, formats: Collection[str]) -> Outline:
+    def outline(self, formats: Collection[str]) -> Outline:
         """The outline; Unavailable when what was fetched is damaged, or cannot be put into the cache."""
-        if self.folder(cache) is None:
-            check_cache(cache)
-            return outline_of(self, cache)
+        if self.folder() is None:
+            check_cache(self.cache)
+            return outline_of(self)
         try:
-            return self._converted(cache).outline(cache, formats)
+            return self._converted().outline(formats)
         except Unavailable as error:
             raise Unavailable(f"{error} (delete the folder and it is fetched anew)") from error
 
-    def fingerprint(self, cache: Path, seed: int, *, read: bool = True) -> str | None:
+    def fingerprint(self, *, read: bool = True) -> str | None:
         """Hash of the folder's content, which is fetched first where `read` allows it."""
         if read:
-            self.fetch(cache)
-        return self._converted(cache).fingerprint(cache, seed, read=read) if self.folder(cache) else None
+            self.fetch()
+        return self._converted().fingerprint(read=read) if self.folder() else None
 
-    def key(self, cache: Path) -> str | None:
+    def key(self) -> str | None:
         """Hash of the folder's files but the weights; of the architecture before they were fetched."""
-        return self._converted(cache).key(cache) if self.folder(cache) else architecture_key(self, self.architecture)
+        return self._converted().key() if self.folder() else architecture_key(self, self.architecture)
 
-    def reader(self, cache: Path) -> TextModel | None:
+    def reader(self) -> TextModel | None:
         """How the model reads text; None when it was not fetched yet."""
-        return self._converted(cache).reader(cache) if self.folder(cache) else None
+        return self._converted().reader() if self.folder() else None
 
-    def _converted(self, cache: Path) -> Pretrained:
-        return Pretrained(self.name, str(location(cache)), dtype=self.dtype)
+    def _converted(self) -> Pretrained:
+        return Pretrained(self.name, str(location(self.cache)), dtype=self.dtype).open(self.cache, self.seed)
 
 
 def location(cache: Path) -> Path:

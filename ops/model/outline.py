@@ -25,17 +25,17 @@ from slimrun.ops.weights.folder import check_float
 OWN_CODE = "transformers_modules"  # the package that transformers makes of the code of models
 
 
-def outline_of(model: Model, cache: Path, stored: Mapping[str, Tensor] | None = None) -> Outline:
+def outline_of(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline:
     """The outline of a transformers model; `stored` is what its weight files hold, on the meta device.
 
     Unavailable when that is not the model's.
     """
-    described = model.key(cache)
+    described = model.key()
     if described is None:
-        return measure(model, cache, stored)  # what a hub id means may change
+        return measure(model, stored)  # what a hub id means may change
     held = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in sorted((stored or {}).items())]
     key = hashlib.sha256(json.dumps([described, held]).encode()).hexdigest()
-    file = cache / "outlines" / f"{key}.json"
+    file = model.cache / "outlines" / f"{key}.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         linears = {name: (int(rows), int(columns)) for name, (rows, columns) in found["linears"].items()}
@@ -44,12 +44,12 @@ def outline_of(model: Model, cache: Path, stored: Mapping[str, Tensor] | None = 
         sizes = int(found["parameters"]), int(found["float_bytes"])
         return Outline(linears, *sizes, notes, int(found["experts"]), kept)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        measured = measure(model, cache, stored)
+        measured = measure(model, stored)
     store_object(file, asdict(measured))
     return measured
 
 
-def measure(model: Model, cache: Path, stored: Mapping[str, Tensor] | None = None) -> Outline:
+def measure(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline:
     """The outline from the model's code, with parameters that take no memory; Unavailable when it cannot run here.
 
     What was stored is loaded into it in the same way, so that the loader itself says whether it fits.
@@ -60,12 +60,12 @@ def measure(model: Model, cache: Path, stored: Mapping[str, Tensor] | None = Non
     from slimrun.ops.model.linears import expert_parameters, float_linears, linear_names
     from slimrun.ops.model.output_head import check_head
 
-    config = model.config(cache)
+    config = model.config()
     check_float(config.to_dict(), f"model={model.name}")
     module = empty_model(config, model)
     module.tie_weights()
     if stored is not None:
-        check_weights(module, config, stored, model.origin(cache))
+        check_weights(module, config, stored, model.origin())
     parameters = sum(parameter.numel() for parameter in module.parameters())
     named = None if model.dtype == "auto" else getattr(torch, model.dtype)
     dtype = named or getattr(config, "dtype", None) or torch.float32
@@ -120,9 +120,9 @@ def architecture_key(model: Model, architecture: Mapping[str, Any]) -> str:
     return _digest(model, dict(architecture))
 
 
-def description_key(model: Model, folder: Path, cache: Path) -> str:
+def description_key(model: Model, folder: Path) -> str:
     """sha256 of everything that is known of a folder's model without its weights: config, code and tokenizer."""
-    return _digest(model, description_hash(folder, cache, code=model.trust_remote_code))
+    return _digest(model, description_hash(folder, model.cache, code=model.trust_remote_code))
 
 
 def _digest(model: Model, described: Any) -> str:

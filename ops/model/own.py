@@ -31,7 +31,7 @@ class Own(Model):
         """The function is the user's."""
         return True
 
-    def origin(self, cache: Path) -> str:
+    def origin(self) -> str:
         """Where the weights come from, for a person."""
         return str(self.loader)
 
@@ -48,19 +48,19 @@ class Own(Model):
             raise Unavailable(f"model.loader={self.loader} gives {kind}; expected (mindspore.nn.Cell, tokenizer)")
         return made
 
-    def config(self, cache: Path) -> Any:
+    def config(self) -> Any:
         """An own network has none."""
         raise self._for_mindspore()
 
-    def tokenizer(self, cache: Path) -> Any:
+    def tokenizer(self) -> Any:
         """The one that the function returns."""
         return self.own()[1]
 
-    def outline(self, cache: Path, formats: Collection[str]) -> Outline:
+    def outline(self, formats: Collection[str]) -> Outline:
         """Known to the framework that runs the network."""
         raise self._for_mindspore()
 
-    def fingerprint(self, cache: Path, seed: int, *, read: bool = True) -> str | None:
+    def fingerprint(self, *, read: bool = True) -> str | None:
         """Hash of the Python files beside the one with the function; the framework adds what the parameters hold."""
         if not read:
             return None
@@ -70,10 +70,10 @@ class Own(Model):
             digest.update(file.name.encode() + file.read_bytes())
         return digest.hexdigest()
 
-    def key(self, cache: Path) -> None:
+    def key(self) -> None:
         """Not known: the function may read whatever it likes."""
 
-    def reader(self, cache: Path) -> None:
+    def reader(self) -> None:
         """Not here before the network is made."""
 
     def _for_mindspore(self) -> Unavailable:

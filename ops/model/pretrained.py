@@ -32,11 +32,11 @@ class Pretrained(Model):
         if not self.path:
             raise ValueError("path=null names no model; give a folder or a hub id: model=hf model.path=DIR_OR_HUB_ID")
 
-    def origin(self, cache: Path) -> str:
+    def origin(self) -> str:
         """Where the weights come from, for a person."""
-        return str(self.folder(cache) or self.path)
+        return str(self.folder() or self.path)
 
-    def folder(self, cache: Path) -> Path | None:
+    def folder(self) -> Path | None:
         """The folder that `path` means, None of a hub id; Unavailable when it means one that is not there."""
         path = Path(str(self.path)).expanduser()
         if path.is_dir():
@@ -45,69 +45,69 @@ class Pretrained(Model):
             raise Unavailable(f"model.path={self.path}: no such folder; give a folder or a hub id (owner/name)")
         return None
 
-    def fetch(self, cache: Path) -> Path | str:
+    def fetch(self) -> Path | str:
         """The folder or hub id that weights are loaded from."""
-        return self.folder(cache) or str(self.path)
+        return self.folder() or str(self.path)
 
-    def config(self, cache: Path) -> Any:
+    def config(self) -> Any:
         """The transformers config; Unavailable says in one line why there is none."""
         from slimrun.ops.model.auto import AutoConfig
         from slimrun.ops.model.fit import quiet
 
-        if folder := self.folder(cache):
+        if folder := self.folder():
             check_kind(folder)
         try:
             with quiet():
                 return AutoConfig.from_pretrained(
-                    self.fetch(cache), revision=self.revision, trust_remote_code=self.trust_remote_code
+                    self.fetch(), revision=self.revision, trust_remote_code=self.trust_remote_code
                 )
         except Exception as error:  # the hub client, the json reader and custom code each raise their own
             raise Unavailable(f"model.path={self.path}: {first_line(error)}{_config_hint(error)}") from error
 
-    def tokenizer(self, cache: Path) -> Any:
+    def tokenizer(self) -> Any:
         """The transformers tokenizer; Unavailable says in one line why it cannot be used."""
         from slimrun.ops.model.tokenizer import load_tokenizer
 
-        return load_tokenizer(self.fetch(cache), self.revision, self.trust_remote_code)
+        return load_tokenizer(self.fetch(), self.revision, self.trust_remote_code)
 
-    def outline(self, cache: Path, formats: Collection[str]) -> Outline:
+    def outline(self, formats: Collection[str]) -> Outline:
         """The outline; Unavailable says in one line why the model cannot be loaded."""
-        folder = self.folder(cache)
+        folder = self.folder()
         if folder is None:
-            return outline_of(self, cache)
-        found = outline_of(self, cache, check_folder(folder, formats))
+            return outline_of(self)
+        found = outline_of(self, check_folder(folder, formats))
         return replace(found, notes=(*found.notes, *strays(folder, formats)))
 
-    def fingerprint(self, cache: Path, seed: int, *, read: bool = True) -> str | None:
+    def fingerprint(self, *, read: bool = True) -> str | None:
         """Of a folder its content, of a hub id its commit."""
-        folder, known = self.folder(cache), ""
+        folder, known = self.folder(), ""
         if folder is not None:
-            content = folder_hash(folder, cache, read=read, code=self.trust_remote_code)
+            content = folder_hash(folder, self.cache, read=read, code=self.trust_remote_code)
             if content is None:
                 return None
             known = content
         if folder is None or (self.trust_remote_code and foreign_code(folder)):
             if not read:
                 return None
-            known = " ".join([*([known] if known else []), *self._commits(cache)])
+            known = " ".join([*([known] if known else []), *self._commits()])
         return f"{known}:{self.dtype}"
 
-    def key(self, cache: Path) -> str | None:
+    def key(self) -> str | None:
         """Hash of the folder's files but the weights; None of a hub id, or of code in another repository."""
-        folder = self.folder(cache)
+        folder = self.folder()
         unseen = folder is None or (self.trust_remote_code and foreign_code(folder))
-        return None if folder is None or unseen else description_key(self, folder, cache)
+        return None if folder is None or unseen else description_key(self, folder)
 
-    def _commits(self, cache: Path) -> list[str]:
+    def _commits(self) -> list[str]:
         """`owner/name@commit` of every repository that the model's files come from, beside its folder.
 
         Those are the hub id itself, and with `trust_remote_code` the repositories whose code the model runs.
         """
         from transformers.utils.hub import extract_commit_hash
 
-        found, path = [], self.fetch(cache)
+        found, path = [], self.fetch()
         if isinstance(path, str):
-            found.append(f"{path}@{getattr(self.config(cache), '_commit_hash', None)}")
+            found.append(f"{path}@{getattr(self.config(), '_commit_hash', None)}")
         if self.trust_remote_code:
             files = [_cached(str(path), name, self.revision) for name in ("config.json", "tokenizer_config.json")]
             for folder in sorted({file.parent for file in files if file is not None}):

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from slimrun.ops.model.base import Model, Outline, check_dtype
@@ -27,11 +26,11 @@ class Random(Model):
         if not self.architecture:
             raise ValueError("architecture is empty; it needs model_type and the keys of that config of transformers")
 
-    def origin(self, cache: Path) -> str:
+    def origin(self) -> str:
         """Where the weights come from, for a person."""
         return "a seed"
 
-    def drawn(self, seed: int) -> Any:
+    def drawn(self) -> Any:
         """The transformers module with random weights, equal for equal seeds."""
         import torch
 
@@ -39,30 +38,30 @@ class Random(Model):
 
         dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             return AutoModelForCausalLM.from_config(config_of(self.architecture), dtype=dtype)
 
-    def config(self, cache: Path) -> Any:
+    def config(self) -> Any:
         """The transformers config of the architecture."""
         return config_of(self.architecture)
 
-    def tokenizer(self, cache: Path) -> Any:
+    def tokenizer(self) -> Any:
         """A tokenizer of bytes."""
         from slimrun.ops.model.tokenizer import byte_tokenizer
 
         return byte_tokenizer()
 
-    def outline(self, cache: Path, formats: Collection[str]) -> Outline:
+    def outline(self, formats: Collection[str]) -> Outline:
         """The outline of the architecture."""
-        return outline_of(self, cache)
+        return outline_of(self)
 
-    def fingerprint(self, cache: Path, seed: int, *, read: bool = True) -> str:
+    def fingerprint(self, *, read: bool = True) -> str:
         """Hash of the architecture and the seed; torch draws, so its version counts."""
         import torch
 
-        described = json.dumps([self.architecture, seed, torch.__version__], sort_keys=True)
+        described = json.dumps([self.architecture, self.seed, torch.__version__], sort_keys=True)
         return f"{hashlib.sha256(described.encode()).hexdigest()}:{self.dtype}"
 
-    def key(self, cache: Path) -> str:
+    def key(self) -> str:
         """Hash of the architecture."""
         return architecture_key(self, self.architecture)

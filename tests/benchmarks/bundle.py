@@ -67,7 +67,7 @@ def main() -> None:
 def quantized() -> dict[str, torch.Tensor]:
     """The int8 weights of SmolLM2's linears."""
     cache = Path("~/.cache/slimrun").expanduser()
-    model = PyTorch().load(Pretrained("smollm2", str(embedded.fetched(cache))), Device("cpu", "cpu"), cache, 0)
+    model = PyTorch().load(Pretrained("smollm2", str(embedded.fetched(cache))).open(cache), Device("cpu", "cpu"))
     linears = {n: m for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     return {name: W8A8S().quantize_weight(linear.weight).values for name, linear in linears.items()}
 

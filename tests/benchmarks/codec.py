@@ -174,7 +174,7 @@ def tensors(which: set[str]) -> Iterator[tuple[str, np.ndarray]]:
     if "smollm2" in which:
         cache = Path("~/.cache/slimrun").expanduser()
         model = Pretrained("smollm2", str(embedded.fetched(cache)))
-        module: Any = PyTorch().load(model, Device("cpu", "cpu"), cache, 0).module
+        module: Any = PyTorch().load(model.open(cache), Device("cpu", "cpu")).module
         for method, quantizer in (("w8a8s", W8A8S()), ("lowbit", Lowbit()), ("w8a8", W8A8())):
             for layer in ("model.layers.10.mlp.gate_proj", "model.layers.20.mlp.down_proj"):
                 yield f"{layer.removeprefix('model.')} {method}", _values(quantizer, module.get_submodule(layer).weight)

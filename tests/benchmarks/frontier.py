@@ -137,7 +137,7 @@ def losses(
 
 def load(experiment: Experiment) -> TorchModel:
     """The float model."""
-    model = experiment.framework.load(experiment.model, experiment.device, experiment.cache.path, 0)
+    model = experiment.framework.load(experiment.model, experiment.device)
     assert isinstance(model, TorchModel)
     return model
 

@@ -35,7 +35,7 @@ def models(texts: list[str]) -> dict[str, TorchModel]:
     cache = Path(os.environ.get("SLIMRUN_CACHE", "~/.cache/slimrun")).expanduser()
     folder = str(embedded.fetched(cache))
     framework = PyTorch()
-    load = lambda dtype: framework.load(Pretrained("smollm2", folder, dtype=dtype), CPU, cache, 0)  # noqa: E731
+    load = lambda dtype: framework.load(Pretrained("smollm2", folder, dtype=dtype).open(cache), CPU)  # noqa: E731
     found = {"float32": load("float32"), "bfloat16": load("bfloat16"), "w8a8s": load("float32")}
     framework.calibrator(found["w8a8s"], W8A8S(), texts[:4], WINDOW).run()
     return found

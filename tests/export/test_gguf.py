@@ -102,7 +102,7 @@ def test_a_cut_is_told_by_its_steps(tmp_path: Path, cut: tuple[str, ...]) -> Non
 
 def test_pieces_of_sentencepiece_keep_their_order(tmp_path: Path) -> None:
     folders.llama(tmp_path / "llama", intermediate_size=96)
-    model = PyTorch().load(Pretrained("llama", str(tmp_path / "llama")), CPU, tmp_path / "cache", seed=0)
+    model = PyTorch().load(Pretrained("llama", str(tmp_path / "llama")).open(tmp_path / "cache"), CPU)
     write(tmp_path / "artifact", model, W8A16())
     Gguf().run(tmp_path / "artifact", tmp_path / "export")
     fields = gguf.GGUFReader(tmp_path / "export" / "model-Q8_0.gguf").fields

@@ -86,7 +86,7 @@ def test_the_same_is_calibrated_as_sample_by_sample(
 ) -> None:
     if quantizer.needs_gradients and not framework.gives_gradients:
         pytest.skip("the framework gives no gradients")
-    by_block, whole = (framework.load(described(num_hidden_layers=3), CPU, Path("unused"), 0) for _ in range(2))
+    by_block, whole = (framework.load(described(num_hidden_layers=3).open(Path("unused")), CPU) for _ in range(2))
     one, other = (
         cast(SequentialCalibrator, framework.calibrator(model, quantizer, TEXTS, 64)) for model in (by_block, whole)
     )

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_steps_with_a_cache_give_what_one_pass_gives(folder: Path, tmp_path: Path) -> None:
-    model = PyTorch().load(Pretrained("glm", str(folder), dtype="float32"), CPU, tmp_path, seed=0)
+    model = PyTorch().load(Pretrained("glm", str(folder), dtype="float32").open(tmp_path), CPU)
     prompts = [model.encode_prompt(text) for text in ("中国", "Everyone has the right to 自由")]
     for prompt, produced in zip(prompts, model.generate(prompts, max_new_tokens=5)):
         ids = list(prompt)
@@ -51,7 +51,7 @@ def test_steps_with_a_cache_give_what_one_pass_gives(folder: Path, tmp_path: Pat
 
 
 def test_texts_begin_with_the_commands_and_come_back(folder: Path, tmp_path: Path) -> None:
-    reader = Pretrained("glm", str(folder)).reader(tmp_path)
+    reader = Pretrained("glm", str(folder)).open(tmp_path).reader()
     assert reader is not None
     count = folders.PIECES
     text = "Everyone has the right to 自由\n\n🙂"
@@ -71,5 +71,5 @@ def test_what_is_not_built_is_one_line(folder: Path, key: str, value: object, tm
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(Unavailable, match=rf"{key}={value} is not built; allowed: ") as refused:
-        PyTorch().check(Pretrained("glm", str(folder)), CPU, tmp_path)
+        PyTorch().check(Pretrained("glm", str(folder)).open(tmp_path), CPU)
     assert "\n" not in str(refused.value)

@@ -43,7 +43,7 @@ SMOOTHED = Lowbit(do_smooth=True)
 
 
 def loaded(framework: Framework, **changes: object) -> LoadedModel:
-    return framework.load(described(**changes), CPU, Path("unused"), seed=0)
+    return framework.load(described(**changes).open(Path("unused")), CPU)
 
 
 def plain_log_probs(model: TorchModel, ids: list[int]) -> np.ndarray:
@@ -140,7 +140,7 @@ def test_nothing_asked_is_nothing_answered_and_what_is_no_token_is_refused(frame
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("quantizer", [*METHODS, SMOOTHED], ids=lambda quantizer: type(quantizer).__name__)
 def test_quantize_write_and_read_back(framework: Framework, quantizer: Quantizer, dtype: str, tmp_path: Path) -> None:
-    model = framework.load(described(dtype), CPU, tmp_path, seed=0)
+    model = framework.load(described(dtype).open(tmp_path), CPU)
     tensors = write(framework, model, quantizer, tmp_path / "artifact")
     assert len(model.quantized()) == sum(tensor.dtype == torch.int8 for tensor in tensors.values())
     again = framework.restore(tmp_path / "artifact", CPU)
@@ -188,31 +188,31 @@ def test_frameworks_agree(quantizer: Quantizer, tmp_path: Path) -> None:
 
 
 def test_check_outlines_the_model_without_loading_it(framework: Framework, tmp_path: Path) -> None:
-    outline = framework.check(described(), CPU, tmp_path)
+    outline = framework.check(described().open(tmp_path), CPU)
     model = tiny()
     assert outline.parameters == sum(parameter.numel() for parameter in model.module.parameters())
     assert len(outline.linears) == 15
     assert outline.linears["model.layers.0.self_attn.k_proj"] == (32, 64)
-    assert framework.fingerprint(described(), Path("unused"), 0) == loaded(framework).fingerprint
-    assert framework.fingerprint(described(), Path("unused"), 1) != loaded(framework).fingerprint
+    assert framework.fingerprint(described().open(Path("unused"))) == loaded(framework).fingerprint
+    assert framework.fingerprint(described().open(Path("unused"), seed=1)) != loaded(framework).fingerprint
 
 
 def test_a_folder_is_loaded_and_damage_is_named(framework: Framework, tiny_folder: Path) -> None:
     model = Pretrained("mine", str(tiny_folder))
     ids = np.array([[5, 6, 7, 8]])
-    np.testing.assert_allclose(framework.load(model, CPU, tiny_folder, 0).hidden(ids), tiny().hidden(ids), atol=1e-5)
+    np.testing.assert_allclose(framework.load(model.open(tiny_folder), CPU).hidden(ids), tiny().hidden(ids), atol=1e-5)
     weights = tiny_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(Unavailable, match=r"model\.safetensors"):
-        framework.check(model, CPU, tiny_folder)
+        framework.check(model.open(tiny_folder), CPU)
     with pytest.raises(Unavailable, match=r"no such folder"):
-        framework.check(Pretrained("mine", "./nowhere"), CPU, tiny_folder)
+        framework.check(Pretrained("mine", "./nowhere").open(tiny_folder), CPU)
 
 
 def test_a_missing_device_is_refused_with_the_next_step(framework: Framework) -> None:
     npu = Device("npu", "npu", module="torch_npu", install="install torch_npu and CANN")
     with pytest.raises(Unavailable, match=r"device=npu.* CANN"):
-        framework.check(described(), npu, Path("unused"))
+        framework.check(described().open(Path("unused")), npu)
 
 
 def test_a_bundle_of_another_shape_is_refused(framework: Framework, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from .chatglm import AUTO_MAP, chatglm, write_folder
 @pytest.fixture
 def glm(tmp_path: Path) -> TorchModel:
     model = Pretrained("glm", str(write_folder(tmp_path / "glm")), trust_remote_code=True)
-    return PyTorch().load(model, CPU, tmp_path, seed=0)
+    return PyTorch().load(model.open(tmp_path), CPU)
 
 
 def plain_log_probs(model: TorchModel, ids: list[int]) -> torch.Tensor:
@@ -112,10 +112,10 @@ def test_code_that_this_transformers_breaks_is_one_line(tmp_path: Path, file: st
     with pytest.raises(
         Unavailable, match=rf"gone_from_transformers' \({file}, line \d+\): .* get a newer rev"
     ) as refused:
-        PyTorch().check(Pretrained("old", str(folder), trust_remote_code=True), CPU, tmp_path)
+        PyTorch().check(Pretrained("old", str(folder), trust_remote_code=True).open(tmp_path), CPU)
     assert "\n" not in str(refused.value)
 
 
 def test_a_loader_is_for_mindspore() -> None:
     with pytest.raises(Unavailable, match=r"model.loader=mine.load is for framework=mindspore"):
-        PyTorch().check(Own("mine", "mine.load"), CPU, Path("unused"))
+        PyTorch().check(Own("mine", "mine.load").open(Path("unused")), CPU)

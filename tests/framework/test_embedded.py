@@ -59,7 +59,7 @@ def test_a_damaged_cache_is_named(tmp_path: Path, tiny_folder: Path) -> None:
     weights = embedded.location(tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(Unavailable, match=r"model.safetensors is truncated or damaged .* fetched anew"):
-        PyTorch().check(embedded_model(), CPU, tmp_path)
+        PyTorch().check(embedded_model().open(tmp_path), CPU)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +70,8 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.real
 def test_the_yaml_describes_the_layers_of_the_real_model() -> None:
-    real = Pretrained("real", str(embedded.fetched(cache_folder())))
-    expected = linear_names(skeleton(real.config(cache_folder())))
+    real = Pretrained("real", str(embedded.fetched(cache_folder()))).open(cache_folder())
+    expected = linear_names(skeleton(real.config()))
     assert linear_names(skeleton(config_of(embedded_model().architecture))) == expected
     assert len(expected) == 211
 
@@ -89,7 +89,7 @@ class TestUsersModels:
         monkeypatch.chdir(tmp_path)
 
     def check(self, path: Path, **changes: object) -> Outline:
-        return PyTorch().check(Pretrained("hf", str(path), **changes), CPU, Path("cache"))  # type: ignore[arg-type]
+        return PyTorch().check(Pretrained("hf", str(path), **changes).open(Path("cache")), CPU)  # type: ignore[arg-type]
 
     def test_a_good_folder(self, tiny_folder: Path) -> None:
         found = self.check(tiny_folder)
@@ -143,4 +143,4 @@ class TestUsersModels:
 )
 def test_a_missing_device_says_what_to_install(device: Device, message: str) -> None:
     with pytest.raises(Unavailable, match=message):
-        PyTorch().check(Random("tiny", architecture=ARCHITECTURE), device, Path("unused"))
+        PyTorch().check(Random("tiny", architecture=ARCHITECTURE).open(Path("unused")), device)

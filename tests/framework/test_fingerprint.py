@@ -91,14 +91,14 @@ def test_damaged_digests_are_computed_anew(tmp_path: Path, content: bytes) -> No
 
 def test_what_is_known_without_weights_follows_all_but_the_weights(tmp_path: Path) -> None:
     folder, cache = tmp_path / "model", tmp_path / "cache"
-    model = Pretrained("mine", str(folder))
+    model = Pretrained("mine", str(folder)).open(cache)
     keys = set()
     for name in ("config.json", "merges.txt", "modeling_mine.py", "chat_template.jinja"):
         put(folder, name, b"{}")
-        keys.add(description_key(model, folder, cache))
+        keys.add(description_key(model, folder))
     assert len(keys) == 4
     put(folder, "model.safetensors", b"{}")
-    assert description_key(model, folder, cache) in keys
+    assert description_key(model, folder) in keys
 
 
 def test_code_in_another_repository_counts_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +112,10 @@ def test_code_in_another_repository_counts_by_its_commit(tmp_path: Path, monkeyp
         put(hub, "models--owner--code/refs/main", commit.encode())
         for trusted in (True, False):
             model = Pretrained("mine", str(folder), trust_remote_code=trusted)
-            found.append(PyTorch().fingerprint(model, tmp_path / "cache", 0))
+            found.append(PyTorch().fingerprint(model.open(tmp_path / "cache")))
     assert found[0] != found[2]
     assert found[1] == found[3]
     assert (
-        PyTorch().fingerprint(Pretrained("mine", str(folder), trust_remote_code=True), tmp_path, 0, read=False) is None
+        PyTorch().fingerprint(Pretrained("mine", str(folder), trust_remote_code=True).open(tmp_path), read=False)
+        is None
     )

@@ -41,7 +41,7 @@ def test_a_preset_runs_on_it(preset: list[str], write: Callable[[Path], Path], q
     assert sum(bool(layer["quantized"]) for layer in result.layers) == quantized
     restored = load_bundle(tmp_path / "artifact")
     assert restored.logits_checksum() == result.metrics["artifact/logits_sha256"]
-    reader = experiment.model.reader(tmp_path / "cache")
+    reader = experiment.model.reader()
     assert reader is not None
     assert restored.encode_prompt(TEXT) == reader.encode_prompt(TEXT)
 

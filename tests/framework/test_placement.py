@@ -61,7 +61,7 @@ def answers(model: TorchModel) -> tuple[object, ...]:
 def run(model: Model, device: Device, quantizer: W8A8S, artifact: Path) -> tuple[list[object], list[object]]:
     """(everything that has to be equal on every device, where the modules were: float and read back)."""
     framework = PyTorch()
-    loaded = framework.load(model, device, artifact.parent, seed=0)
+    loaded = framework.load(model.open(artifact.parent), device)
     found: list[object] = [loaded.fingerprint, *answers(loaded), loaded.tensors()]
     framework.calibrator(loaded, quantizer, TEXTS, 32).run()
     tensors = loaded.tensors()
@@ -128,7 +128,7 @@ def test_half_precision_and_random_weights_are_spread_alike(tmp_path: Path) -> N
     folder = Pretrained("m", str(tied(tmp_path / "model")), dtype="bfloat16")
     fresh = Random("m", architecture=ARCHITECTURE)
     for model, memory in ((folder, "200KB"), (fresh, "250KB")):
-        plain, spread = (PyTorch().load(model, device, tmp_path, 0) for device in (CPU, on_disk(memory)))
+        plain, spread = (PyTorch().load(model.open(tmp_path), device) for device in (CPU, on_disk(memory)))
         assert set(spread.module.hf_device_map.values()) == {"cpu", "disk"}
         assert spread.device == torch.device("cpu")
         assert answers(spread) == answers(plain)
@@ -172,7 +172,7 @@ class TestPretendCards:
 )
 def test_a_quantized_model_holds_no_file(tmp_path: Path, quantizer: W8A8S, mapped: bool) -> None:
     folder = write_llama(tmp_path / "model")
-    loaded = PyTorch().load(Pretrained("m", str(folder)), CPU, tmp_path, 0)
+    loaded = PyTorch().load(Pretrained("m", str(folder)).open(tmp_path), CPU)
     maps = Path("/proc/self/maps")
     assert str(folder) in maps.read_text()
     embeddings = loaded.module.get_input_embeddings().weight
@@ -185,7 +185,7 @@ def test_a_quantized_model_holds_no_file(tmp_path: Path, quantizer: W8A8S, mappe
 
 
 def test_inputs_go_to_the_embeddings(tmp_path: Path) -> None:
-    spread = PyTorch().load(Random("m", architecture=ARCHITECTURE), on_disk("1KB"), tmp_path, 0)
+    spread = PyTorch().load(Random("m", architecture=ARCHITECTURE).open(tmp_path), on_disk("1KB"))
     assert next(spread.module.get_input_embeddings().parameters()).is_meta
     assert input_device(spread.module, on_disk("1KB")) == torch.device("cpu")
 
@@ -216,7 +216,7 @@ class TestDevicesOfTheYaml:
         device = self.device("device=npu_multi")
         assert device.device_map == "auto"
         with pytest.raises(Unavailable, match=r"device=npu_multi needs the package torch_npu: install CANN"):
-            PyTorch().check(Random("tiny", architecture=ARCHITECTURE), device, Path("unused"))
+            PyTorch().check(Random("tiny", architecture=ARCHITECTURE).open(Path("unused")), device)
         assert os.environ.pop("PYTORCH_NPU_ALLOC_CONF") == "expandable_segments:False"
         assert "ASCEND_RT_VISIBLE_DEVICES" not in os.environ
 

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, trusted: bool = False) -> TextModel:
-    found = Pretrained("mine", str(folder), trust_remote_code=trusted).reader(folder / ".cache")
+    found = Pretrained("mine", str(folder), trust_remote_code=trusted).open(folder / ".cache").reader()
     assert found is not None
     return found
 
@@ -152,8 +152,8 @@ def test_the_key_of_a_reader_follows_its_files(folder: Path, tmp_path: Path) -> 
     model, keys = Pretrained("mine", str(folder)), []
     for change in (lambda _: None, too_many, remove):
         change(folder)
-        keys.append(model.key(tmp_path / "cache"))
-    assert len({*keys, described().key(tmp_path)}) == 4
+        keys.append(model.open(tmp_path / "cache").key())
+    assert len({*keys, described().open(tmp_path).key()}) == 4
     shutil.rmtree(folder)
     with pytest.raises(Unavailable, match="no such folder"):
-        model.key(tmp_path / "cache")
+        model.open(tmp_path / "cache").key()

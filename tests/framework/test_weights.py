@@ -31,7 +31,7 @@ NO_BASE = {"llama4_text"}  # transformers gives it no base model apart from its 
 
 
 def check(folder: Path) -> Outline:
-    return PyTorch().check(Pretrained("mine", str(folder)), CPU, folder.parent / "cache")
+    return PyTorch().check(Pretrained("mine", str(folder)).open(folder.parent / "cache"), CPU)
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
@@ -200,12 +200,12 @@ def test_logits_that_are_not_the_output_layers_are_seen_in_the_config(
 ) -> None:
     model = Random("mine", architecture={"model_type": kind, **BASE, **changes})
     with pytest.raises(Unavailable, match=line.replace("(", r"\(").replace(")", r"\)")):
-        PyTorch().check(model, CPU, tmp_path)
+        PyTorch().check(model.open(tmp_path), CPU)
 
 
 def test_scales_of_one_change_nothing(tmp_path: Path) -> None:
     for changes in ({"model_type": "granite"}, {"model_type": "gemma2", "final_logit_softcapping": None}):
-        PyTorch().check(Random("mine", architecture={**BASE, **changes}), CPU, tmp_path)
+        PyTorch().check(Random("mine", architecture={**BASE, **changes}).open(tmp_path), CPU)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -217,7 +217,7 @@ def test_a_float_model_with_broken_numbers_is_named_with_its_tensor(llama: Path,
     rewrite(llama, spoil)
     byte_tokenizer().save_pretrained(llama)
     with pytest.raises(ArithmeticError, match=r"float model.s model\.embed_tokens\.weight holds numbers that are not"):
-        PyTorch().load(Pretrained("mine", str(llama)), CPU, llama.parent / "cache", seed=0)
+        PyTorch().load(Pretrained("mine", str(llama)).open(llama.parent / "cache"), CPU)
 
 
 def test_both_frameworks_say_the_same(framework: Framework, llama: Path) -> None:
@@ -225,18 +225,18 @@ def test_both_frameworks_say_the_same(framework: Framework, llama: Path) -> None
     whole = load_file(llama / "model.safetensors")
     byte_tokenizer().save_pretrained(llama)
     (llama / "consolidated.safetensors").write_bytes(b"cut off")
-    assert len(framework.check(model, CPU, llama.parent).notes) == 1
+    assert len(framework.check(model.open(llama.parent), CPU).notes) == 1
     rewrite(llama, lambda _: {name: tensor for name, tensor in whole.items() if "norm.weight" not in name})
     line = (
         r"does not hold the weights of .*: it lacks model.layers.0.input_layernorm.weight, .* and 2 more; get it again"
     )
     with pytest.raises(Unavailable, match=line):
-        framework.check(model, CPU, llama.parent)
+        framework.check(model.open(llama.parent), CPU)
     with pytest.raises(ValueError, match=line):
-        framework.load(model, CPU, llama.parent, 0)
+        framework.load(model.open(llama.parent), CPU)
     rewrite(llama, lambda _: whole | {"lm_head.weight": torch.zeros(259, 64) / 0})
     with pytest.raises(ArithmeticError, match=r"the float model's lm_head.weight holds numbers that are not finite"):
-        framework.load(model, CPU, llama.parent, 0)
+        framework.load(model.open(llama.parent), CPU)
 
 
 def test_what_torch_saved_loads_like_safetensors(llama: Path, framework: Framework) -> None:
@@ -244,8 +244,8 @@ def test_what_torch_saved_loads_like_safetensors(llama: Path, framework: Framewo
     model, found = Pretrained("mine", str(llama)), []
     for change in (lambda: None, lambda: as_torch_saves(llama)):
         change()
-        assert len(framework.check(model, CPU, llama.parent).linears) == 15
-        found.append(framework.load(model, CPU, llama.parent, 0).logits_checksum())
+        assert len(framework.check(model.open(llama.parent), CPU).linears) == 15
+        found.append(framework.load(model.open(llama.parent), CPU).logits_checksum())
     assert found[0] == found[1]
 
 

@@ -173,27 +173,27 @@ RECIPES = {
                 sizes = {"hidden_size": self.width, "intermediate_size": 2 * self.width}
                 return {"model_type": "llama", "tie_word_embeddings": True, **heads, **ids, **sizes}
 
-            def drawn(self, seed):
+            def drawn(self):
                 import torch
                 from transformers import AutoModelForCausalLM
 
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
+                    torch.manual_seed(self.seed)
                     return AutoModelForCausalLM.from_config(config_of(self.architecture), dtype=torch.float32)
 
-            def config(self, cache):
+            def config(self):
                 return config_of(self.architecture)
 
-            def tokenizer(self, cache):
+            def tokenizer(self):
                 return byte_tokenizer()
 
-            def outline(self, cache, formats):
-                return outline_of(self, cache)
+            def outline(self, formats):
+                return outline_of(self)
 
-            def fingerprint(self, cache, seed, *, read=True):
-                return f"mine:{self.width}:{seed}"
+            def fingerprint(self, *, read=True):
+                return f"mine:{self.width}:{self.seed}"
 
-            def key(self, cache):
+            def key(self):
                 return architecture_key(self, self.architecture)
     ''',
     "conf/model/mine.yaml": """

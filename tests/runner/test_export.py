@@ -100,15 +100,14 @@ def test_another_folder_under_that_name_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_here_yet_is_checked_by_what_is_known(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    model = build(composed([f"cache.dir={cache}", "tracking=none"])).model
-    export.check({"gguf": Gguf()}, model, cache, readable=True)  # its tokenizer comes with it
+    model = build(composed([f"cache.dir={tmp_path / 'cache'}", "tracking=none"])).model
+    export.check({"gguf": Gguf()}, model, readable=True)  # its tokenizer comes with it
     with pytest.raises(ValueError, match=r"export\.mindie\.dtype=auto keeps the model's float32"):
-        export.check({"mindie": MindIE()}, model, cache, readable=True)
+        export.check({"mindie": MindIE()}, model, readable=True)
 
 
 def test_a_bundle_that_nothing_reads_back_and_an_own_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="export=gguf reads the bundle back; allowed: compress=native, nz, none"):
-        export.check({"gguf": Gguf()}, experiment(tmp_path).model, tmp_path, readable=False)
+        export.check({"gguf": Gguf()}, experiment(tmp_path).model, readable=False)
     with pytest.raises(ValueError, match="export=gguf needs a model of transformers; allowed: export=none"):
-        export.check({"gguf": Gguf()}, Own("mine", "package.function"), tmp_path, readable=True)
+        export.check({"gguf": Gguf()}, Own("mine", "package.function"), readable=True)

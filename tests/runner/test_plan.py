@@ -164,4 +164,4 @@ def test_the_outline_counts_tied_weights_once(tiny_folder: Path, tmp_path: Path)
     assert found.float_bytes == pytest.approx(stored, rel=0.02)
     (tiny_folder / "model.safetensors").unlink()
     with pytest.raises(Unavailable, match="has no weights"):
-        PyTorch().check(experiment.model, experiment.device, experiment.cache.path)
+        PyTorch().check(experiment.model, experiment.device)

@@ -69,7 +69,7 @@ class MindSpore:
         """The suffix of the bundle's weight file."""
         return f".{self.weights}"
 
-    def check(self, model: Model, device: Device, cache: Path) -> Outline:
+    def check(self, model: Model, device: Device) -> Outline:
         """The outline of the model; Unavailable with one line on whatever would stop the run later."""
         _set_device(device)
         from . import loading
@@ -81,24 +81,24 @@ class MindSpore:
                 "model.trust_remote_code=true is for framework=pytorch: the code that such a model brings is "
                 "PyTorch's; give your own network with model=own model.loader=PACKAGE.FUNCTION"
             )
-        loading.check_config(model.config(cache), model.name, model.dtype)
-        return model.outline(cache, loading.FORMATS)
+        loading.check_config(model.config(), model.name, model.dtype)
+        return model.outline(loading.FORMATS)
 
-    def fingerprint(self, model: Model, cache: Path, seed: int, *, read: bool = True) -> str | None:
+    def fingerprint(self, model: Model, *, read: bool = True) -> str | None:
         """What the float weights are, as with framework=pytorch; of a user's network the content of its parameters."""
-        content = model.fingerprint(cache, seed, read=read)
+        content = model.fingerprint(read=read)
         if content and (own := model.own()):
             from . import loading
 
             content = f"{content}:{loading.content_hash(loading.cell(own[0]))}"
         return content and f"mindspore-{version('mindspore')}:{content}"
 
-    def load(self, model: Model, device: Device, cache: Path, seed: int) -> MindSporeModel:
+    def load(self, model: Model, device: Device) -> MindSporeModel:
         """The float model on the device."""
         _set_device(device)
         from . import loading
 
-        return loading.load(model, cache, seed, str(self.fingerprint(model, cache, seed)))
+        return loading.load(model, str(self.fingerprint(model)))
 
     def calibrator(
         self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int

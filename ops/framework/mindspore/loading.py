@@ -44,15 +44,15 @@ def outline_of(network: nn.Cell) -> Outline:
     return Outline(linear_names(network), count, count * width, kept=gates(network))
 
 
-def load(model: Model, cache: Path, seed: int, fingerprint: str) -> MindSporeModel:
+def load(model: Model, fingerprint: str) -> MindSporeModel:
     """The float model; a random one has the same weights as with framework=pytorch."""
     if own := model.own():
-        return MindSporeModel(cell(own[0]), own[1], model.name, fingerprint, model.origin(cache))
-    module = model.drawn(seed)
+        return MindSporeModel(cell(own[0]), own[1], model.name, fingerprint, model.origin())
+    module = model.drawn()
     if module is None:
-        folder = _fetched(model, cache)
+        folder = _fetched(model)
         generation = generation_config(folder)
-        config, weights, source = model.config(cache), read_weights(folder), str(folder)
+        config, weights, source = model.config(), read_weights(folder), str(folder)
     else:
         config, weights, source = module.config, module.state_dict(), "random weights"
         generation = module.generation_config
@@ -64,7 +64,7 @@ def load(model: Model, cache: Path, seed: int, fingerprint: str) -> MindSporeMod
         raise ValueError(lost.told(source, "LlamaForCausalLM", weights, config.to_dict()))
     check_finite(weights.items())
     fill_float(network, weights, source)
-    return LlamaModel(network, model.tokenizer(cache), model.name, fingerprint, generation)
+    return LlamaModel(network, model.tokenizer(), model.name, fingerprint, generation)
 
 
 def restore(folder: Path, trust_remote_code: bool) -> MindSporeModel:
@@ -178,8 +178,8 @@ def generation_config(folder: Path) -> Any:
     return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
 
 
-def _fetched(model: Model, cache: Path) -> Path:
-    found = model.fetch(cache)
+def _fetched(model: Model) -> Path:
+    found = model.fetch()
     if isinstance(found, Path):
         return found
     return Path(snapshot_download(found, revision=model.revision, allow_patterns=FILES))

@@ -33,27 +33,27 @@ class PyTorch:
     weight_file: ClassVar[str] = ".safetensors"
     gives_gradients: ClassVar[bool] = True
 
-    def check(self, model: Model, device: Device, cache: Path) -> Outline:
+    def check(self, model: Model, device: Device) -> Outline:
         """The outline of the model; Unavailable with one line on whatever would stop the run later."""
         check_device(device)
-        return model.outline(cache, FORMATS)
+        return model.outline(FORMATS)
 
-    def fingerprint(self, model: Model, cache: Path, seed: int, *, read: bool = True) -> str | None:
+    def fingerprint(self, model: Model, *, read: bool = True) -> str | None:
         """What the float weights are: of a folder its content, of a hub id its commit, of random weights the seed."""
-        return model.fingerprint(cache, seed, read=read)
+        return model.fingerprint(read=read)
 
-    def load(self, model: Model, device: Device, cache: Path, seed: int) -> TorchModel:
+    def load(self, model: Model, device: Device) -> TorchModel:
         """The float model on the device."""
         from .language_model import TorchModel, check_output_head
         from .loading import load_pretrained
         from .placement import input_device, place
 
         check_device(device)
-        module = model.drawn(seed)
-        module = load_pretrained(model.fetch(cache), model, device) if module is None else place(module, device)
+        module = model.drawn()
+        module = load_pretrained(model.fetch(), model, device) if module is None else place(module, device)
         check_finite(module.named_parameters())
-        fingerprint = str(self.fingerprint(model, cache, seed))
-        loaded = TorchModel(module, model.tokenizer(cache), model.name, fingerprint, input_device(module, device))
+        fingerprint = str(self.fingerprint(model))
+        loaded = TorchModel(module, model.tokenizer(), model.name, fingerprint, input_device(module, device))
         check_output_head(loaded)
         return loaded
 
