@@ -1,17 +1,27 @@
-"""Freed memory goes back to the system when asked to."""
+"""Memory: freed memory goes back when asked to; what has no room lies in files, and no number of it is ever lost."""
 
 from __future__ import annotations
 
+import errno
+import os
 import platform
 import resource
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from slimrun.ops.memory import give_back
+from slimrun.ops.memory import PAGE, PAGES, Room, give_back, release
 
 PIECES, SIZE = 2000, 100_000
+MANY = 4 * PAGE  # numbers of a tensor of several pages, float32
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="pages are seen on Linux")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
@@ -28,3 +38,84 @@ def test_what_lies_between_things_that_stay_is_given_back() -> None:
 def resident() -> int:
     """Bytes of main memory that this process takes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@LINUX
+def test_what_has_no_room_takes_no_memory_once_it_is_released(tmp_path: Path) -> None:
+    room = Room(SIZE, tmp_path)
+    small, large = torch.ones(PAGE), torch.arange(100 * SIZE)
+    assert room.keep(small) is small
+    before = resident()
+    kept = room.keep(large)
+    assert resident() < before + 0.1 * large.nbytes
+    assert torch.equal(kept, large)
+    assert resident() > before + 0.9 * large.nbytes
+    room.release([kept])
+    assert resident() < before + 0.1 * large.nbytes
+    assert torch.equal(kept, large)
+    assert list(tmp_path.iterdir()) == [], "the file has no name"
+
+
+def test_memory_counts_until_its_tensor_is_gone() -> None:
+    room = Room(4 * MANY)
+    first = room.empty([MANY], torch.float32)
+    del first
+    kept = torch.ones(MANY)
+    assert room.keep(kept) is kept
+    assert not room.full
+    assert room.keep(other := torch.ones(MANY)) is not other
+    assert room.full
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the tensors "one" and "two" [MANY], which share a page."""
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file({"one": torch.rand(MANY), "two": torch.rand(MANY)}, path)
+    return path
+
+
+@LINUX
+@given(st.data())
+def test_no_write_is_lost(weights: Path, data: st.DataObject) -> None:
+    """In memory, in the files of a room, over a mapped file that stays as it is: what was written is read again."""
+    mapped, stored = load_file(weights), weights.read_bytes()
+    kept = [torch.rand(MANY), Room(0).keep(torch.rand(MANY)), Room(0).empty([MANY], torch.float32), *mapped.values()]
+    expected = [tensor.clone() for tensor in kept]
+    places = st.tuples(st.integers(0, len(kept) - 1), st.integers(0, MANY), st.integers(0, MANY))
+    for value in range(data.draw(st.integers(1, 8))):
+        number, begin, end = data.draw(places)
+        kept[number][begin:end] = expected[number][begin:end] = value
+        number, begin, end = data.draw(places)
+        release([kept[number][begin:end]])
+    release(kept)
+    assert all(map(torch.equal, kept, expected))
+    assert weights.read_bytes() == stored
+
+
+@LINUX
+def test_mapped_weights_are_released_but_for_what_was_written(weights: Path) -> None:
+    two = load_file(weights)["two"]
+    two.view(-1, PAGE)[1] = 7  # it does not begin with a page
+    release([two])
+    written = PAGE * two.element_size()
+    assert written <= in_memory(two) <= written + PAGE
+    assert bool((two.view(-1, PAGE)[1] == 7).all())
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match=rf"no room for {4 * MANY} bytes: No space left on device: '{tmp_path}'"):
+        Room(0, tmp_path).keep(torch.ones(MANY))
+
+
+def in_memory(tensor: Tensor) -> int:
+    """Bytes of the tensor's pages, and of the first and last one whole, that are in memory."""
+    first = tensor.data_ptr() // PAGE
+    last = -(-(tensor.data_ptr() + tensor.nbytes) // PAGE)
+    with PAGES.open("rb", buffering=0) as words:
+        words.seek(8 * first)
+        return PAGE * int((np.frombuffer(words.read(8 * (last - first)), np.int64) < 0).sum())

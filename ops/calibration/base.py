@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import QuantizedLinear
+from slimrun.ops.memory import Room
 
 from .wiring import Fold, Observations
 
@@ -112,6 +113,8 @@ class Smoothable(Protocol):
 
 class Network(Smoothable, Protocol):
     """A model by its linears, as torch tensors that share their memory."""
+
+    room: Room  # for what is made beside the model
 
     def kept(self) -> Mapping[str, str]:
         """Linears that stay float whatever the method, and why."""

@@ -15,7 +15,7 @@ from slimrun.ops.calibration.blocks import Blocks
 from slimrun.ops.calibration.smoothing import foldable_by_runs
 from slimrun.ops.calibration.wiring import Observations
 from slimrun.ops.format.linear import QuantizedLinear
-from slimrun.ops.memory import give_back
+from slimrun.ops.memory import Room, give_back
 from slimrun.ops.weights.mindspore import from_torch, to_torch
 
 from .cells import (
@@ -40,6 +40,7 @@ class MindSporeNetwork:
     def __init__(self, network: nn.Cell, forward: Callable[..., Any] | None = None) -> None:
         self.network = network
         self.forward = forward or network
+        self.room = Room()
         self._blocks = Blocks("construct", Tensor, lambda cell: (one for _, one in cell.cells_and_names()))
 
     def linears(self) -> dict[str, tuple[int, int]]:

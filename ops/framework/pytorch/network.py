@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from slimrun.ops.calibration.base import Sample, Watcher
 from slimrun.ops.calibration.wiring import blocks_of
 from slimrun.ops.format.linear import QuantizedLinear
-from slimrun.ops.memory import give_back
+from slimrun.ops.memory import Room, give_back
 from slimrun.ops.model.linears import float_linears
 from slimrun.ops.model.output_head import output_layer
 
@@ -34,9 +34,10 @@ def uncompiled(model: nn.Module) -> nn.Module:
 class TorchNetwork(TorchSmoothable):
     """A `slimrun.ops.calibration.base.GradientNetwork`; `forward` runs one sample, by default the model itself."""
 
-    def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> None:
+    def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None, room: Room | None = None) -> None:
         super().__init__(model)
         self.forward = forward or model
+        self.room = room or Room()
 
     def kept(self) -> dict[str, str]:
         """Gates and routers, which stay float."""
