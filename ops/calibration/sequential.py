@@ -82,9 +82,6 @@ class SequentialCalibrator:
         fallback = self._fallback(selected)
         for name in fallback:
             self.layers[name].fallback = True
-        if len(fallback) == len(selected):
-            level = quantizer.fallback_level
-            self.notes.append(f"fallback_level={level}: every linear stays float, nothing is quantized")
         for done, name in enumerate(selected):
             if not self.layers[name].fallback:
                 self._quantize_layer(name)

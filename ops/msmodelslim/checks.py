@@ -46,15 +46,18 @@ def file_name(key: str, value: str | None, default: str) -> str:
     return name
 
 
-def check_layers(quantizer: Quantizer, names: Sequence[str], kinds: str) -> None:
-    """ValueError when the model has no linear of these kinds, not one that `disable_names` names, or none is left."""
+def check_layers(quantizer: Quantizer, names: Sequence[str], kinds: str, hint: str = "") -> None:
+    """ValueError when the model has no linear of these kinds, not one that `disable_names` names, or none is left.
+
+    `hint` says why a name may not be there.
+    """
     if quantizer.quant_type == FLOAT:
         return
     if not names:
         raise ValueError(f"No {kinds} found in the model, please check the model.")
     for name in quantizer.ignore:
         if name not in names:
-            near = nearest(name, list(names))
+            near = f"; {hint}" if hint else nearest(name, list(names))
             raise ValueError(f"`disable_names` has invalid key `{name}`, please check your model configurations{near}.")
     left = len(names) - len(quantizer.ignored(names))
     if 0 < left <= quantizer.fallback_level:

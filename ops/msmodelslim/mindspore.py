@@ -32,6 +32,7 @@ from slimrun.ops.framework.mindspore.language_model import stored_tensors
 from slimrun.ops.framework.mindspore.loading import fill_float
 from slimrun.ops.framework.mindspore.network import MindSporeNetwork
 from slimrun.ops.weights import ckpt
+from slimrun.ops.weights.misfit import check_unquantized
 
 __all__ = ["Calibrator", "QuantConfig"]
 
@@ -59,7 +60,7 @@ class QuantConfig(quant_config.QuantConfig):
 
 
 class Calibrator:
-    """msModelSlim's Calibrator: gives `model` the weights of the file `model_ckpt` and quantizes it in place.
+    """msModelSlim's Calibrator: gives `model` the float weights of the file `model_ckpt` and quantizes it in place.
 
     calib_data is a list of samples, each a list of arrays or Tensors (`model.generate(*sample, max_new_tokens=1)`,
     `model(*sample)` where there is no generate) or a dict (by keyword). disable_level is as in PyTorch.
@@ -86,6 +87,7 @@ class Calibrator:
         check_calibrated(self.quantizer, samples)
         check_mode()
         self._source = ckpt.read(Path(model_ckpt))
+        check_unquantized(self._source, model_ckpt)
         fill_float(model, self._source, Path(model_ckpt))
         self._tensors: dict[str, Tensor] = {}
 
@@ -94,7 +96,7 @@ class Calibrator:
         training = self.model.training
         self.model.set_train(False)
         try:
-            telling.run(self._calibrator)
+            layers = telling.run(self._calibrator)
         finally:
             self.model.set_train(training)
         for note in self._calibrator.notes:
@@ -106,6 +108,7 @@ class Calibrator:
         folded = {f"{_owner(key)}.bias" for key in found if key.endswith(".quant_bias")}
         kept = {key: tensor for key, tensor in self._source.items() if _owner(key) not in quantized}
         self._tensors = kept | {key: _of_file(key, tensor) for key, tensor in found.items() if key not in folded}
+        telling.quantized(layers, self._tensors)
 
     def save(self, path: str | os.PathLike[str], weight_dtype: str = "int8") -> None:
         """Write the checkpoint (0400), atomically: quantized linears, and every other key of `model_ckpt` unchanged.

@@ -21,6 +21,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slimrun.msmodelslim import pickle_writer
 from slimrun.msmodelslim.pickle_machine import Machine, Source, Unfinished, plain_names
 from slimrun.ops.files import WEIGHT_MODE, replacing
 
@@ -34,23 +35,22 @@ MAX_HEADER = 1024  # bytes; that of a dictionary has 118
 NDARRAY = object()  # what numpy.ndarray is here
 NUMPY_KINDS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 OBJECTS = ("O8", "O4", "O")  # the array around the dictionary
-STORAGES = {  # torch names them as it does its types of tensors
-    f"torch.{name}Storage": getattr(torch, f"{name}Tensor").dtype
-    for name in ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")
-}
-STORAGE_START = (0x1950A86A20F9469CFC6C, 1001)  # magic and version that torch writes before a storage
+STORAGES = {f"torch.{storage.__name__}": dtype for dtype, storage in pickle_writer.STORAGES.items()}
 
 
 def save(path: str | Path, mapping: Mapping[str, Entry]) -> None:
     """Write the dictionary atomically, mode 0400; `np.load(path, allow_pickle=True).item()` and `load` read it.
 
-    Values are kept as they are: a torch tensor stays one. TypeError for a key or a value of another type.
+    Equal content gives equal bytes. Values are kept as they are: a torch tensor stays one. TypeError for a key or a
+    value of another type.
     """
     for key, value in mapping.items():
         if not isinstance(key, str) or not isinstance(value, np.ndarray | Tensor):
             raise TypeError(f"{key!r}: {type(value).__name__}, expected a name and an array or a tensor")
     with replacing(Path(path), WEIGHT_MODE) as scratch, scratch.open("wb") as stream:
-        np.save(stream, cast(Any, dict(mapping)))  # through a stream: np.save adds .npy to the name of a path
+        holder = np.array(dict(mapping), object)
+        npy_format.write_array_header_1_0(stream, npy_format.header_data_from_array_1_0(holder))
+        pickle_writer.dump(holder, stream)
 
 
 def load(path: str | Path) -> dict[str, Entry]:
@@ -200,7 +200,7 @@ class _Reader:
         self.source.spend(data)
         source = Source(io.BytesIO(data), len(data))
         magic, protocol, machine = (Machine({}).run(source) for _ in range(3))
-        if type(magic) is not int or type(protocol) is not int or (magic, protocol) != STORAGE_START:
+        if type(magic) is not int or type(protocol) is not int or (magic, protocol) != pickle_writer.STORAGE_START:
             raise ValueError("a torch storage that does not begin like one")
         if type(machine) is not dict or machine.get("little_endian") is not True:
             raise ValueError("a torch storage of another byte order")

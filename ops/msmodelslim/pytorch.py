@@ -68,7 +68,10 @@ class Calibrator:
         self.quantizer = cfg.quantizer(disable_level)
         network = pytorch.TorchNetwork(self.model)
         self._calibrator = calibration.calibrator(network, self.quantizer, calib_data or [], one_format=True)
-        check_layers(self.quantizer, list(linear_names(self.model)), "nn.Linear")
+        headless = _headless(self.model)
+        check_layers(self.quantizer, list(linear_names(self.model)), "nn.Linear", headless)
+        if headless:
+            log.warning(headless)
         check_calibrated(self.quantizer, calib_data)
         self._tensors: dict[str, Tensor] = {}
 
@@ -78,12 +81,13 @@ class Calibrator:
         training = self.model.training
         self.model.eval()
         try:
-            telling.run(self._calibrator)
+            layers = telling.run(self._calibrator)
         finally:
             self.model.train(training)
         for note in self._calibrator.notes:
             log.warning(note)
         self._tensors = stored_tensors(self.model)
+        telling.quantized(layers, self._tensors)
 
     def save(
         self,
@@ -164,6 +168,17 @@ class Calibrator:
             of_linear = owner in linears and suffix != "bias"
             types[key] = quant_type if of_linear or owner.endswith(".module") else FLOAT
         return types
+
+
+def _headless(model: nn.Module) -> str:
+    """What to load instead of a model of transformers without its output layer, as AutoModel gives it; else ""."""
+    named = [str(name) for name in getattr(getattr(model, "config", None), "architectures", None) or []]
+    if getattr(model, "base_model", None) is not model or not named or type(model).__name__ in named:
+        return ""
+    return (
+        f"model is {type(model).__name__}, which lacks the output layer and the prefix of the names in the files of "
+        f"{named[0]}: load it with AutoModelForCausalLM"
+    )
 
 
 def _check_device(kind: str, model: nn.Module) -> None:

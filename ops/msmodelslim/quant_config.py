@@ -24,6 +24,7 @@ DEVICES = {"cpu": "cpu", "npu": "npu", "gpu": "cuda"}  # dev_type -> torch's nam
 GROUP_SIZES = (32, 64, 128, 256)
 NOT_BUILT = {"use_kvcache_quant": False, "pdmix": False, "w_method": "MinMax"}  # and the one value that is
 NO_EFFECT = {"percdamp": 0.01, "group_size": 64}  # knobs of methods that are not built
+OF_LOWBIT = {"do_smooth": False, "use_sigma": False, "open_outlier": True}  # and the values that ask for nothing
 OPTIONAL: dict[str, type] = {"disable_names": list, "dev_id": int}
 
 
@@ -191,11 +192,16 @@ class QuantConfig:
             if getattr(self, name) != neutral:
                 log.warning("%s=%s has no effect with this method", name, getattr(self, name))
         if self.is_lowbit and not self._lowbit:
-            log.warning("is_lowbit=True has no effect with w_bit=%d, a_bit=%d; sparse is 4, 8", self.w_bit, self.a_bit)
-        if not self.is_lowbit:
-            for name, neutral in {"do_smooth": False, "use_sigma": False, "open_outlier": True}.items():
-                if getattr(self, name) != neutral:
-                    log.warning("%s=%s has no effect without is_lowbit=True", name, getattr(self, name))
+            log.warning(
+                "is_lowbit=True has no effect with w_bit=%d, a_bit=%d: sparse is 4, 8, and neither tuning nor steps "
+                "by group are built",
+                self.w_bit,
+                self.a_bit,
+            )
+        for name, neutral in {} if self._lowbit else OF_LOWBIT.items():
+            if getattr(self, name) != neutral:
+                wanted = "is_lowbit=True, w_bit=4, a_bit=8"
+                log.warning("%s=%s has no effect without %s", name, getattr(self, name), wanted)
 
     def _set(self, method: str, allowed: Sequence[str], values: Mapping[str, Any]) -> QuantConfig:
         unknown = [name for name in values if name not in (*allowed, "a_bit", "w_bit", "co_sparse")]

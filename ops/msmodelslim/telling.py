@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from torch import Tensor
 
-from slimrun.ops.calibration.base import Calibrator, Progress
+from slimrun.ops.calibration.base import Calibrator, Layer, Progress
+from slimrun.ops.compress import entropy_bits
 
 
-def run(calibrator: Calibrator) -> None:
-    """Quantize and calibrate; then say how many linears are quantized, and how many stay float."""
-    console = Console(stderr=True)
+def run(calibrator: Calibrator) -> list[Layer]:
+    """Quantize and calibrate, with a bar for each; the per-layer table."""
     with Bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-              console=console) as bars:  # fmt: skip
+              console=Console(stderr=True)) as bars:  # fmt: skip
         with _bar(bars, "quantize") as progress:
             calibrator.quantize(progress=progress)
         with _bar(bars, "calibrate") as progress:
-            layers = calibrator.calibrate(progress)
-    quantized = [layer for layer in layers if layer.quantized]
-    weights = sum(prod(layer.shape) for layer in quantized)
-    kept = len(layers) - len(quantized)
-    console.print(f"{len(quantized)} linears quantized, {weights:,} weights; {kept} kept float", highlight=False)
+            return calibrator.calibrate(progress)
+
+
+def quantized(layers: Iterable[Layer], tensors: Mapping[str, Tensor]) -> None:
+    """Say how many linears are quantized, how many bits a weight their integers hold, and how many linears are float.
+
+    `tensors` holds the integers as NAME.weight.
+    """
+    weights = [tensors[f"{layer.name}.weight"].cpu() for layer in layers if layer.quantized]
+    numbers = sum(weight.numel() for weight in weights)
+    bits = sum(entropy_bits(weight) * weight.numel() for weight in weights) / numbers if numbers else 0.0
+    kept = sum(not layer.quantized for layer in layers)
+    _say(f"{len(weights)} linears quantized, {numbers:,} weights of {bits:.2f} bits (entropy); {kept} kept float")
 
 
 def compressed(raw: int, packed: int) -> None:
     """Say what compression took away: bytes of the int8 weights, and of everything that restores them."""
     ratio = f", ratio {raw / packed:.3f}" if packed else ""
-    Console(stderr=True).print(f"{raw:,} bytes of weights are {packed:,} compressed{ratio}", highlight=False)
+    _say(f"{raw:,} bytes of weights are {packed:,} compressed{ratio}")
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class Quantizer:
         return ignored
 
     def covered(self, names: Sequence[str]) -> list[str]:
-        """Those of all linears (in module order) that the method covers; ValueError when all of them stay float."""
+        """Those of all linears (in module order) that the method covers; ValueError when all of them would be float."""
         ignored = self.ignored(names)
         found = [name for name in names if name not in ignored]
         if not found:
@@ -100,6 +100,11 @@ class Quantizer:
                 f"ignore=[{','.join(self.ignore)}] with ignore_last_linear={str(self.ignore_last_linear).lower()} "
                 f"leaves nothing to quantize: linear layers (torch.nn.Linear, nn.Dense) are {first or 'none'}; "
                 "keep fewer float, or take quant=none"
+            )
+        if self.fallback_level >= len(found):
+            raise ValueError(
+                f"fallback_level={self.fallback_level} leaves nothing to quantize: the method covers {len(found)} "
+                f"linear layers; allowed: 0 to {len(found) - 1}, or take quant=none"
             )
         return found
 

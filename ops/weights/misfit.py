@@ -69,6 +69,13 @@ class Misfit:
         return "get it again, or give the config.json that belongs to it"
 
 
+def check_unquantized(names: Iterable[str], source: object) -> None:
+    """ValueError names the first tensor that only quantized weights have."""
+    for name in names:
+        if name.rpartition(".")[2] in QUANTIZED:
+            raise ValueError(f"{source} holds {name}: its weights look quantized already; {GIVE_FLOAT}")
+
+
 def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
     """ArithmeticError names the first tensor with NaN or infinite numbers; tensors on the meta device are not seen."""
     for name, tensor in weights:

@@ -97,9 +97,9 @@ def test_fallback_takes_the_heaviest_tails(chatglm: ChatGLMForConditionalGenerat
     assert table[spiky].range_parameter == max(layer.range_parameter for layer in layers)
 
 
-def test_more_fallback_than_layers_leaves_everything_float(chatglm: ChatGLMForConditionalGeneration) -> None:
-    layers = Calibrator(chatglm, W8A8(fallback_level=99), samples()).run()
-    assert not any(layer.quantized for layer in layers)
+def test_more_fallback_than_layers_is_an_error(chatglm: ChatGLMForConditionalGeneration) -> None:
+    with pytest.raises(ValueError, match=r"fallback_level=8 leaves nothing to quantize: .* covers 8 .*: 0 to 7"):
+        Calibrator(chatglm, W8A8(fallback_level=8), samples()).run()
 
 
 def test_the_last_linear_can_be_quantized_too(chatglm: ChatGLMForConditionalGeneration) -> None:

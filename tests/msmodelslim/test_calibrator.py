@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
 
 from slimrun.msmodelslim import npy
 from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig
@@ -236,10 +237,30 @@ def test_checks() -> None:
             Calibrator(**{"model": model, "cfg": config, "calib_data": SAMPLES, **change})
 
 
+def test_a_model_without_its_output_layer_is_named_with_the_class_to_load(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny().module.save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path)
+    wanted = (
+        "model is LlamaModel, which lacks the output layer and the prefix of the names in the files of "
+        "LlamaForCausalLM: load it with AutoModelForCausalLM"
+    )
+    with pytest.raises(ValueError, match=f"invalid key `model.layers.0.mlp.down_proj`.*; {wanted}"):
+        Calibrator(model, QuantConfig(**CO_SPARSE, disable_names=["model.layers.0.mlp.down_proj"]), SAMPLES)
+    Calibrator(model, QuantConfig(**CO_SPARSE), SAMPLES)
+    assert wanted in caplog.text
+    caplog.clear()
+    Calibrator(AutoModelForCausalLM.from_pretrained(tmp_path), QuantConfig(**CO_SPARSE), SAMPLES)
+    assert "output layer" not in caplog.text
+
+
 def test_a_script_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
     calibrated(CO_SPARSE, level="L2")
     said = capsys.readouterr()
-    assert "12 linears quantized, " in said.err
+    bits = re.search(r"12 linears quantized, [\d,]+ weights of (\d\.\d\d) bits", said.err)
+    assert bits
+    assert 3 < float(bits.group(1)) < 5
     assert "3 kept float" in said.err, "the last linear too"
     assert not said.out
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from slimrun.msmodelslim import npy, pickle_machine
+from slimrun.msmodelslim import npy, pickle_machine, pickle_writer
 from slimrun.ops.files import WEIGHT_MODE
 
 RECONSTRUCT = np.zeros(0).__reduce__()[0]
@@ -84,6 +84,13 @@ def test_what_is_saved_is_read_back_by_both_readers(tmp_path: Path) -> None:
         assert same(theirs[key], value), key
         if isinstance(value, np.ndarray):
             ours[key][...] = 0
+
+
+def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        npy.save(tmp_path / name, {key: value.clone() if isinstance(value, torch.Tensor) else value.copy()
+                                   for key, value in MANY.items()})  # fmt: skip
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -183,7 +190,7 @@ def hostile(path: Path) -> dict[str, Any]:
         "in a storage": Call(torch.storage._load_from_bytes, pickle.dumps(evil, 2)),
         "behind a storage's magic": Call(
             torch.storage._load_from_bytes,
-            pickle.dumps(npy.STORAGE_START[0], 2) + pickle.dumps(1001, 2) + pickle.dumps(evil, 2),
+            pickle.dumps(pickle_writer.STORAGE_START[0], 2) + pickle.dumps(1001, 2) + pickle.dumps(evil, 2),
         ),
         "in the hooks of a tensor": Call(
             torch._utils._rebuild_tensor_v2, storage(torch.ones(2)), 0, (2,), (1,), False, evil

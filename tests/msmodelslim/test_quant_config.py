@@ -104,7 +104,10 @@ def test_chains() -> None:
         ({"co_sparse": True}, "w_bit=8, a_bit=8 become 4 and 8"),
         ({"is_lowbit": True}, "is_lowbit=True has no effect with w_bit=8"),
         ({"do_smooth": True}, "do_smooth=True has no effect without is_lowbit=True"),
+        ({"do_smooth": True, "is_lowbit": True}, "do_smooth=True has no effect without is_lowbit=True, w_bit=4"),
         ({"group_size": 128}, "group_size=128 has no effect"),
+        ({"a_bit": 16, "is_lowbit": True, "open_outlier": False}, "nor steps by group are built"),
+        ({"a_bit": 16, "is_lowbit": True, "open_outlier": False}, "open_outlier=False has no effect"),
     ],
     ids=str,
 )
