@@ -66,10 +66,9 @@ def size_metrics(
 ) -> Sizes:
     """Sizes as the results.json keys define them, over the linears that the method covers.
 
-    The table also has the others that a note is about (gates, routers), which no sum counts.
-
-    Compressed bytes hold everything that restores the weights: the coded parts (header, index, tables, checksums)
-    and one float32 scale a row; a linear that stayed float counts with the bytes of its float weights.
+    The table also has the others that a note is about (gates, routers), which no sum counts. Compressed bytes hold
+    everything that restores the weights: the coded parts (header, index, tables, checksums) and one float32 scale a
+    row; a linear that stayed float counts with the bytes of its float weights.
     """
     rows: list[dict[str, object]] = []
     weights = compressed = linears = kept_float = 0

@@ -7,12 +7,11 @@ filled at any later time: by the next start with the same `tracking.uri`, or by 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -20,10 +19,9 @@ from slimrun.runner.folder import RESULTS, RUN, SWEEP, note_run, read_json, run_
 from slimrun.runner.tracking.attempt import AWAY, attempted
 from slimrun.runner.tracking.deadline import ANSWER_SECONDS, within
 from slimrun.runner.tracking.outbox import Waiting, waiting
-from slimrun.runner.tracking.uri import check, in_force, masked
+from slimrun.runner.tracking.uri import check, in_force, masked, ui_command
 
 LOCK, ALIVE = ".tracking.lock", ".running.lock"  # in the folder of a job: the second as long as it runs
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,12 @@ class MLflow:
                 alive.enter_context(FileLock(job / ALIVE, timeout=0))
             self._waiting(job, sweep).note(self._outbox)
             # whole, whatever interrupts it: a run that is made and not noted would stay RUNNING for ever
-            monitor = self._attempt(sweep, lambda: within(None, lambda: self._open(job, sweep, name)))
+            monitor = attempted(self.tracking_uri, sweep, lambda: within(None, lambda: self._open(job, sweep, name)))
             try:
                 yield
             finally:
                 if monitor is not None:
-                    self._attempt(sweep, lambda: within(ANSWER_SECONDS, monitor.finish))
+                    attempted(self.tracking_uri, sweep, lambda: within(ANSWER_SECONDS, monitor.finish))
 
     def deliver(self, job: Path, sweep: Path | None) -> None:
         """Params, metrics, tags, data, tables and pictures."""
@@ -87,12 +85,12 @@ class MLflow:
             self._waiting(job, sweep).done(self._outbox)
             return
         self._waiting(job, sweep).note(self._outbox)
-        self._attempt(sweep, lambda: self._fill(job, sweep))
+        attempted(self.tracking_uri, sweep, lambda: self._fill(job, sweep))
 
     def begin_sweep(self, sweep: Path) -> None:
         """The parent run."""
         (sweep / AWAY).unlink(missing_ok=True)  # a new start asks anew
-        self._attempt(sweep, lambda: within(None, lambda: self._parent(sweep, reopen=True)))
+        attempted(self.tracking_uri, sweep, lambda: within(None, lambda: self._parent(sweep, reopen=True)))
 
     def deliver_sweep(self, sweep: Path) -> None:
         """Close the parent run with its summary, pictures and tags."""
@@ -104,7 +102,7 @@ class MLflow:
                 self._store().fill_sweep(sweep, str(self._parent(sweep)))
                 entry.done(self._outbox)
 
-        self._attempt(sweep, fill)
+        attempted(self.tracking_uri, sweep, fill)
 
     def deliver_waiting(self) -> tuple[int, int]:
         """Everything in the outbox that has ended and belongs to this store, each into its own experiment."""
@@ -116,20 +114,15 @@ class MLflow:
                 tracker.deliver(folder, Path(entry.sweep) if entry.sweep else None)
             elif (read_json(folder / SWEEP) or {}).get("summary"):
                 tracker.deliver_sweep(folder)
-            elif folder.is_dir():
-                tracker._end_killed(folder, entry)
-                continue
             else:
-                entry.done(self._outbox)
+                tracker._end_killed(folder, entry)
                 continue
             delivered, still = delivered + (not file.exists()), still + file.exists()
         return delivered, still
 
     def look_next(self) -> str:
         """The command that opens the UI."""
-        if self.address.startswith("http"):
-            return f"open {quote(self.address)}"
-        return f"mlflow ui --backend-store-uri {quote(self.address)}"
+        return ui_command(self.address)
 
     @property
     def _outbox(self) -> Path:
@@ -161,10 +154,13 @@ class MLflow:
         return bool(run_in(job / RUN, self.target).get("delivered") == (job / RESULTS).stat().st_mtime_ns)
 
     def _end_killed(self, job: Path, entry: Waiting) -> None:
-        """Close the run of a job that left no results and does not run any more: it was killed."""
+        """Close the run of a job that left no results and does not run any more: it was killed, or is gone."""
+        if not job.is_dir():
+            entry.done(self._outbox)
+            return
         with suppress(Timeout), FileLock(job / ALIVE, timeout=0):
             run_id = run_in(job / RUN, self.target).get("run_id")
-            if not run_id or self._attempt(None, lambda: self._store().end_killed(run_id)):
+            if not run_id or attempted(self.tracking_uri, None, lambda: self._store().end_killed(run_id)):
                 entry.done(self._outbox)
 
     def _parent(self, sweep: Path | None, reopen: bool = False) -> str | None:
@@ -177,7 +173,3 @@ class MLflow:
                 known = self._store().open_sweep(str((read_json(sweep / SWEEP) or {})["name"]), known)
                 note_run(sweep / SWEEP, self.target, {"run_id": known}, parent_run_id=known, uri=self.address)
             return str(known)
-
-    def _attempt(self, sweep: Path | None, work: Callable[[], T]) -> T | None:
-        """What `work` returns; None when the store does not take it."""
-        return attempted(self.tracking_uri, sweep, work)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from shlex import quote as shell_quoted
 from urllib.parse import quote, unquote, urlsplit
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -108,6 +109,12 @@ def check(uri: str | None) -> None:
     except ValueError as error:
         value = uri or os.environ.get(VARIABLE) or in_force(None)
         raise ValueError(f"{key}={masked(value)}: {error}") from None
+
+
+def ui_command(address: str) -> str:
+    """The command that opens the UI of a store, by its masked address."""
+    opener = "open" if address.startswith("http") else "mlflow ui --backend-store-uri"
+    return f"{opener} {shell_quoted(address)}"
 
 
 def _check_file(file: Path) -> None:

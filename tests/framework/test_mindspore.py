@@ -118,10 +118,10 @@ def test_checkpoints_keep_every_dtype(tmp_path: Path) -> None:
 def test_models_that_are_no_llama_are_refused_with_the_way_out() -> None:
     other = described(model_type="gpt2")
     with pytest.raises(Unavailable, match=r"framework=mindspore builds llama.*model\.loader=PACKAGE\.FUNCTION"):
-        check_config(other.config(Path("unused")), other.name)
+        check_config(other.open(Path("unused")).config(), other.name)
     turning = described(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
     with pytest.raises(Unavailable, match=r"rope_type=dynamic is not built"):
-        check_config(turning.config(Path("unused")), turning.name)
+        check_config(turning.open(Path("unused")).config(), turning.name)
 
 
 class Direct(nn.Cell):
