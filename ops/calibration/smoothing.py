@@ -20,11 +20,13 @@ HALF_TOLERANCE = 1e-3  # but the smallest numbers of half precision
 
 
 @torch.no_grad()
-def smooth(walk: Walk, quantizer: Quantizer, selected: set[str]) -> tuple[list[str], list[str]]:
+def smooth(
+    walk: Walk, quantizer: Quantizer, selected: set[str], *, shifts: bool = True, asked: str = "do_smooth=true"
+) -> tuple[list[str], list[str]]:
     """Smooth every norm that feeds a selected linear; returns the names of the changed norms, and notes.
 
     A norm that is no affine one, or whose output the model uses in another way than through linears, stays as it is,
-    and a note says so.
+    and a note says so, with what `asked` for it. Without `shifts` nothing is given a bias that has none.
     """
     network, seen = walk.network, Observations(len(walk.samples))
     with network.observing(seen):
@@ -41,13 +43,15 @@ def smooth(walk: Walk, quantizer: Quantizer, selected: set[str]) -> tuple[list[s
     for name, offset in offsets.items():
         norm = seen.norms[name]
         weights = [network.affine(reader)[0] for reader in norm.readers]
-        smoothing = find_smoothing(norm.tokens, norm.low, norm.high, weights, quantizer.quantize_weight)
-        scale = _fold_norm(network, name, smoothing, offset)
+        smoothing = find_smoothing(norm.tokens, norm.low, norm.high, weights, quantizer.quantize_weight, shifts=shifts)
+        scale = _fold_norm(network, name, smoothing, offset, shifts=shifts)
         for reader in norm.readers:
             weight, bias = network.affine(reader)
-            moved = weight.float() @ smoothing.shift
-            network.set_affine(reader, weight.float() * scale, moved if bias is None else bias.float() + moved)
-    return list(offsets), skipped("do_smooth=true", without)
+            moved = weight.float() @ smoothing.shift if shifts else None
+            if moved is not None and bias is not None:
+                moved += bias.float()
+            network.set_affine(reader, weight.float() * scale, moved)
+    return list(offsets), skipped(asked, without)
 
 
 class LastNorm(Observations):
@@ -101,10 +105,10 @@ def foldable_by_runs(
     return found
 
 
-def _fold_norm(network: Smoothable, name: str, smoothing: Smoothing, offset: float) -> Tensor:
+def _fold_norm(network: Smoothable, name: str, smoothing: Smoothing, offset: float, *, shifts: bool) -> Tensor:
     """Give the norm the smoothing; the scale [c] that it then divides by."""
     weight, bias = network.affine(name)
     stored, scale = divided(weight, smoothing.scale, offset)
-    old = 0 if bias is None else bias.float()
-    network.set_affine(name, stored, (old - smoothing.shift) / scale)
+    old = torch.zeros_like(smoothing.shift) if bias is None else bias.float()
+    network.set_affine(name, stored, (old - smoothing.shift) / scale if shifts or bias is not None else None)
     return scale

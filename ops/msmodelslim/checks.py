@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from slimrun.ops.errors import nearest
 from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.quant.base import Quantizer
+
+log = logging.getLogger(__name__)
+
+DEVICES = {"cpu": "cpu", "npu": "npu", "gpu": "cuda"}  # dev_type -> torch's name
 
 
 def check_type(name: str, value: object, kind: type, called: str = "") -> None:
@@ -70,6 +78,24 @@ def check_layers(quantizer: Quantizer, names: Sequence[str], kinds: str, hint: s
             f"Nothing is left to quantize: disable_names and disable_last_linear keep every {kinds} of the model float "
             f"({', '.join([*names][:3])}{', ...' if len(names) > 3 else ''})."
         )
+
+
+def check_samples(calib_data: Any) -> None:
+    """TypeError unless it is a list of samples, each a list or a dict; None is one too."""
+    check_type("calib_data", calib_data if calib_data is not None else [], list)
+    for index, sample in enumerate(calib_data or []):
+        if not isinstance(sample, list | dict):
+            raise TypeError(f"calib_data[{index}] must be list or dict, not {type(sample).__name__}.")
+
+
+def check_device(kind: str, model: nn.Module) -> None:
+    """ModuleNotFoundError when the device's package is not here; a warning when the model is on another one."""
+    if kind == "npu" and importlib.util.find_spec("torch_npu") is None:
+        raise ModuleNotFoundError("dev_type = npu needs the package torch_npu; install it with CANN, or take 'cpu'.")
+    parameter = next(iter(model.parameters()), None)
+    found = "cpu" if parameter is None or parameter.is_meta else parameter.device.type
+    if found != DEVICES[kind]:
+        log.warning("dev_type=%s, but the model is on %s: it is quantized where it is", kind, found)
 
 
 def check_calibrated(quantizer: Quantizer, calib_data: Sequence[Any] | None) -> None:

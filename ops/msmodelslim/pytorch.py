@@ -7,7 +7,6 @@ was asked for, a warning names the key. What this program does not build is refu
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from slimrun.msmodelslim import files, telling
-from slimrun.msmodelslim.checks import check_calibrated, check_layers, check_range, check_type, file_name
-from slimrun.msmodelslim.quant_config import DEVICES, QuantConfig
+from slimrun.msmodelslim.checks import (
+    check_calibrated,
+    check_device,
+    check_layers,
+    check_range,
+    check_samples,
+    check_type,
+    file_name,
+)
+from slimrun.msmodelslim.quant_config import QuantConfig
 from slimrun.ops import calibration
 from slimrun.ops.files import staging
 from slimrun.ops.format.linear import FLOAT
@@ -55,14 +62,11 @@ class Calibrator:
     ) -> None:
         check_type("model", model, nn.Module, "Module")
         check_type("cfg", cfg, QuantConfig)
-        check_type("calib_data", calib_data if calib_data is not None else [], list)
-        for index, sample in enumerate(calib_data or []):
-            if not isinstance(sample, list | dict):
-                raise TypeError(f"calib_data[{index}] must be list or dict, not {type(sample).__name__}.")
+        check_samples(calib_data)
         for name, value in (("all_tensors", all_tensors), ("mix_cfg", mix_cfg)):
             if value is not None:
                 raise ValueError(f"{name} is not built; allowed: None.")
-        _check_device(cfg.dev_type, model)
+        check_device(cfg.dev_type, model)
         self.model = pytorch.uncompiled(model)
         self.cfg = cfg
         self.quantizer = cfg.quantizer(disable_level)
@@ -147,7 +151,7 @@ class Calibrator:
 
     def _norms(self) -> dict[str, Tensor]:
         """With smoothing: the norms' weight and bias, twice as the original has them, under `.module.` too."""
-        if not self._calibrator.smoothed:
+        if not self._calibrator.smoothed and getattr(self.model, "anti_method", None) is None:
             return {}
         found: dict[str, Tensor] = {}
         for name, weight in self._tensors.items():
@@ -179,12 +183,3 @@ def _headless(model: nn.Module) -> str:
         f"model is {type(model).__name__}, which lacks the output layer and the prefix of the names in the files of "
         f"{named[0]}: load it with AutoModelForCausalLM"
     )
-
-
-def _check_device(kind: str, model: nn.Module) -> None:
-    if kind == "npu" and importlib.util.find_spec("torch_npu") is None:
-        raise ModuleNotFoundError("dev_type = npu needs the package torch_npu; install it with CANN, or take 'cpu'.")
-    parameter = next(iter(model.parameters()), None)
-    found = "cpu" if parameter is None or parameter.is_meta else parameter.device.type
-    if found != DEVICES[kind]:
-        log.warning("dev_type=%s, but the model is on %s: it is quantized where it is", kind, found)

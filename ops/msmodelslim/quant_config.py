@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from slimrun.msmodelslim.checks import check_range, check_type, named
+from slimrun.msmodelslim.checks import DEVICES, check_range, check_type, named
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.none import NoQuantization
@@ -20,7 +20,6 @@ from slimrun.ops.quant.w8a16 import W8A16
 log = logging.getLogger(__name__)
 
 OBSERVERS = {1: "minmax", 2: "histogram", 3: "auto"}
-DEVICES = {"cpu": "cpu", "npu": "npu", "gpu": "cuda"}  # dev_type -> torch's name
 GROUP_SIZES = (32, 64, 128, 256)
 NOT_BUILT = {"use_kvcache_quant": False, "pdmix": False, "w_method": "MinMax"}  # and the one value that is
 NO_EFFECT = {"percdamp": 0.01, "group_size": 64}  # knobs of methods that are not built

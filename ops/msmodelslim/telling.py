@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -34,6 +34,11 @@ def quantized(layers: Iterable[Layer], tensors: Mapping[str, Tensor]) -> None:
     bits = sum(entropy_bits(weight) * weight.numel() for weight in weights) / numbers if numbers else 0.0
     kept = sum(not layer.quantized for layer in layers)
     _say(f"{len(weights)} linears quantized, {numbers:,} weights of {bits:.2f} bits (entropy); {kept} kept float")
+
+
+def smoothed(norms: Sequence[str]) -> None:
+    """Say how many norms took a smoothing."""
+    _say(f"{len(norms)} norms smoothed")
 
 
 def compressed(raw: int, packed: int) -> None:

@@ -48,18 +48,21 @@ def find_smoothing(
     high: Tensor,
     weights: Sequence[Tensor],
     quantize_weight: Callable[[Tensor], QuantizedWeight],
+    *,
+    shifts: bool = True,
 ) -> Smoothing:
     """The smoothing whose quantized linears are nearest to the float ones, or the identity when none helps.
 
     inputs [m, c] are some outputs of the norm, low and high [c] their extremes over all calibration batches, weights
     [n_i, c] the linears that read them. The error is taken on rows spread evenly over all weights, with weights and
-    activations quantized.
+    activations quantized. `shifts`: whether the middle of each channel is moved to zero too.
     """
     inputs, low, high = (value.detach().to(torch.float32) for value in (inputs, low, high))
     rows = torch.cat([weight.detach() for weight in weights])
     weight_reach = torch.stack([weight.detach().abs().amax(dim=0) for weight in weights]).amax(dim=0).float()
     rows = rows[:: -(-rows.shape[0] // SAMPLE_ROWS)].to(torch.float32)
-    shift, reach = (high + low) / 2, (high - low) / 2
+    shift = (high + low) / 2 if shifts else torch.zeros_like(low)
+    reach = torch.maximum(high - shift, shift - low)
     exact = inputs @ rows.t()
     identity = Smoothing(torch.zeros_like(shift), torch.ones_like(shift), float("nan"))
     candidates = [identity, *(Smoothing(shift, smooth_scale(reach, weight_reach, alpha), alpha) for alpha in ALPHAS)]
