@@ -4,7 +4,8 @@
     from slimrun import compress                        # the codec: encode, decode, decode_tile
     from slimrun.msmodelslim.pytorch import QuantConfig, Calibrator      # msModelSlim's names and keywords
 
-Installed as `slimrun/__init__.py`. Everything is imported on first use: the codec alone pulls no torch.
+Installed as `slimrun/__init__.py`. Everything is imported on first use: the codec alone pulls no torch. transformers
+reads bundles from then on: `AutoModelForCausalLM.from_pretrained(BUNDLE)`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from slimrun.ops.framework.on_import import when_imported
 
 if TYPE_CHECKING:
     from slimrun.ops import compress, load_bundle
@@ -27,6 +30,9 @@ HOMES = {
     "Experiment": "slimrun.runner.experiment",
     "load_bundle": "slimrun.ops",
 }
+
+QUANTIZER = "slimrun.ops.framework.transformers_quantizer"
+when_imported("transformers.quantizers.auto", lambda: import_module(QUANTIZER))
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from slimrun.ops.compress.none import NoCompression
 
 SAFETENSORS, CKPT = ".safetensors", ".ckpt"  # kinds of weight files; the second is MindSpore's
 NO_TENSORS = ("model_quant_type", "container")  # entries of a description that are none
+QUANT_METHOD = "slimrun"  # in config.json: who reads the weights, so that no engine takes them for what it knows
 LONGEST_MESSAGE = 400  # characters; a damaged file may have names of any length
 
 
@@ -61,6 +62,14 @@ def read_description(folder: Path) -> Description:
         if not isinstance(value, str):
             raise damage(files[0], f"the type of {key} is {value!r}, expected a name")
     return Description(files[0], quant_type, types, _container(files[0], content.get("container")))
+
+
+def weight_file(folder: Path, quant_type: str | None = None) -> Path:
+    """The weight file of a folder whose description says `quant_type`, None: the description is read for it."""
+    weights = folder / file_name("weight", quant_type or read_description(folder).quant_type, SAFETENSORS)
+    if not weights.exists() and weights.with_suffix(CKPT).exists():
+        return weights.with_suffix(CKPT)
+    return weights
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from slimrun.ops.compress.base import Arena, Codec, Int8Array, Limited
 from slimrun.ops.format.linear import FLOAT, FLOAT_CODED
 from slimrun.ops.weights import ckpt
 
-from .description import CKPT, SAFETENSORS, damage, file_name, named, read_description
+from .description import CKPT, damage, named, read_description, weight_file
 from .manifest import check_tensors, read_manifest
 
 Read = TypeVar("Read")
@@ -68,9 +68,7 @@ def open_stored(folder: Path) -> Stored:
     description = read_description(folder)
     codec = description.codec()
     manifest = read_manifest(folder)
-    weights = folder / file_name("weight", description.quant_type, SAFETENSORS)
-    if not weights.exists() and weights.with_suffix(CKPT).exists():
-        weights = weights.with_suffix(CKPT)
+    weights = weight_file(folder, description.quant_type)
     tensors = _read_tensors(weights)
     if manifest is not None:
         check_tensors(manifest, weights, tensors)

@@ -26,8 +26,9 @@ from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, FORMATS, WeightOnlyLin
 from slimrun.ops.scratch import ScratchFolder
 from slimrun.ops.weights import ckpt
 
-from .description import SAFETENSORS, file_name
+from .description import QUANT_METHOD, SAFETENSORS, file_name, read_object
 from .manifest import write_manifest
+from .references import CONFIG
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 GRACE_SECONDS, PAUSE_SECONDS = 5.0, 0.01  # how long a writer waits for readers, and between two looks
@@ -70,6 +71,7 @@ def write(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with ScratchFolder(f".{folder.name}", folder.parent) as scratch:
         save_description(scratch)
+        _name_quantizer(scratch / CONFIG)
         weights = scratch / file_name("weight", quant_type, suffix)
         _write_tensors(weights, stored)
         text = json.dumps(description, indent=2)
@@ -108,6 +110,13 @@ def _write_tensors(weights: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(dict(tensors), weights, metadata={"format": "pt"})
     else:
         ckpt.write(weights, tensors)
+
+
+def _name_quantizer(config: Path) -> None:
+    """Say in config.json, where there is one, that the weights are not what a loader would expect."""
+    if config.is_file():
+        content = read_object(config) | {"quantization_config": {"quant_method": QUANT_METHOD}}
+        config.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _owner(key: str) -> str:

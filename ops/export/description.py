@@ -40,6 +40,7 @@ def config_of(source: Source, dtype: torch.dtype) -> dict[str, Any]:
     """The model's config in the words of transformers 5 and of 4."""
     name = str(dtype).removeprefix("torch.")
     config = source.config | {"dtype": name, "torch_dtype": name}
+    config.pop("quantization_config", None)  # the bundle's own reader
     if "tie_word_embeddings" in config:
         config["tie_word_embeddings"] = source.tied
     rope = config.get("rope_parameters")

@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 
 from slimrun.ops import compress
-from slimrun.ops.bundle.description import (
-    CKPT,
-    SAFETENSORS,
-    damage,
-    file_name,
-    named,
-    read_description,
-    read_object,
-)
+from slimrun.ops.bundle.description import damage, named, read_description, read_object, weight_file
 from slimrun.ops.bundle.manifest import check_contents, check_names, read_manifest
 from slimrun.ops.bundle.reader import decode_float
 from slimrun.ops.bundle.references import CONFIG, check_references
@@ -73,9 +65,7 @@ class Source:
         self.codec = description.codec()
         self.quant_type = description.quant_type
         self._manifest = read_manifest(folder)
-        self.weights = folder / file_name("weight", description.quant_type, SAFETENSORS)
-        if not self.weights.exists() and self.weights.with_suffix(CKPT).exists():
-            self.weights = self.weights.with_suffix(CKPT)
+        self.weights = weight_file(folder, description.quant_type)
         with named(self.weights):
             stored = open_file(self.weights).headers()
         self.shapes = {key: tuple(header.shape) for key, header in stored.items()}

@@ -20,6 +20,7 @@ from slimrun.ops.format.linear import QuantizedLinear, float_product
 from slimrun.ops.model.output_head import output_layer
 from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
 
+from .as_module import AsModule, or_of_module
 from .cached_steps import MORE, READ, CachedSteps
 
 FloatArray = npt.NDArray[np.float32]
@@ -28,14 +29,14 @@ IntArray = npt.NDArray[np.int64]
 NO_CACHE = "the model's cache does not give what a pass over the whole text gives"
 
 
-class TorchModel(TextModel):
+class TorchModel(AsModule, TextModel):
     """A causal language model of transformers with its tokenizer, in evaluation mode.
 
     Scores come from the base model's last hidden states and the output head apart, so that a caller runs the head
     only where it needs it. One prefix is run once for all its continuations; generation is one left-padded batch with
     a cache: both where the cache gives what a full pass gives. All results depend on the call's shapes alone, never on
     earlier calls. The module may be spread over several devices: `device` is where its inputs go, and results come
-    back to it.
+    back to it. Programs written for a model of transformers take it too: `AsModule`.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class TorchModel(TextModel):
         chosen = scores.gather(2, padded.unsqueeze(2)).squeeze(2)
         return [_float_array(row[: len(option)]) for row, option in zip(chosen, options)]
 
+    @or_of_module
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of all prompts in one batch, stop token not included."""

@@ -34,6 +34,14 @@ def restore(folder: Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
         return _filled(opened.module, decoded, opened.stored.weights), opened.tokenizer
 
 
+def fill(module: Any, folder: Path) -> None:
+    """Give a module without weights those of a bundle folder; ValueError names the file that does not fit it."""
+    stored = bundle.undisturbed(folder, bundle.open_stored)
+    decoded = bundle.decode(stored, linear_names(module))
+    with bundle.named(stored.weights):
+        _filled(module, decoded, stored.weights)
+
+
 def _open(folder: Path, trust_remote_code: bool) -> Opened:
     stored = bundle.open_stored(folder)
     config = open_config(folder, stored, trust_remote_code)
