@@ -20,6 +20,15 @@ SAMPLES = 5  # examples of a report that a person reads
 
 
 @dataclass(frozen=True)
+class Margin:
+    """What may be lost and count as non-inferior; `scale` of its unit are one of the score's own."""
+
+    value: float
+    unit: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Score:
     """A score of both models on one task.
 
@@ -42,6 +51,10 @@ class Score:
     verdict: str = ""
     signature: str = ""  # what the score depends on; rows of equal ones were measured alike
     p_holm: float | None = None  # corrected for the other tasks of the run; rows with a verdict have it
+    margin: float | None = None  # what may be lost and count as non-inferior; rows with a verdict have it
+    margin_unit: str = ""
+    margin_scale: float = 1.0  # so many of that unit are one of the score's own: 100 points of accuracy
+    withheld: str = ""  # the verdict where items or float model bear neither "non-inferior" nor "inconclusive"
 
     @property
     def label(self) -> str:
@@ -62,6 +75,25 @@ class Score:
         if self.unit == PERCENT:
             return self.float_value * (1 + low / 100), self.float_value * (1 + high / 100)
         return self.float_value + low, self.float_value + high
+
+    @property
+    def loss(self) -> Interval | None:
+        """What was lost, both ends, in the unit of the margin."""
+        if self.interval is None:
+            return None
+        low, high = (self.margin_scale * end for end in self.interval)
+        return (-high, -low) if self.higher_is_better else (low, high)
+
+    def judged(self, margin: float) -> str:
+        """A word or two from the interval: does the loss stay within a margin? And why, in brackets."""
+        word = "inconclusive"
+        if self.loss and self.loss[0] > margin:
+            word = "worse"
+        elif self.withheld:
+            return self.withheld
+        elif self.loss and self.loss[1] <= margin:
+            word = "non-inferior"
+        return f"{word} (margin {margin:g} {self.margin_unit})"
 
     def metrics(self, key: str = "") -> Metrics:
         """The keys of results.json that say what the row says; `key` is the metric's there."""
@@ -115,16 +147,25 @@ def scored(
     *,
     higher_is_better: bool = True,
     unit: str = "",
-    verdict: str = "",
+    margin: Margin | None = None,
+    floor: str = "",
     signature: str = "",
 ) -> Score:
-    """The row of a score, (float, quantized) twice, and of its difference, in its own unit or in percent."""
+    """The row of a score, (float, quantized) twice, and of its difference, in its own unit or in percent.
+
+    `margin` gives it a verdict, unless `floor` says why the float model's score is one from which little can be lost.
+    """
     said = not change.doubt
-    return Score(
+    row = Score(
         task, name, *values, *intervals, change.value, (change.low, change.high) if said else None,
-        change.p_value if said else None, change.detectable if said else None, unit, higher_is_better, verdict,
-        signature,
+        change.p_value if said else None, change.detectable if said else None, unit, higher_is_better,
+        signature=signature,
     )  # fmt: skip
+    if margin is None:
+        return row
+    withheld = f"inconclusive ({floor})" if floor else "" if said else f"too few to say ({change.doubt})"
+    row = replace(row, margin=margin.value, margin_unit=margin.unit, margin_scale=margin.scale, withheld=withheld)
+    return replace(row, verdict=row.judged(margin.value))
 
 
 def paired(
@@ -140,34 +181,16 @@ def paired(
 ) -> Score:
     """The row of a score that is a mean over items: [n], [n], the float and the quantized model on the same items.
 
-    `margin`, in the score's own unit, gives it a verdict, unless `floor` says why the float model's score bears none.
+    `margin` is in the score's own unit.
     """
-    change = statistics.paired_difference(before, after)
     return scored(
         task,
         name,
         (float(before.mean()), float(after.mean())),
         (statistics.mean(before).interval, statistics.mean(after).interval),
-        change,
+        statistics.paired_difference(before, after),
         higher_is_better=higher_is_better,
-        verdict="" if margin is None else verdict(change, margin, name, floor, higher_is_better=higher_is_better),
+        margin=None if margin is None else Margin(margin, name),
+        floor=floor,
         signature=signature,
     )
-
-
-def verdict(change: Difference, margin: float, unit: str, floor: str = "", *, higher_is_better: bool = True) -> str:
-    """A word or two on a difference from its interval: does the loss stay within the margin? And why, in brackets.
-
-    `floor` says why the float model's score is one from which little can be lost.
-    """
-    loss_low, loss_high = (-change.high, -change.low) if higher_is_better else (change.low, change.high)
-    word = "inconclusive"
-    if loss_low > margin:
-        word = "worse"
-    elif floor:
-        return f"{word} ({floor})"
-    elif change.doubt:
-        return f"too few to say ({change.doubt})"
-    elif loss_high <= margin:
-        word = "non-inferior"
-    return f"{word} (margin {margin:g} {unit})"

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from slimrun.evaluation.base import Task
+from slimrun.evaluation.gate import REQUIRED, SUPPORTING
 from slimrun.evaluation.statistics import overlap
 from slimrun.ops import bundle
 from slimrun.ops.errors import Unavailable
@@ -41,7 +42,14 @@ def check(choices: Choices) -> Outline:
         raise ValueError(f"quant.ignore leaves gates and routers alone: {', '.join(covered[:3])}; take quant=none")
     export.check(choices.export, choices.model, readable)
     first = choices.coverage_note(outline)
-    return replace(outline, notes=(*([first] if first else []), *outline.notes, *fit(choices)))
+    return replace(outline, notes=(*([first] if first else []), *outline.notes, *fit(choices), *uncertified(choices)))
+
+
+def uncertified(choices: Choices) -> list[str]:
+    """What the gate wants measured and this run does not measure."""
+    wanted = choices.gate.named(REQUIRED, SUPPORTING) if choices.gate else []
+    lacking = [name for name in wanted if name not in choices.task]
+    return [f"gate: nothing will be certified without task {', '.join(lacking)}; choose task=[...]"] if lacking else []
 
 
 def fit(choices: Choices, loaded: LoadedModel | None = None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from slimrun.evaluation.base import Task
+from slimrun.evaluation.gate import Policy
 from slimrun.ops.calibration.base import Remember
 from slimrun.ops.compress.base import Codec
 from slimrun.ops.export import Target
@@ -36,6 +37,7 @@ class Choices:
     cache: Cache
     export: dict[str, Target] = field(default_factory=dict)
     sweep: Sweep = field(default_factory=Sweep)
+    gate: Policy | None = None
     seed: int = 0
     plan: bool = False
 
@@ -73,6 +75,7 @@ class Choices:
             "device": self.device.type,
             "seed": self.seed,
             **({"export": {name: settings_of(target) for name, target in self.export.items()}} if self.export else {}),
+            **({"gate": settings_of(self.gate)} if self.gate else {}),
         }
         return digest(settings, code_hash())
 

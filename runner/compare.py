@@ -1,7 +1,8 @@
 """`slimrun-compare RUN_A RUN_B`: what run B does differently from run A, paired item by item.
 
 Both runs must have quantized the same float model and measured it alike (equal signatures); then what they kept in
-`outputs.npz` is put side by side by the task itself, with A in the float model's place.
+`outputs.npz` is put side by side by the task itself, with A in the float model's place. With `--gate POLICY` the exit
+status says whether B passes; of one run alone, whether it passes beside its float model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from slimrun.evaluation.base import Outputs, Task
-from slimrun.evaluation.comparison import Report, corrected
+from slimrun.evaluation.comparison import Report, Score, corrected
+from slimrun.evaluation.gate import Policy, decide
+from slimrun.runner import policy
 from slimrun.runner.config import construct
 from slimrun.runner.display import print_anything, print_table
-from slimrun.runner.folder import OUTPUTS, RESULTS, flat, read_outputs
+from slimrun.runner.folder import OUTPUTS, RESULTS, SCORES, flat, read_outputs, read_scores
+from slimrun.runner.report import run as report
 from slimrun.runner.report.table import COLUMNS, SIZES, cells
+from slimrun.runner.status import DONE, GATED, WRONG
 
 HEADINGS = ["", "A", "B", "B - A", *COLUMNS[1:-1], "verdict on B"]
-NOT_COMPARED = ("tracking", "cache", "sweep", "plan")
+NOT_COMPARED = ("tracking", "cache", "sweep", "plan", "gate")
 # all that a run's config.yaml may have constructed
 OWN_TASK = re.compile(r"slimrun\.evaluation\.task\.[a-z_]+\.[A-Za-z]+")
-DONE, WRONG = 0, 2
 
 
 @dataclass(frozen=True)
@@ -45,22 +50,27 @@ class Run:
 
 
 def main() -> None:
-    """Exit status 0 done, 2 the runs cannot be compared (one line on stderr)."""
+    """Exit status 0 done, 2 the runs cannot be compared (one line on stderr), 3 the gate is not passed."""
     print_anything()
     parser = argparse.ArgumentParser(prog="slimrun-compare", description=__doc__)
-    for name in ("run_a", "run_b"):
-        parser.add_argument(name, type=Path, metavar=name.upper(), help="output folder of a finished run")
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="output folder of a finished run")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", nargs="?", help="of another one; may lack with --gate")
+    parser.add_argument("--gate", metavar="POLICY", help="a policy (YAML): what has to hold for exit status 0")
     arguments = parser.parse_args()
+    if not arguments.run_b and not arguments.gate:
+        parser.error("RUN_B is needed, or --gate")
     try:
-        show(read(arguments.run_a), read(arguments.run_b))
+        gate = policy.read(arguments.gate) if arguments.gate else None
+        a = read(arguments.run_a)
+        scores = show(a, read(arguments.run_b)) if arguments.run_b else beside_float(a)
     except ValueError as error:
         print(f"slimrun-compare: {error}", file=sys.stderr)
         sys.exit(WRONG)
     except Exception as error:  # files that are damaged in a way that has no name
-        folders = f"{arguments.run_a} or {arguments.run_b}"
+        folders = " or ".join(str(folder) for folder in (arguments.run_a, arguments.run_b) if folder)
         print(f"slimrun-compare: {folders} is damaged ({type(error).__name__}: {_line(error)})", file=sys.stderr)
         sys.exit(WRONG)
-    sys.exit(DONE)
+    sys.exit(gated(gate, scores) if gate else DONE)
 
 
 def read(folder: Path) -> Run:
@@ -80,15 +90,33 @@ def read(folder: Path) -> Run:
     return Run(folder, results, config, read_outputs(folder / OUTPUTS))
 
 
-def show(a: Run, b: Run) -> None:
-    """Print what tells the runs apart, and the table; ValueError when they were not measured alike."""
+def show(a: Run, b: Run) -> list[Score]:
+    """Print what tells the runs apart, and the table of these rows; ValueError when they were not measured alike."""
     sizes, tasks = exact_rows(a, b), common_tasks(a, b)
     reports = corrected({name: compared(name, a, b) for name in tasks})
-    table = [*sizes, *(cells(score) for report in reports.values() for score in report.scores)]
+    scores = [score for report in reports.values() for score in report.scores]
     print(f"A: {a.folder}\nB: {b.folder}")
     for line in changes(a, b):
         print(f"   {line}")
-    print_table("B against A, paired", HEADINGS, table)
+    print_table("B against A, paired", HEADINGS, [*sizes, *map(cells, scores)])
+    return scores
+
+
+def beside_float(run: Run) -> list[Score]:
+    """The rows of a run and its float model, printed too."""
+    scores = read_scores(run.folder / SCORES)
+    if scores is None:
+        raise ValueError(f"{run.folder / SCORES} is missing or damaged; run it again")
+    print_table(f"{run.folder}", ["", "float", "quantized", *COLUMNS], [cells(score) for score in scores])
+    return scores
+
+
+def gated(gate: Policy, scores: Sequence[Score]) -> int:
+    """Print what the gate says; the exit status."""
+    decision = decide(gate, scores)
+    print_table("what the policy says", report.GATE_HEADINGS, report.rulings(decision))
+    print(f"gate {decision.line}")
+    return DONE if decision.passed else GATED
 
 
 def common_tasks(a: Run, b: Run) -> list[str]:

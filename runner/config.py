@@ -22,12 +22,15 @@ from hydra.utils import get_class
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from slimrun.evaluation.gate import Policy
 from slimrun.ops.model.base import Outline
+from slimrun.runner import policy
 from slimrun.runner.experiment import Experiment
 from slimrun.runner.tracking.base import Tracker
 
 CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "slimrun.conf", "config", "1.3"
 SEVERAL = ("task", "export")  # groups of which several are chosen
+GATE = "gate"  # the file of a policy
 TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
@@ -105,7 +108,7 @@ def build(config: DictConfig) -> Experiment:
         if key not in {*fields, "hydra"}:
             raise CompositionError(f"{key}: no such key{_did_you_mean(key, fields)}")
     arguments: dict[str, Any] = {}
-    for name in (name for name in fields if name not in SEVERAL):
+    for name in (name for name in fields if name not in (*SEVERAL, GATE)):
         value = config.get(name)
         arguments[name] = construct(value, name) if isinstance(value, DictConfig) else _scalar(config, name)
     tasks = config.get("task")
@@ -116,6 +119,7 @@ def build(config: DictConfig) -> Experiment:
         if not isinstance(chosen, DictConfig):
             raise CompositionError(f"{group}: expected choices of this group, e.g. {group}=[NAME]")
         arguments[group] = {name: construct(chosen[name], f"{group}.{name}") for name in map(str, chosen)}
+    arguments[GATE] = _policy(config.get(GATE))
     groups = [*arguments["task"], "size", "compress", "fidelity", "time", "memory"]
     for key in arguments["sweep"].objectives:
         if not key.startswith(tuple(f"{group}/" for group in groups)):
@@ -179,6 +183,16 @@ def _check_references(config: DictConfig) -> None:
                 OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
             raise CompositionError(f"{error.full_key or key}: {_line(error)}") from error
+
+
+def _policy(path: Any) -> Policy | None:
+    """The policy of a gate; None without one."""
+    if path is not None and not isinstance(path, str):
+        raise CompositionError(f"gate={path}: expected the path of a policy, e.g. gate=policy.yaml")
+    try:
+        return policy.read(path) if path else None
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _scalar(config: DictConfig, name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import cast
 
 from slimrun.evaluation.base import LanguageModel, Outputs, Reference, Task
 from slimrun.evaluation.comparison import corrected
+from slimrun.evaluation.gate import decide
 from slimrun.ops import bundle
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.framework.base import LoadedModel
@@ -86,6 +87,8 @@ class Experiment(Choices):
             compared[name] = task.compare(name, float_outputs.pop(name), outputs)
             quant_outputs[name] = outputs
         reports = corrected(compared)
+        rows = [score for report in reports.values() for score in report.scores]
+        decision = decide(self.gate, rows) if self.gate else None
         result = Result(
             config_hash=self.identity(),
             layers=sizes.layers,
@@ -93,6 +96,7 @@ class Experiment(Choices):
             outputs=quant_outputs,
             weight_file=weight_file,
             exports=exports,
+            gate=decision,
             warnings=[*notes, *final.notes, *checks.warnings(self, texts, readable)],
             metrics={
                 **sizes.metrics,
@@ -102,6 +106,7 @@ class Experiment(Choices):
                 "model/fingerprint": fingerprint,
                 "artifact/logits_sha256": final.logits_checksum(),
                 **{key: value for report in reports.values() for key, value in report.metrics.items()},
+                **(decision.metrics() if decision else {}),
                 **self.data_hashes(texts),
                 **{f"time/{stage}_s": seconds for stage, seconds in stages.seconds.items()},
                 "memory/peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -21,8 +21,8 @@ from slimrun.ops.model.base import Model
 from slimrun.ops.model.own import Own
 from slimrun.runner.display import Stages, print_anything, print_table
 from slimrun.runner.folder import EXPORT
+from slimrun.runner.status import DONE, WRONG
 
-DONE, WRONG = 0, 2
 OPTIONS = ("dtype", "shard_gb", "weights_alone")
 
 

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from slimrun.ops import bundle, compress
 from slimrun.ops.compress.base import Limited
 from slimrun.runner.display import print_anything, print_table
+from slimrun.runner.status import DONE, WRONG
 
 COLUMNS = ["tensor", "shape", "packed bytes", "bits", "entropy", "over", "ratio", "tiles", "model"]
 MAP_WIDTH = 64
-DONE, WRONG = 0, 2
 
 
 def main() -> None:

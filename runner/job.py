@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from slimrun.ops import scratch
 from slimrun.ops.files import replacing
 from slimrun.ops.model.base import Outline
-from slimrun.runner import export
+from slimrun.runner import export, status
 from slimrun.runner.config import (
     CONFIG_MODULE,
     CONFIG_NAME,
@@ -90,7 +90,7 @@ def _run_job(config: DictConfig) -> list[float] | float | str:
         details = next(file for file in (output / LOG, output / RESULTS) if file.exists())
         print(f"slimrun: {message}; see {details}", file=sys.stderr)
         if sweep is None:
-            sys.exit(1)
+            sys.exit(status.FAILED)
         if config.sweep.on_error == "stop":
             (sweep / STOPPED).touch()
         if isinstance(error, KeyboardInterrupt):
@@ -99,6 +99,8 @@ def _run_job(config: DictConfig) -> list[float] | float | str:
     tracker.deliver(output, sweep)
     if sweep is None:
         show(result, experiment, output)
+        if result.gate and not result.gate.passed:
+            sys.exit(status.GATED)
     return experiment.sweep.values(result.metrics)
 
 
@@ -154,6 +156,9 @@ def show(result: Result, experiment: Experiment, output: Path) -> None:
     print_table(f"slimrun {experiment.model.name}", report.HEADINGS, report.headlines(result))
     for exported in result.exports:
         export.show(exported)
+    if result.gate:
+        print_table("what the policy says", report.GATE_HEADINGS, report.rulings(result.gate))
+        print(f"gate {result.gate.line}")
     print(f"bundle: {result.weight_file.parent}")
     print(f"report: {output / 'report.md'}")
     print(f"look next: {experiment.tracking.look_next() or output / RESULTS}")

@@ -24,18 +24,18 @@ from slimrun.runner.job import run_job
 from slimrun.runner.jobs import Command, read
 from slimrun.runner.origin import origins_told
 from slimrun.runner.plan import Job, show
+from slimrun.runner.status import DONE, FAILED, WRONG
 from slimrun.runner.sweep import SweepCallback, all_done, begin, begun_before, conclude
 from slimrun.runner.tracking.base import Tracker
 from slimrun.runner.tracking.mlflow import MLflow
 from slimrun.runner.tracking.uri import conceal, override_of
 
-DONE, FAILED, WRONG = 0, 1, 2
 RUN_FOLDER, SWEEP_FOLDER = "hydra.run.dir", "hydra.sweep.dir"
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: raise what goes wrong instead of printing it
 
 
 def main() -> None:
-    """`slimrun`: exit status 0 done, 1 a run failed, 2 the configuration is wrong."""
+    """`slimrun`: exit status 0 done, 1 a run failed, 2 the configuration is wrong, 3 the gate is not passed."""
     print_anything()
     if "--version" in sys.argv[1:]:  # Hydra's parser would tell its own
         print(f"slimrun {version('slimrun')}")
@@ -87,14 +87,14 @@ def multirun(command: Command, configs: Sequence[DictConfig], tracker: Tracker) 
     with output.claimed(before or _folder(command), SWEEP_FOLDER, by_time=by_time and before is None) as folder:
         begin(folder, command.sweep, jobs, resume)
         if jobs and resume and all_done(folder, configs, tracker):
-            conclude(folder, tracker)
-            return DONE
+            return conclude(folder, tracker)
         sys.argv.append(output.chosen(SWEEP_FOLDER, folder))
         with suppress(KeyboardInterrupt):
             hydra_runs()  # its status says less than the jobs' own
-        if SweepCallback.unfinished is None:  # the end callback was not reached
+        if SweepCallback.status is None:  # the end callback was not reached
             conclude(folder, tracker)
-    return DONE if SweepCallback.unfinished == 0 else FAILED
+            return FAILED
+    return SweepCallback.status
 
 
 def hydra_runs() -> int:

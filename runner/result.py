@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slimrun.evaluation.base import Outputs
 from slimrun.evaluation.comparison import Report, Score
+from slimrun.evaluation.gate import Decision
 from slimrun.ops import bundle
 from slimrun.ops.calibration.base import Layer
 from slimrun.ops.compress import entropy_bits
@@ -45,6 +46,7 @@ class Result:
     weight_file: Path
     warnings: list[str] = field(default_factory=list)
     exports: list[Exported] = field(default_factory=list)
+    gate: Decision | None = None
 
     @property
     def scores(self) -> list[Score]:

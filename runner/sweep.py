@@ -19,6 +19,7 @@ from slimrun.runner.job import OK, STOPPED
 from slimrun.runner.overrides import command_of
 from slimrun.runner.report import sweep as report
 from slimrun.runner.report.pareto import jobs
+from slimrun.runner.status import DONE, FAILED, GATED
 from slimrun.runner.tracking.base import Tracker
 
 FOLDERS = "multirun/*/*"  # where conf/config.yaml puts multiruns
@@ -29,7 +30,7 @@ LEFT = "left"  # status of a job that was not begun or has not ended
 class SweepCallback(Callback):
     """Hydra calls it in the process that was started, whatever launcher runs the jobs."""
 
-    unfinished: int | None = None  # jobs of the multirun that did not end well; null until it has ended
+    status: int | None = None  # exit status of the multirun; null until it has ended
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Open the parent run, whose id the jobs find in sweep.json."""
@@ -37,7 +38,7 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show every job, close the parent run."""
-        SweepCallback.unfinished = conclude(Path(config.hydra.sweep.dir), build_tracker(config))
+        SweepCallback.status = conclude(Path(config.hydra.sweep.dir), build_tracker(config))
 
 
 def begun_before(overrides: Sequence[str]) -> Path | None:
@@ -90,7 +91,7 @@ def all_done(folder: Path, configs: Sequence[DictConfig], tracker: Tracker) -> b
 
 
 def conclude(folder: Path, tracker: Tracker) -> int:
-    """Write sweep.json, show every job, deliver the parent run; returns how many jobs did not end well."""
+    """Write sweep.json, show every job, deliver the parent run; returns the exit status."""
     record = {**(read_json(folder / SWEEP) or {}), "files": []}
     record["jobs"] = ended(folder, record["jobs"])
     write_json(folder / SWEEP, record)
@@ -105,11 +106,13 @@ def conclude(folder: Path, tracker: Tracker) -> int:
     columns = list(record["summary"][0]) if found else []
     print_table(title, columns, [[report.cell(value) for value in row.values()] for row in record["summary"]])
     tracker.deliver_sweep(folder)
+    if stopped := report.gated_out(record["summary"]):
+        print(f"gate: not passed by {len(stopped)} of {len(found)} jobs: {', '.join(map(str, stopped))}")
     unfinished = [job for job in record["jobs"] if job["status"] != OK]
     if unfinished:
         print(f"{len(found) - len(unfinished)} of {len(found)} jobs are done; the same command runs the others again")
     print(f"look next: {tracker.look_next() or folder / SWEEP}")
-    return len(unfinished)
+    return FAILED if unfinished else GATED if stopped else DONE
 
 
 def ended(folder: Path, planned: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

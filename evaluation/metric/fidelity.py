@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from slimrun.evaluation import statistics
 from slimrun.evaluation.base import FloatArray, IntArray, Outputs
-from slimrun.evaluation.comparison import PERCENT, Score, paired, scored, verdict
+from slimrun.evaluation.comparison import PERCENT, Margin, Score, paired, scored
 
 HEAD_ROWS = 128  # rows of one call of the output head: enough for a fast product, 25 MB at 49152 tokens
 CACHE_ROWS = 4  # rows whose log-probabilities stay in the processor's cache while several passes read them
@@ -88,7 +88,8 @@ def perplexities(
         percent,
         higher_is_better=False,
         unit=PERCENT,
-        verdict="" if margin_pct is None else verdict(percent, margin_pct, PERCENT, floor, higher_is_better=False),
+        margin=None if margin_pct is None else Margin(margin_pct, PERCENT),
+        floor=floor,
         signature=signature,
     )
 

@@ -17,7 +17,7 @@ from slimrun.evaluation.base import (
     one_of,
     protocol_of,
 )
-from slimrun.evaluation.comparison import SAMPLES, Report, scored, verdict
+from slimrun.evaluation.comparison import SAMPLES, Margin, Report, scored
 from slimrun.evaluation.prompt import fills
 from slimrun.evaluation.source.file import read_jsonl, select, sha256
 from slimrun.evaluation.source.pinned import pinned
@@ -104,7 +104,8 @@ class MultipleChoice:
             (float(was.mean()), float(now.mean())),
             (intervals[0], intervals[1]),
             change,
-            verdict=self._verdict(items, was, now, change),
+            margin=Margin(self.margin_points, "points of accuracy", 100),
+            floor=self._floor(items, was),
             signature=self._signature(items),
         )
         metrics = own.metrics("accuracy")
@@ -120,12 +121,12 @@ class MultipleChoice:
         }
         return Report(metrics, [own], self._samples(items, *chosen[self.normalize]))
 
-    def _verdict(self, items: list[dict[str, Any]], was: Hits, now: Hits, change: statistics.Difference) -> str:
-        """None for models that guess: two of them differ in nothing that this task measures."""
+    @staticmethod
+    def _floor(items: list[dict[str, Any]], was: Hits) -> str:
+        """Why the float model's answers say nothing; "" when they are better than guesses."""
         chance = float(np.mean([1 / len(item["options"]) for item in items]))
         low, _ = statistics.proportion_interval(int(was.sum()), len(items))
-        floor = f"baseline accuracy {was.mean():.2f} is not above chance, {chance:.2f}" if low <= chance else ""
-        return verdict(change.mapped(lambda share: 100 * share), self.margin_points, "points of accuracy", floor)
+        return f"baseline accuracy {was.mean():.2f} is not above chance, {chance:.2f}" if low <= chance else ""
 
     @staticmethod
     def _choices(items: list[dict[str, Any]], log_probs: Values, per_character: bool) -> np.ndarray:

@@ -15,7 +15,7 @@ from slimrun.evaluation.base import (
     one_of,
     protocol_of,
 )
-from slimrun.evaluation.comparison import Report, Score, scored, verdict
+from slimrun.evaluation.comparison import Margin, Report, Score, scored
 from slimrun.evaluation.metric import bleu, fidelity
 from slimrun.evaluation.prompt import fills
 from slimrun.evaluation.source.file import read_jsonl, select, sha256
@@ -144,13 +144,10 @@ class Translation:
         (before, after), (first, second) = statistics.jackknife(bleu.bleu_of, *sides)
         change = statistics.mean(second - first, after - before)
         intervals = (statistics.mean(first, before).interval, statistics.mean(second, after).interval)
-        judged = self._verdict(before, change)
-        row = scored(name, "BLEU", (before, after), intervals, change, verdict=judged, signature=signature)
+        floor = f"baseline BLEU {before:.1f} is at the floor, below {BLEU_FLOOR:g}" if before < BLEU_FLOOR else ""
+        margin = Margin(self.margin_points, "BLEU")
+        row = scored(name, "BLEU", (before, after), intervals, change, margin=margin, floor=floor, signature=signature)
         return row, statistics.randomization(bleu.bleu_of, *sides)
-
-    def _verdict(self, baseline: float, change: statistics.Difference) -> str:
-        floor = f"baseline BLEU {baseline:.1f} is at the floor, below {BLEU_FLOOR:g}" if baseline < BLEU_FLOOR else ""
-        return verdict(change, self.margin_points, "BLEU", floor)
 
     def _signature(self, items: int) -> str:
         source = sha256(self._file())[:12]

@@ -93,7 +93,9 @@ def _heading(text: str) -> str:
 
 def _row(job: Job, panels: Sequence[Panel], beside: Sequence[str], sweep_folder: Path) -> str:
     cells: list[Cell] = [(str(job.number), job.number, ""), text(job.label or " ".join(job.overrides))]
-    cells += [text(job.status), *(number(size.of(job.results), size.form) for size in SIZES)]
+    gate = job.results.get("gate/verdict")
+    cells.append(text(f"{job.status}, gate {gate}" if gate else job.status))
+    cells += [number(size.of(job.results), size.form) for size in SIZES]
     points = [next((point for point in panel.points if point.job == job.number), None) for panel in panels]
     for point in points:
         cells += [text(""), text("")] if point is None else _scored(point)

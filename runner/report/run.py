@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slimrun.evaluation.gate import Decision
 from slimrun.ops.calibration.base import Layer
 from slimrun.runner.folder import OUTPUTS, RESULTS, SCORES, write_json, write_outputs, write_scores
 from slimrun.runner.report import run_page
@@ -15,6 +16,7 @@ from slimrun.runner.report.table import COLUMNS, SIZES, cells
 from slimrun.runner.result import Result
 
 HEADINGS = ["", "float", "quantized", "difference", "verdict"]
+GATE_HEADINGS = ["task", "tier", "verdict", "gate"]
 
 
 def write(result: Result, output: Path, command: str, record: Mapping[str, object]) -> None:
@@ -42,10 +44,17 @@ def headlines(result: Result) -> list[list[str]]:
     return sizes + [[*cells(score)[:4], score.word] for score in result.scores]
 
 
+def rulings(decision: Decision) -> list[list[str]]:
+    """Rows of the gate's table."""
+    return [[ruling.task, ruling.tier, ruling.verdict, ruling.outcome] for ruling in decision.rulings]
+
+
 def report(result: Result, command: str) -> str:
     """The report for a person, in markdown."""
     lines = ["# slimrun report", "", *(f"- note: {warning}" for warning in result.warnings), ""]
     lines += ["Reproduce it with:", "", "```sh", command, "```", ""]
+    if result.gate:
+        lines += [f"**Gate {result.gate.line}**", "", *_table(GATE_HEADINGS, rulings(result.gate))]
     lines += _table(HEADINGS, headlines(result))
     for export in result.exports:
         lines += [f"## Export: {export.target}", "", f"`{export.command}`", ""]

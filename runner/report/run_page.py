@@ -18,7 +18,8 @@ detectable is the smallest one that these items would have shown. Click a headin
 
 def render(result: Result, folder: Path, command: str) -> str:
     """The page, with the pictures of the run's folder inside."""
-    body = [f"<p>{escape(overall(result.scores))}</p>", *(f"<p>note: {escape(note)}</p>" for note in result.warnings)]
+    body = [f"<p><strong>gate {escape(result.gate.line)}</strong></p>"] if result.gate else []
+    body += [f"<p>{escape(overall(result.scores))}</p>", *(f"<p>note: {escape(note)}</p>" for note in result.warnings)]
     body += [table(["", "float", "quantized", *COLUMNS], [_score(score) for score in result.scores]), HOW_TO_READ]
     sizes = [(text(size.label), number(size.of(result.metrics), size.form)) for size in SIZES]
     body += [table(["", "size"], [row(pair) for pair in sizes]), image("scores", (folder / "scores.png").read_bytes())]

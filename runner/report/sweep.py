@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from slimrun.evaluation.gate import PASSED
 from slimrun.ops.files import replacing
 from slimrun.runner.folder import RUN, read_json, write_json
 from slimrun.runner.report import page
@@ -14,7 +15,7 @@ from slimrun.runner.report.pareto import BITS, Job, panels
 
 Row = dict[str, Any]
 
-PROMPTS = "data/calibration_prompts"
+PROMPTS, GATE = "data/calibration_prompts", "gate/verdict"
 
 
 def write(sweep_folder: Path, jobs: Sequence[Job]) -> list[Path]:
@@ -39,6 +40,7 @@ def summary(sweep_folder: Path, jobs: Sequence[Job], common: set[str]) -> list[R
     """
     differ = len({job.results[PROMPTS] for job in jobs if PROMPTS in job.results}) > 1
     labels = list(dict.fromkeys(score.label for job in jobs for score in job.scores if score.verdict))
+    gated = any(GATE in job.results for job in jobs)
     rows: list[Row] = []
     for job in jobs:
         own = {score.label: score for score in job.scores if score.verdict}
@@ -50,6 +52,7 @@ def summary(sweep_folder: Path, jobs: Sequence[Job], common: set[str]) -> list[R
             "bits": job.results.get(BITS),
             **{label: own[label].quant_value if label in own else None for label in labels},
             "verdict": ", ".join(score.word for score in own.values()),
+            **({"gate": job.results.get(GATE, "")} if gated else {}),
             "seconds": round(job.seconds),
             "status": job.status,
             "run": str(run)[:8],
@@ -58,18 +61,25 @@ def summary(sweep_folder: Path, jobs: Sequence[Job], common: set[str]) -> list[R
 
 
 def best(jobs: Sequence[Job], rows: Sequence[Row]) -> dict[str, str]:
-    """Tags of the parent run that name the job with the fewest bits, and the best one of each task."""
+    """Tags of the parent run: fewest bits, of all jobs and of those that pass the gate, and the best of each task."""
     signs = {score.label: (score.task, -1 if score.higher_is_better else 1)
              for job in jobs for score in job.scores if score.verdict}  # fmt: skip
     tags = {}
     for label, (name, sign) in {"bits": ("bits", 1), **signs}.items():
-        with_score = [row for row in rows if row[label] is not None]
-        if with_score:
-            winner = min(with_score, key=lambda row: sign * row[label])
-            tags[f"best.{name}"] = (
-                f"{label} {winner[label]:.4g}: job {winner['job']} ({winner['overrides']}), run {winner['run']}"
-            )
+        if with_score := [row for row in rows if row[label] is not None]:
+            tags[f"best.{name}"] = _named(min(with_score, key=lambda row: sign * row[label]), label)
+    if passed := [row for row in rows if row.get("gate") == PASSED]:
+        tags["best.gate"] = _named(min(passed, key=lambda row: row["bits"]), "bits")
     return tags
+
+
+def gated_out(rows: Sequence[Row]) -> list[int]:
+    """Numbers of the finished jobs that did not pass their gate."""
+    return [row["job"] for row in rows if row.get("gate") not in (None, "", PASSED)]
+
+
+def _named(row: Row, label: str) -> str:
+    return f"{label} {row[label]:.4g}: job {row['job']} ({row['overrides']}), run {row['run']}"
 
 
 def cell(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimrun.evaluation import statistics
-from slimrun.evaluation.comparison import verdict
+from slimrun.evaluation.comparison import Margin, scored
 
 
 @pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1), (5, 0, 0.0625), (3, 3, 1), (10, 2, 2 * 79 / 4096)])
@@ -129,20 +130,24 @@ def test_no_flip_is_no_certainty() -> None:
     assert change.p_value == 1
 
 
+def judged(change: statistics.Difference, **said: Any) -> str:
+    return scored("t", "s", (1, 1), (None, None), change, margin=Margin(5, "%"), **said).verdict
+
+
 @pytest.mark.parametrize(
     ("low", "high", "word"),
     [(-1, 5, "non-inferior"), (6, 9, "worse"), (4, 6, "inconclusive"), (-9, -6, "non-inferior")],
 )
 def test_verdict(low: float, high: float, word: str) -> None:
     change = statistics.Difference((low + high) / 2, low, high, 0.5, 1)
-    assert verdict(change, 5, "%", higher_is_better=False) == f"{word} (margin 5 %)"
+    assert judged(change, higher_is_better=False) == f"{word} (margin 5 %)"
     gain = statistics.Difference(-(low + high) / 2, -high, -low, 0.5, 1)
-    assert verdict(gain, 5, "%") == f"{word} (margin 5 %)"
+    assert judged(gain) == f"{word} (margin 5 %)"
 
 
 def test_no_verdict_where_nothing_can_be_said() -> None:
-    assert verdict(statistics.mean(np.ones(3)), 5, "%") == "too few to say (3 items; 5 are the least)"
-    assert verdict(statistics.mean(np.ones(30)), 5, "%", "it guesses") == "inconclusive (it guesses)"
+    assert judged(statistics.mean(np.ones(3))) == "too few to say (3 items; 5 are the least)"
+    assert judged(statistics.mean(np.ones(30)), floor="it guesses") == "inconclusive (it guesses)"
 
 
 def test_resamples_do_not_depend_on_the_portions(monkeypatch: pytest.MonkeyPatch) -> None:

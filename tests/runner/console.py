@@ -30,7 +30,7 @@ def slimrun(folder: Path, *arguments: str, cache: Path | None = None) -> tuple[i
     In this process: one of its own takes seconds to import all.
     """
     out, err = io.StringIO(), io.StringIO()
-    SweepCallback.unfinished = None
+    SweepCallback.status = None
     attempt.away.clear()
     attempt.said.clear()
     with (
