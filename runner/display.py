@@ -1,20 +1,25 @@
-"""What a person sees: a live line a stage on stderr, the final table on stdout."""
+"""What a person sees: each stage and how far it is on stderr and in run.log, the final table on stdout."""
 
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 WIDE = 200  # columns
+QUIET_SECONDS = 60.0  # between two lines about one stage
 Tick = Callable[[int, int], None]  # (done, total)
+log = logging.getLogger("slimrun")
 
 
 def print_anything() -> None:
@@ -25,37 +30,70 @@ def print_anything() -> None:
 
 
 class Stages:
-    """Runs the stages of a job: shows each with its progress, and keeps the seconds each took."""
+    """Runs the stages of a job, keeps the seconds each took, and says how far each is.
+
+    On a terminal that is a bar a stage. Where nobody looks it is a line when a stage begins, and one a minute while
+    it goes on; run.log has these lines either way, and ends with the table of stages.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._progress = Progress(
+        self._begun = time.perf_counter()
+        console = Console(stderr=True)
+        self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),  # a folder may be called [bold]
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
+            disable=not console.is_terminal,
         )
 
     def __enter__(self) -> Stages:
-        self._progress.start()
+        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._bars.stop()
+        total = sum(self.seconds.values())
+        rows = [f"{stage:<12} {seconds:9.1f} s" for stage, seconds in {**self.seconds, "together": total}.items()]
+        log.info("stages:\n%s", "\n".join(rows))
 
     @contextmanager
     def __call__(self, stage: str, detail: str = "") -> Iterator[Tick]:
-        """One stage; its seconds add up under its name. Yields the callback that moves its bar."""
-        task = self._progress.add_task(f"{stage} {detail}".strip(), total=None)
-        start = time.perf_counter()
+        """One stage; its seconds add up under its name. Yields the callback that says how much of it is done."""
+        name = f"{stage} {detail}".strip()
+        bar = self._bars.add_task(name, total=None)
+        start = said = time.perf_counter()
+        self._say(name)
+
+        def tick(done: int, total: int) -> None:
+            nonlocal said
+            self._bars.update(bar, completed=done, total=total)
+            if (now := time.perf_counter()) - said >= QUIET_SECONDS:
+                said = now
+                left = (now - start) * (total - done) / max(done, 1)
+                self._say(f"{name}: {done} of {total}, {_duration(left)} left")
+
         try:
-            yield lambda done, total: self._progress.update(task, completed=done, total=total)
+            yield tick
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-            if self._progress.tasks[task].total is None:
-                self._progress.update(task, total=1, completed=1)
+            if self._bars.tasks[bar].total is None:
+                self._bars.update(bar, total=1, completed=1)
+
+    def _say(self, text: str) -> None:
+        """Say it, with the time since the start and the memory that is taken."""
+        elapsed, memory = time.perf_counter() - self._begun, psutil.Process().memory_info().rss
+        line = f"[{_duration(elapsed)}, {memory / 1e9:.1f} GB] {text}"
+        log.info(line)
+        if self._bars.disable:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

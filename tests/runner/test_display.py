@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,25 @@ def test_a_terminal_that_lacks_a_character_ends_nothing(
         assert b"caf" in stream.buffer.getvalue()  # type: ignore[attr-defined]
     write_json(tmp_path / "results.json", {"repro": name})
     assert read_json(tmp_path / "results.json") == {"repro": name}
+
+
+def test_where_nobody_looks_a_stage_says_a_line_a_minute(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    with caplog.at_level("INFO", "slimrun"), Stages() as stages, stages("calibrate") as tick:
+        for done in range(1, 601):
+            clock[0] += 0.5
+            tick(done, 1200)
+    said = [line.partition("] ")[2] for line in capfd.readouterr().err.splitlines()]
+    assert said == [
+        "calibrate",
+        "calibrate: 120 of 1200, 0:09:00 left",
+        "calibrate: 240 of 1200, 0:08:00 left",
+        "calibrate: 360 of 1200, 0:07:00 left",
+        "calibrate: 480 of 1200, 0:06:00 left",
+        "calibrate: 600 of 1200, 0:05:00 left",
+    ]
+    assert [message.partition("] ")[2] for message in caplog.messages[:-1]] == said
+    assert caplog.messages[-1].splitlines() == ["stages:", "calibrate        300.0 s", "together         300.0 s"]
