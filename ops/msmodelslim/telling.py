@@ -47,6 +47,13 @@ def compressed(raw: int, packed: int) -> None:
     _say(f"{raw:,} bytes of weights are {packed:,} compressed{ratio}")
 
 
+def not_for_hardware() -> None:
+    """Say who cannot read what our codec wrote, and what to do about it."""
+    _say(
+        "Ascend hardware cannot decode it: the coding is slimrun-nz; CompressConfig(executor=PATH) takes CANN's program"
+    )
+
+
 def _say(line: str) -> None:
     Console(stderr=True, soft_wrap=True).print(line, highlight=False)
 

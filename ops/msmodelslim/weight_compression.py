@@ -2,14 +2,17 @@
 
 Scripts written for it run with `from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor`. Files
 have the names, shapes and types of the original's; what the coded bytes mean is ours (the description says so:
-container "slimrun-nz"). `restore.py` reads them again and proves that the matrices are the same.
+container "slimrun-nz"), unless `executor` is CANN's program. `restore.py` reads ours again and proves that the matrices
+are the same.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from slimrun.msmodelslim.checks import check_type, file_name
 from slimrun.msmodelslim.matrices import as_tensor, matrices, pseudo_sparse
 from slimrun.ops.compress import entropy_bits
 from slimrun.ops.compress.base import TILING, Int8Array, Parts, to_nz
+from slimrun.ops.compress.cann import Cann
 from slimrun.ops.compress.nz import NZ
 from slimrun.ops.errors import nearest
 from slimrun.ops.files import WEIGHT_MODE, replacing, staging
@@ -50,7 +54,9 @@ class CompressConfig:
 
     do_pseudo_sparse keeps each weight with probability sparse_ratio and zeroes the others, the same ones for the same
     seed. is_debug writes compress_detail.csv into record_detail_root. compress_disable_layers are keys that are stored
-    uncoded. multiprocess_num is the number of threads. confirm asks on the terminal before a file is loaded.
+    uncoded. multiprocess_num is the number of threads. confirm asks on the terminal before a file is loaded. executor
+    is a program that codes in our place, multiprocess_num of it at once: CANN's compress_executor, whose coding Ascend
+    hardware decodes; None: ours, which it does not.
     """
 
     do_pseudo_sparse: bool = False
@@ -62,6 +68,7 @@ class CompressConfig:
     _: KW_ONLY
     seed: int = 0
     confirm: bool = False
+    executor: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -83,6 +90,8 @@ class CompressConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is invalid, expected an int (>={least}), but got {value}")
         check_type("confirm", self.confirm, bool)
+        if self.executor is not None and not isinstance(self.executor, str | Path):
+            raise TypeError(f"executor must be str, Path or None, not {type(self.executor).__name__}.")
 
 
 class Compressor:
@@ -112,6 +121,9 @@ class Compressor:
             if value is not None:
                 check_type(name, value, Mapping, "dict")
         self.config = config
+        self._codec = NZ(threads=self._threads()) if config.executor is None else Cann(str(config.executor))
+        with _named(""):
+            self._container = (self._codec.container, self._codec.version)  # asks the program
         self.description = quant_model_description
         self.weight = _load(weight_path, config.confirm) if weight is None else dict(weight)
         self._coded: dict[str, Parts] = {}
@@ -130,25 +142,26 @@ class Compressor:
             if layer not in self.weight:
                 raise ValueError(f"compress_disable_layers has invalid key `{layer}`{nearest(layer, list(found))}")
         details = files.writable(Path(self.config.record_detail_root)) / DETAIL_FILE if self.config.is_debug else None
-        codec = NZ(threads=self._threads())
-        coded: dict[str, Parts] = {}
-        rows: list[tuple[object, ...]] = []
-        for key in track(found, "compress", console=Console(stderr=True)):
+
+        def encode(key: str) -> tuple[Parts, tuple[object, ...]]:
             matrix = found[key]
             if self.config.do_pseudo_sparse and key not in disabled:
                 matrix = pseudo_sparse(key, matrix, self.config.sparse_ratio, self.config.seed)
             matrix = np.ascontiguousarray(matrix.T if weight_transpose else matrix)
-            try:
-                coded[key] = _uncoded(matrix) if key in disabled else codec.encode(matrix)
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
-            if details:
-                rows.append(_detail(key, matrix, coded[key]))
+            with _named(f"{key}: "):
+                parts = _uncoded(matrix) if key in disabled else self._codec.encode(matrix)
+            return parts, _detail(key, matrix, parts) if details else ()
+
+        at_once = 1 if self.config.executor is None else self._threads()  # ours has threads of its own
+        with ThreadPoolExecutor(at_once) as pool:
+            done = list(track(pool.map(encode, found), "compress", len(found), console=Console(stderr=True)))
         if details:
-            files.write_csv(details, [DETAIL_COLUMNS, *rows])
-        self._coded = coded
+            files.write_csv(details, [DETAIL_COLUMNS, *(row for _, row in done)])
+        self._coded = coded = {key: parts for key, (parts, _) in zip(found, done)}
         sizes = [part.nbytes for parts in coded.values() for part in parts.values()]
         telling.compressed(sum(matrix.size for matrix in found.values()), sum(sizes))
+        if self._container[0] == NZ.container:
+            telling.not_for_hardware()
         weight, index, info = ({key: parts[part] for key, parts in coded.items()} for part in PARTS)
         return weight, index, info
 
@@ -203,7 +216,7 @@ class Compressor:
                 name = f"{key.removesuffix('.weight')}.{suffix}"
                 tensors[name], types[name] = torch.from_numpy(parts[suffix]), coded_type
         types["model_quant_type"] = coded_type
-        types["container"] = {"name": NZ.container, "version": NZ.version}
+        types["container"] = {"name": self._container[0], "version": self._container[1]}
         with staging(files.writable(Path(path))) as scratch:
             files.write_safetensors(scratch, weights, files.apart(tensors), None)
             files.write_json(scratch / description, types)
@@ -234,6 +247,15 @@ def _answer() -> str:
         return input(QUESTION).strip()
     except EOFError:  # nobody is there
         return ""
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """What a codec says of a matrix, with its key, and of a run's keys what they are called here."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}{error}".replace("compress.executor=", "executor=")) from error
 
 
 def _uncoded(matrix: Int8Array) -> Parts:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
 from slimrun.ops.compress.base import to_nz
 from slimrun.ops.compress.cann import Cann
 from slimrun.ops.compress.nz import NZ
@@ -229,6 +230,12 @@ def test_the_codec_gives_what_nz_gives(executor: Path, shape: tuple[int, int]) -
         assert part.tobytes() == expected[name].tobytes()
     assert (codec.container, codec.version) == ("slimrun-nz", 1)
     assert np.array_equal(codec.decode(parts), weight)
+
+
+def test_a_script_reaches_it(executor: Path, weight: Int8Array) -> None:
+    ours = Compressor(CompressConfig(), weight={"one": weight}).run()
+    for found, expected in zip(Compressor(CompressConfig(executor=executor), weight={"one": weight}).run(), ours):
+        assert found["one"].tobytes() == expected["one"].tobytes()
 
 
 def test_the_codec_leaves_no_files(

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from slimrun.msmodelslim.pytorch import Calibrator, QuantConfig
 from slimrun.msmodelslim.restore import read_safetensors, verify
 from slimrun.msmodelslim.weight_compression import CompressConfig, Compressor
 from slimrun.ops import load_bundle
+from slimrun.ops.compress.none import NoCompression
+from slimrun.ops.export.compressed_tensors import CompressedTensors
+from slimrun.ops.quant.w8a8s import W8A8S
 
 from ..conftest import tiny
+from ..export.bundles import write
 from .test_calibrator import SAMPLES
 
 UNCODED = "model.layers.1.self_attn.k_proj.weight"
@@ -56,3 +61,29 @@ def test_save_compress_load(tmp_path: Path, keywords: dict[str, Any], quant_type
 
     model.save_description(bundle)
     assert load_bundle(bundle).logits_checksum() == model.logits_checksum()
+
+
+def test_what_a_script_saves_is_exported_and_loaded(tmp_path: Path) -> None:
+    model = tiny()
+    calibrator = Calibrator(model.module, QuantConfig(w_bit=4, co_sparse=True), SAMPLES)
+    calibrator.run()
+    saved = tmp_path / "saved"
+    calibrator.save(str(saved), save_type="safe_tensor")
+    model.save_description(saved)  # config.json and the tokenizer, which the script's model came with
+    assert load_bundle(saved).logits_checksum() == model.logits_checksum()
+    exported = load_file(CompressedTensors().run(saved, tmp_path / "export").folder / "model.safetensors")
+    for name in model.quantized():
+        assert torch.equal(exported[f"{name}.weight"], model.module.get_submodule(name).weight)
+
+
+def test_what_a_run_writes_is_compressed_by_a_script_and_loaded(tmp_path: Path) -> None:
+    model = write(tmp_path / "artifact", tiny(), W8A8S(), NoCompression())
+    weights = load_file(tmp_path / "artifact/quant_model_weight_w8a8s.safetensors")
+    description = json.loads((tmp_path / "artifact/quant_model_description_w8a8s.json").read_text())
+    compressor = Compressor(CompressConfig(), weight=weights, quant_model_description=description)
+    compressor.run()
+    compressor.export_safetensors(tmp_path / "compressed")
+    verify({f"{name}.weight": weights[f"{name}.weight"] for name in model.quantized()},
+           read_safetensors(tmp_path / "compressed"))  # fmt: skip
+    model.save_description(tmp_path / "compressed")
+    assert load_bundle(tmp_path / "compressed").logits_checksum() == model.logits_checksum()

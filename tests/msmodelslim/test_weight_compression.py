@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import subprocess
@@ -104,7 +105,43 @@ def test_progress_is_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert "compress" in said.err
     assert "bytes of weights are" in said.err
+    assert "Ascend hardware cannot decode it: the coding is slimrun-nz; CompressConfig(executor=PATH) takes" in said.err
     assert not said.out
+
+
+def vendor(file: Path, does: str = "") -> Path:
+    """A program that takes the arguments of CANN's, and writes files of the sizes that it would."""
+    file.write_text(
+        "#!/bin/sh\n"
+        '[ $# -eq 11 ] || { echo "Please check your input params count is 11."; exit 1; }\n'
+        f"{does}\n"
+        "tiles=$(( ($1 + 7) / 8 * (($2 + 7) / 8) ))\n"
+        'head -c 16 "$8" > "$9"; head -c $((8 * tiles)) /dev/zero > "${10}"\n'
+        "printf '\\010\\000\\000\\000\\010\\000\\000\\000\\020\\000\\000\\000' > \"${11}\"\n"
+    )
+    file.chmod(0o700)
+    return file
+
+
+def test_another_program_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = CompressConfig(executor=vendor(tmp_path / "program"), multiprocess_num=2)
+    compressor = Compressor(config, weight=MODEL, quant_model_description=DESCRIPTION)
+    weight, index, info = compressor.run()
+    assert {part.nbytes for part in weight.values()} == {16}
+    for key, sizes in info.items():
+        assert index[key].size == 8 * -(-sizes[2] // 256) * -(-sizes[3] // 128)
+    assert "cannot decode" not in capsys.readouterr().err
+    compressor.export_safetensors(tmp_path / "out")
+    types = json.loads((tmp_path / "out" / "quant_model_description_w8a8sc.json").read_text())
+    assert types["container"] == {"name": "ascend", "version": 1}
+
+
+def test_a_program_that_fails_is_named_before_and_after(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^executor=nowhere does not exist; build it: "):
+        Compressor(CompressConfig(executor="nowhere"), weight_path="not looked at.npy")
+    config = CompressConfig(executor=str(vendor(tmp_path / "program", "echo broken; exit 3")))
+    with pytest.raises(ValueError, match=r"^layers.*: executor=.*program failed with exit status 3: broken$"):
+        Compressor(config, weight=WEIGHT).run()
 
 
 def test_more_threads_than_cores_are_the_cores(
@@ -113,11 +150,11 @@ def test_more_threads_than_cores_are_the_cores(
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     used = []
 
-    def codec(threads: int) -> NZ:
-        used.append(threads)
-        return NZ()
+    class Codec(NZ):
+        def __post_init__(self) -> None:
+            used.append(self.threads)
 
-    monkeypatch.setattr(compression, "NZ", codec)
+    monkeypatch.setattr(compression, "NZ", Codec)
     with caplog.at_level(logging.INFO):
         Compressor(CompressConfig(multiprocess_num=5), weight=WEIGHT).run()
         Compressor(CompressConfig(multiprocess_num=4), weight=WEIGHT).run()
@@ -144,6 +181,7 @@ NO_RATIO = "sparse_ratio is invalid, expected an value in [0, 1], but got"
         ({"multiprocess_num": True}, ValueError, "multiprocess_num is invalid, expected an int (>=1), but got True"),
         ({"seed": -1}, ValueError, "seed is invalid, expected an int (>=0), but got -1"),
         ({"confirm": "yes"}, TypeError, "confirm must be bool, not str."),
+        ({"executor": 1}, TypeError, "executor must be str, Path or None, not int."),
     ],
 )
 def test_wrong_keywords(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
