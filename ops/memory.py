@@ -12,18 +12,26 @@ import mmap
 import os
 import sys
 import tempfile
+import threading
 import weakref
+from bisect import bisect_right
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 from torch import Tensor
 
 PAGE = mmap.PAGESIZE
+MAPPINGS = Path("/proc/self/maps")  # a line each: its addresses, four flags, an offset, a device, an inode, a name
 PAGES = Path("/proc/self/pagemap")  # a word a page. Source: Linux, Documentation/admin-guide/mm/pagemap.rst
 PRESENT, SWAPPED, IN_FILE = 63, 62, 61  # its bits; the last is of pages of files, shared memory among them
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the container, in bytes
+
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 
 def give_back() -> None:
@@ -37,6 +45,15 @@ def give_back() -> None:
         trim(0)
 
 
+def free_memory() -> int:
+    """Bytes of main memory that this process can still have."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        return min(free, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such group, or no limit ("max")
+        return free
+
+
 class Room:
     """Memory for tensors up to `limit` bytes; those that come beyond it lie in mapped files.
 
@@ -48,59 +65,59 @@ class Room:
         self.left = limit
         self.folder = folder
         self.full = False  # whether something did not fit
+        self._lock = threading.RLock()  # what is collected meanwhile gives back
 
-    def take(self, size: int) -> bool:
-        """Whether so many bytes fit; they count until they are given back."""
-        fits = size <= self.left
-        self.full |= not fits
-        self.left -= size if fits else 0
+    def holds(self, owner: object, size: int) -> bool:
+        """Whether memory has room for so many bytes, which then count until `owner` is gone."""
+        if size < PAGE:  # a file would take as much
+            return True
+        with self._lock:
+            fits = size <= self.left
+            self.left -= size if fits else 0
+            self.full |= not fits
+        if fits:
+            weakref.finalize(owner, self._give_back, size).atexit = False
         return fits
-
-    def give_back(self, size: int) -> None:
-        """So many bytes that were taken are free."""
-        self.left += size
 
     def empty(self, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
         """A tensor with undefined content; OSError names the folder when its disk is full."""
-        shape = torch.Size(shape)
-        size = shape.numel() * dtype.itemsize
-        if size >= PAGE and not self.take(size):
-            return self._mapped(size).view(dtype).reshape(shape)
-        tensor = torch.empty(shape, dtype=dtype)
-        if size >= PAGE:
-            self._until_gone(tensor)
-        return tensor
+        tensor = torch.empty(*shape, dtype=dtype)  # takes memory only once it is written
+        return tensor if self.holds(tensor, tensor.nbytes) else self._mapped(tensor)
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """The numbers of a dense tensor on the CPU: itself while it fits, else a copy in a file."""
-        size = tensor.nbytes
-        if size < PAGE:  # which would take as much
+        """The numbers of a dense tensor: itself while it fits, or where it is not on the CPU, else a copy in a file."""
+        if tensor.device.type != "cpu" or self.holds(tensor, tensor.nbytes):
             return tensor
-        if self.take(size):
-            self._until_gone(tensor)
-            return tensor
-        copy = self._mapped(size).view(tensor.dtype).reshape(tensor.shape)
-        copy.copy_(tensor.detach())
+        copy = self._mapped(tensor).copy_(tensor.detach())
         release([copy])
         return copy
+
+    def keep_array(self, array: Array) -> Array:
+        """The same of an array."""
+        if self.holds(array, array.nbytes):
+            return array
+        kept = self._mapped(torch.from_numpy(array)).copy_(torch.from_numpy(array))
+        release([kept])
+        return cast(Array, kept.numpy())
 
     def release(self, tensors: Iterable[Tensor]) -> None:
         """`release`, once something did not fit."""
         if self.full:
             release(tensors)
 
-    def _until_gone(self, tensor: Tensor) -> None:
-        weakref.finalize(tensor, self.give_back, tensor.nbytes).atexit = False
+    def _give_back(self, size: int) -> None:
+        with self._lock:
+            self.left += size
 
-    def _mapped(self, size: int) -> Tensor:
-        """uint8 [size] in a file of its own."""
+    def _mapped(self, like: Tensor) -> Tensor:
+        """A tensor of that shape and kind in a file of its own."""
         with tempfile.TemporaryFile(prefix="slimrun-", dir=self.folder) as file:
             try:
-                os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would end the process
+                os.posix_fallocate(file.fileno(), 0, like.nbytes)  # a disk that is full later would end the process
             except OSError as error:
-                where = self.folder or tempfile.gettempdir()
-                raise OSError(error.errno, f"no room for {size} bytes: {error.strerror}", str(where)) from error
-            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+                where = str(self.folder or tempfile.gettempdir())
+                raise OSError(error.errno, f"no room for {like.nbytes} bytes: {error.strerror}", where) from error
+            return torch.frombuffer(mmap.mmap(file.fileno(), like.nbytes), dtype=like.dtype).reshape(like.shape)
 
 
 def release(tensors: Iterable[Tensor]) -> None:
@@ -120,6 +137,15 @@ def release(tensors: Iterable[Tensor]) -> None:
                 for begin, end in _droppable(np.frombuffer(words.read(8 * (last - first)), np.uint64)):
                     start = ctypes.c_void_p((first + begin) * PAGE)
                     advise(start, ctypes.c_size_t((end - begin) * PAGE), mmap.MADV_DONTNEED)
+
+
+def in_files(tensors: Iterable[Tensor]) -> list[bool]:
+    """Of each tensor whether its numbers lie in a file that is mapped; True where the system does not tell."""
+    if not MAPPINGS.exists():
+        return [True for _ in tensors]
+    lines = [line.split(maxsplit=5) for line in MAPPINGS.read_text().splitlines()]
+    starts = [int(line[0].partition("-")[0], 16) for line in lines]
+    return [lines[bisect_right(starts, tensor.data_ptr()) - 1][4] != "0" for tensor in tensors]
 
 
 def _pages(tensor: Tensor) -> tuple[int, int]:

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import torch
 
+from slimrun.ops.memory import free_memory
 from slimrun.runner.config import ConfigError
 from slimrun.runner.display import print_table
 from slimrun.runner.estimate import Estimate
@@ -17,7 +17,6 @@ from slimrun.runner.settings import PINNED_CALIBRATION
 
 Job = tuple[list[str], Estimate | ConfigError]  # its overrides, and what it takes or why it cannot run
 SOURCES = {True: " (recorded)", False: " (estimated)"}
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def show(jobs: Sequence[Job], folder: Path, multirun: bool, trials: int = 1) -> None:
@@ -166,15 +165,6 @@ def disk_refusals(jobs: Sequence[Estimate], folder: Path, trials: int) -> list[s
         if needed > free:
             found.append(f"{path}: needs {size(needed)} of disk, {size(free)} are free; choose another: {key}")
     return found
-
-
-def free_memory() -> int:
-    """Bytes of main memory that this process can still have."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        return min(free, int(CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no such group, or no limit ("max")
-        return free
 
 
 def named(names: Sequence[str], falling_back: int) -> str:

@@ -89,6 +89,8 @@ class Calibrator(Protocol):
 class Smoothable(Protocol):
     """What smoothing needs of a model."""
 
+    room: Room  # for what is made of its weights
+
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name and shape [n, k] of every float linear, in module order."""
 
@@ -113,8 +115,6 @@ class Smoothable(Protocol):
 
 class Network(Smoothable, Protocol):
     """A model by its linears, as torch tensors that share their memory."""
-
-    room: Room  # for what is made beside the model
 
     def kept(self) -> Mapping[str, str]:
         """Linears that stay float whatever the method, and why."""

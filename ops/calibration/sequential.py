@@ -152,6 +152,7 @@ class SequentialCalibrator:
             layer = self.layers[name]
             layer.quantized = True
             layer.sqnr_db, layer.clipped = weight_error(weight, quantized)
+            quantized = QuantizedWeight(self.network.room.keep(quantized.values), quantized.scale)
             linear = quantized_linear(self.quantizer.quant_type, quantized, bias, self.dtype or weight.dtype)
         self._put(name, quantized, linear)
 

@@ -51,6 +51,7 @@ def smooth(
             if moved is not None and bias is not None:
                 moved += bias.float()
             network.set_affine(reader, weight.float() * scale, moved)
+        network.room.release([*weights, *(network.affine(reader)[0] for reader in norm.readers)])
     return list(offsets), skipped(asked, without)
 
 

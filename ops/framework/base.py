@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from slimrun.ops.calibration.base import Calibrator
+from slimrun.ops.memory import Room
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
 
@@ -31,8 +32,10 @@ class Device:
     values are left as they are.
 
     `device_map` spreads the model over all visible cards, then memory, then disk; `max_memory` limits each ("0", "1",
-    ... for cards, "cpu"; a size such as 10GiB), empty: what is free. What lies on disk is in a private folder inside
-    `offload_folder` (null: the system's temporary folder), removed when the process ends.
+    ... for cards, "cpu"; a size such as 10GiB), empty or null: what is free. Without a device_map weights of a model
+    that is larger than `max_memory.cpu` are read from its files block by block, and what is made of them beyond that
+    size lies on disk. What lies on disk is in `offload_folder` (null: the system's temporary folder), private, and gone
+    when the process ends.
     """
 
     name: str
@@ -40,7 +43,7 @@ class Device:
     module: str | None = None
     install: str = ""
     device_map: str | None = None
-    max_memory: dict[str, str] = field(default_factory=dict)
+    max_memory: dict[str, str | None] = field(default_factory=dict)
     offload_folder: str | None = None
     environment: dict[str, str | None] = field(default_factory=dict)
 
@@ -48,12 +51,12 @@ class Device:
         """Validate; ValueError names the key, the value and what is allowed."""
         if self.device_map is not None and self.device_map not in DEVICE_MAPS:
             raise ValueError(f"device_map={self.device_map} is not known; allowed: null, {', '.join(DEVICE_MAPS)}")
-        if self.device_map is None and (self.max_memory or self.offload_folder):
-            raise ValueError("device_map=null keeps the model on one device, without max_memory and offload_folder")
         for key, size in self.max_memory.items():
             if not (key == "cpu" or key.isdecimal()):
                 raise ValueError(f"max_memory.{key} names no memory; allowed: cpu, or the number of a card: 0, 1, ...")
-            if not MEMORY_SIZE.fullmatch(size):
+            if self.device_map is None and key != "cpu":
+                raise ValueError(f"max_memory.{key}: device_map=null keeps the model on one device; allowed: cpu")
+            if size is not None and not MEMORY_SIZE.fullmatch(size):
                 raise ValueError(
                     f"max_memory.{key}={size} is no size; allowed: a number with KiB, MiB, GiB, KB, MB, GB"
                 )
@@ -78,6 +81,7 @@ class LoadedModel(Reader, Protocol):
     name: str
     notes: list[str]  # what a reader of the scores must know of how they came about, one line each
     fingerprint: str  # hash of the weights' content and everything that shapes the float outputs
+    room: Room  # for what is made of its weights
 
     def output_head(self) -> Callable[[FloatArray], FloatArray]:
         """The head alone, to outlive the model: hidden states [N, H] -> log-probabilities [N, V]."""

@@ -263,7 +263,7 @@ def test_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ("values", "message"),
     [
         ({"device_map": "spread"}, "device_map=spread is not known; allowed: null, auto"),
-        ({"max_memory": {"cpu": "1GiB"}}, "device_map=null keeps the model on one device"),
+        ({"max_memory": {"0": "1GiB"}}, "max_memory.0: device_map=null keeps the model on one device; allowed: cpu"),
         ({"device_map": "auto", "max_memory": {"gpu": "1GiB"}}, "max_memory.gpu names no memory"),
         ({"device_map": "auto", "max_memory": {"0": "lots"}}, "max_memory.0=lots is no size"),
     ],

@@ -128,6 +128,8 @@ def _set_device(device: Device) -> None:
             f"device.device_map={device.device_map} is for framework=pytorch; framework=mindspore runs on one "
             f"device: {', '.join(DEVICES)}"
         )
+    if any(device.max_memory.values()):
+        raise Unavailable("device.max_memory is for framework=pytorch; framework=mindspore holds the model in memory")
     if device.type not in DEVICES:
         raise Unavailable(f"device={device.name}: framework=mindspore runs on {', '.join(DEVICES)}")
     import mindspore

@@ -15,6 +15,7 @@ import torch
 from mindspore import Tensor, nn, ops
 
 from slimrun.ops.framework.mindspore_llama import CHUNK, WIDTH, Llama, columns_of
+from slimrun.ops.memory import Room
 from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
 from slimrun.ops.weights.mindspore import to_torch
 
@@ -41,6 +42,7 @@ class MindSporeModel(TextModel):
         self.network = network.set_train(False)
         self.name = name
         self.fingerprint = fingerprint
+        self.room = Room()
         self._loader = loader
         self._compiled: tuple[list[str], Any] = ([], None)
 

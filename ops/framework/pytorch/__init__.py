@@ -46,14 +46,18 @@ class PyTorch:
         """The float model on the device."""
         from .language_model import TorchModel, check_output_head
         from .loading import load_pretrained
-        from .placement import input_device, place
+        from .mapped import released, settle
+        from .placement import input_device, place, room_of
 
         check_device(device)
+        room = room_of(device)
         module = model.drawn()
         module = load_pretrained(model.fetch(), model, device) if module is None else place(module, device)
-        check_finite(module.named_parameters())
+        if device.device_map is None:
+            settle(module, room)
+        check_finite(released(module.named_parameters(), room))
         fingerprint = str(self.fingerprint(model))
-        loaded = TorchModel(module, model.tokenizer(), model.name, fingerprint, input_device(module, device))
+        loaded = TorchModel(module, model.tokenizer(), model.name, fingerprint, input_device(module, device), room)
         check_output_head(loaded)
         return loaded
 
@@ -71,7 +75,7 @@ class PyTorch:
             samples.append({"input_ids": ids["input_ids"].to(model.device), "use_cache": False})
         # the output head need not run when nothing of it is to be calibrated
         forward = model.module.base_model if quantizer.ignore_last_linear else model.module
-        return calibration.calibrator(TorchNetwork(model.module, forward), quantizer, samples)
+        return calibration.calibrator(TorchNetwork(model.module, forward, model.room), quantizer, samples)
 
     def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> TorchModel:
         """The running model of a bundle folder, from nothing but its files."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.dynamic_module_utils import custom_object_save
 
 from slimrun.ops.format.linear import QuantizedLinear, float_product
+from slimrun.ops.memory import Room
 from slimrun.ops.model.output_head import output_layer
 from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
 
@@ -40,12 +41,19 @@ class TorchModel(AsModule, TextModel):
     """
 
     def __init__(
-        self, module: Any, tokenizer: Any, name: str, fingerprint: str, device: torch.device | None = None
+        self,
+        module: Any,
+        tokenizer: Any,
+        name: str,
+        fingerprint: str,
+        device: torch.device | None = None,
+        room: Room | None = None,
     ) -> None:
         super().__init__(tokenizer, module.config, getattr(module, "generation_config", None))
         self.module = module.eval()
         self.name = name
         self.fingerprint = fingerprint
+        self.room = room or Room()
         self.device = device or torch.device(module.device)
         self._base = module.base_model
         self._head = output_layer(module)

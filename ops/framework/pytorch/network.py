@@ -19,6 +19,7 @@ from slimrun.ops.memory import Room, give_back
 from slimrun.ops.model.linears import float_linears
 from slimrun.ops.model.output_head import output_layer
 
+from .mapped import move, release_after_use
 from .smoothable import TorchSmoothable, while_live
 from .usage import watched_use
 
@@ -35,9 +36,8 @@ class TorchNetwork(TorchSmoothable):
     """A `slimrun.ops.calibration.base.GradientNetwork`; `forward` runs one sample, by default the model itself."""
 
     def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None, room: Room | None = None) -> None:
-        super().__init__(model)
+        super().__init__(model, room or Room())
         self.forward = forward or model
-        self.room = room or Room()
 
     def kept(self) -> dict[str, str]:
         """Gates and routers, which stay float."""
@@ -61,6 +61,7 @@ class TorchNetwork(TorchSmoothable):
         assert isinstance(linear, nn.Linear)
         with align_module_device(linear):
             yield linear.weight.detach(), None if linear.bias is None else linear.bias.detach().clone()
+        self.room.release([linear.weight])
 
     def replace(self, name: str, linear: nn.Module) -> Callable[[], None]:
         """Put a quantized linear in the place of the one that is there; calling what is returned puts it back."""
@@ -70,17 +71,18 @@ class TorchNetwork(TorchSmoothable):
         parent, _, child = name.rpartition(".")
         owner = self.model.get_submodule(parent)
         setattr(owner, child, linear)
+        release_after_use(linear, self.room)
         return lambda: setattr(owner, child, old)
 
     def leave(self, count: int) -> None:
         """Copy the float tensors that stay, where they are the smaller part beside `count` numbers that went.
 
         They were read as parts of mapped files, which stay in memory whole, changed pages included, until the last is
-        gone.
+        gone. Where memory is short those pages leave it anyway.
         """
         kept = [parameter for parameter in self.model.parameters() if parameter.device.type == "cpu"]
-        if sum(parameter.numel() for parameter in kept) <= count:
-            _copy(kept)
+        if not self.room.full and sum(parameter.numel() for parameter in kept) <= count:
+            move(kept, Tensor.clone)
         give_back()
 
     @contextmanager
@@ -146,16 +148,6 @@ def _has_compiled(model: nn.Module) -> bool:
         uncompiled(part) is not part or getattr(part, "_compiled_call_impl", None) is not None  # by its own `compile()`
         for part in model.modules()
     )
-
-
-def _copy(parameters: Sequence[nn.Parameter]) -> None:
-    """Give parameters memory of their own; what shares memory goes on doing so."""
-    copies: dict[tuple[Any, ...], Tensor] = {}
-    for parameter in parameters:
-        where = parameter.data_ptr(), parameter.shape, parameter.stride()
-        if where not in copies:
-            copies[where] = parameter.data.clone()
-        parameter.data = copies[where]
 
 
 def _first_tokens(tokens: dict[str, Any]) -> dict[str, Any]:

@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from slimrun.ops.calibration.base import Watcher
 from slimrun.ops.calibration.blocks import Blocks
 from slimrun.ops.calibration.wiring import Fold, Observations, folds_of_norm
+from slimrun.ops.memory import Room
 from slimrun.ops.model.linears import linear_names
 
+from .mapped import move
 from .probe import folds_that_hold, takes_bias
 
 
 class TorchSmoothable:
     """A `slimrun.ops.calibration.base.Smoothable`; what is seen is of the part of the model that was asked for."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, room: Room) -> None:
         self.model = model
+        self.room = room
         self._blocks = Blocks("forward", Tensor, nn.Module.modules)
 
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -65,9 +68,19 @@ class TorchSmoothable:
     def set_affine(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
         """Give a norm or a linear this weight and this bias; None: what it has stays."""
         module: Any = self.model.get_submodule(name)
+        self.own(module.weight)
         module.weight.copy_(weight)
         if bias is not None:
             add_bias(module, bias.to(module.weight.dtype))
+
+    def own(self, weight: Tensor) -> None:
+        """Before it changes: a weight of a model that is larger than memory leaves the file it was read from.
+
+        A changed page of that file would stay in memory.
+        """
+        if self.room.full:
+            shared = [one for one in self.model.parameters() if one.data_ptr() == weight.data_ptr()]
+            move(shared, lambda old: self.room.empty(old.shape, old.dtype).copy_(old))
 
     def first_tensor(self, output: Any) -> Tensor:
         """The first tensor of what the model gave: a tensor, a tuple, or a ModelOutput."""

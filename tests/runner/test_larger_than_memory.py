@@ -1,0 +1,53 @@
+"""A model for which memory has no room gives what it gives in memory, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tiny
+from tests.framework.folders import write_shards
+from tests.runner.console import FAST, results, slimrun
+
+BOUND = "device.max_memory.cpu=8KiB"
+OTHER = ("time/", "memory/", "config_hash", "repro", "overrides")  # of the machine, or of what things are called
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quant=w8a8s"],
+        ["quant=lowbit", "quant.do_smooth=true", "quant.ignore_last_linear=false"],
+        ["quant=w8a8_dynamic", "compress=none"],
+        ["quant=rdoq", "quant.target_bits=4"],
+    ],
+)
+def test_everything_is_the_same(tmp_path: Path, arguments: list[str]) -> None:
+    assert_same(tmp_path, "model=tiny_llama", *arguments)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_weights_are_read_from_their_files(tmp_path: Path, suffix: str, dtype: str) -> None:
+    model, folder = tiny(tie_word_embeddings=False), tmp_path / "model"
+    tensors = model.module.half().state_dict()
+    if suffix == ".bin":
+        write_shards(folder, tensors, 2)
+        model.module.config.save_pretrained(folder)
+    else:
+        model.module.save_pretrained(folder, max_shard_size="60KB")
+    model.tokenizer.save_pretrained(folder)
+    assert_same(tmp_path, "model=hf", f"model.path={folder}", f"model.dtype={dtype}", "quant=w8a8s")
+
+
+def assert_same(folder: Path, *arguments: str) -> None:
+    found = []
+    for name, bound in (("resident", []), ("bounded", [BOUND])):
+        (folder / name).mkdir()
+        status, _, err = slimrun(folder / name, *FAST, *arguments, *bound, "tracking=none", "hydra.run.dir=run")
+        assert status == 0, err
+        numbers = {key: value for key, value in results(folder / name)[0].items() if not key.startswith(OTHER)}
+        artifact = folder / name / "run" / "artifact"
+        found.append((numbers, {file.name: file.read_bytes() for file in artifact.iterdir()}))
+    assert found[0] == found[1]
