@@ -1,4 +1,4 @@
-"""`slimrun-inspect FILE`: bits, entropy, ratio and tiles of each tensor of a bundle, or of a file of the codec."""
+"""`slimrun-inspect FILE`: bits, entropy, ratio and tiles of each tensor of a run, a bundle, or a file of the codec."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from slimrun.ops import bundle, compress
 from slimrun.ops.compress.base import Limited
 from slimrun.runner.display import print_anything, print_table
+from slimrun.runner.folder import ARTIFACT
 from slimrun.runner.status import DONE, WRONG
 
 COLUMNS = ["tensor", "shape", "packed bytes", "bits", "entropy", "over", "ratio", "tiles", "model"]
@@ -25,7 +26,9 @@ def main() -> None:
     """Exit status 0 done, 2 the file is not what it has to be (one line on stderr)."""
     print_anything()
     parser = argparse.ArgumentParser(prog="slimrun-inspect", description=__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="a bundle's folder or weight file, or a coded array")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="the folder of a run or bundle, a weight file, or a coded array"
+    )
     parser.add_argument("--map", metavar="TENSOR", help="print bits an element of every tile of this tensor")
     arguments = parser.parse_args()
     try:
@@ -61,6 +64,7 @@ def tensors(path: Path) -> Iterator[tuple[str, dict[str, npt.NDArray[np.generic]
 
     Of floating-point ones the array is their bits.
     """
+    path = path / ARTIFACT if (path / ARTIFACT).is_dir() else path
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.suffix in (bundle.SAFETENSORS, bundle.CKPT):
         stored = bundle.undisturbed(folder, bundle.open_stored)

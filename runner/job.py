@@ -36,6 +36,7 @@ from slimrun.runner.experiment import Experiment
 from slimrun.runner.folder import RESULTS, UPLOADED, read_json, write_json
 from slimrun.runner.interrupt import interruptible
 from slimrun.runner.output import LOG
+from slimrun.runner.overrides import short_name
 from slimrun.runner.report import run as report
 from slimrun.runner.result import Result
 from slimrun.runner.share import share_of_machine
@@ -181,7 +182,8 @@ def run_name() -> str:
     context = HydraConfig.get()
     named = ("model=", "quant=", "tracking", "hydra", "cache")
     changes = [item.lstrip("+") for item in typed(context.overrides.task) if not item.lstrip("+").startswith(named)]
-    return " ".join([str(context.runtime.choices["quant"]), *changes, str(context.runtime.choices["model"])])
+    return " ".join(filter(None, [str(context.runtime.choices["quant"]), short_name(changes),
+                                  str(context.runtime.choices["model"])]))  # fmt: skip
 
 
 def describe(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from slimrun.runner import output
 from slimrun.runner.config import CompositionError, ConfigError, build, build_tracker, checked, composed, typed
 from slimrun.runner.display import print_anything
 from slimrun.runner.estimate import Estimate
+from slimrun.runner.help import choices
 from slimrun.runner.interrupt import interruptible
 from slimrun.runner.job import run_job
 from slimrun.runner.jobs import Command, read
@@ -59,6 +61,7 @@ def main() -> None:
 
 def answered(arguments: Namespace) -> int:
     """Do what the command line asks for; the exit status."""
+    OmegaConf.register_new_resolver("choices", partial(choices, arguments.config_dir), replace=True)  # for --help
     if arguments.help or arguments.hydra_help or arguments.shell_completion:
         return hydra_runs()
     if arguments.cfg or arguments.info:

@@ -16,7 +16,7 @@ from slimrun.runner.config import ConfigError, build, build_tracker
 from slimrun.runner.display import print_table
 from slimrun.runner.folder import RESULTS, SWEEP, read_json, write_json
 from slimrun.runner.job import OK, STOPPED
-from slimrun.runner.overrides import command_of
+from slimrun.runner.overrides import command_of, short_name
 from slimrun.runner.report import sweep as report
 from slimrun.runner.report.pareto import jobs
 from slimrun.runner.status import DONE, FAILED, GATED
@@ -68,7 +68,7 @@ def begin(folder: Path, overrides: Sequence[str], jobs: Sequence[Sequence[str]],
         {"number": number, "overrides": list(job), "folder": str(number), "status": LEFT, "config_hash": ""}
         for number, job in enumerate(jobs)
     ]
-    name = " ".join(item for item in command if not item.startswith("hydra"))
+    name = short_name([item for item in command if not item.startswith("hydra")])
     write_json(folder / SWEEP, {"parent_run_id": None, "uri": None, **record, "name": name,
                                 "command": command, "jobs": planned})  # fmt: skip
 

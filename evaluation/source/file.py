@@ -50,7 +50,9 @@ def read_prompts(path: str | Path) -> list[str]:
     if found is not None:
         return [row["text"] for row in _rows(path, found, TEXT, PROMPTS)]
     # not splitlines(): that also cuts at U+2028 and form feeds, and the line numbers would not be an editor's
-    lines = content.removesuffix("\n").split("\n")
+    lines = content.split("\n")
+    while not lines[-1].strip():
+        lines.pop()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise ValueError(f"path={path}, line {number} is empty; allowed: {PROMPTS}")

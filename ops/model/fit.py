@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -70,14 +71,17 @@ def conversion_misfit(error: BaseException, stored: Mapping[str, Tensor]) -> Mis
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' bars and tables would fight with the run's progress display and its one-line errors."""
-    verbosity = transformers.utils.logging.get_verbosity()
+    """Bars, tables and retries of transformers and the hub would fight with the run's display and one-line errors."""
+    verbosity, hub = transformers.utils.logging.get_verbosity(), logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
     try:
         yield
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+        hub.setLevel(level)
         transformers.utils.logging.enable_progress_bar()
 
 

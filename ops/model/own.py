@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from slimrun.ops.errors import Unavailable
@@ -37,9 +39,8 @@ class Own(Model):
 
     def own(self) -> tuple[Any, Any]:
         """(network, tokenizer) of the user's function; Unavailable says what is wrong with it."""
-        package, _, function = str(self.loader).rpartition(".")
         try:
-            found = getattr(importlib.import_module(package), function)
+            found = getattr(self._module(), str(self.loader).rpartition(".")[2])
         except (ImportError, AttributeError) as error:
             raise Unavailable(f"model.loader={self.loader} cannot be imported: {error}") from error
         made = found()
@@ -65,7 +66,7 @@ class Own(Model):
         if not read:
             return None
         digest = hashlib.sha256()
-        source = Path(str(importlib.import_module(str(self.loader).rpartition(".")[0]).__file__)).parent
+        source = Path(str(self._module().__file__)).parent
         for file in sorted(source.glob("*.py")):
             digest.update(file.name.encode() + file.read_bytes())
         return digest.hexdigest()
@@ -75,6 +76,12 @@ class Own(Model):
 
     def reader(self) -> None:
         """Not here before the network is made."""
+
+    def _module(self) -> ModuleType:
+        """The module with the function, from where slimrun was started too; a console script does not look there."""
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
+        return importlib.import_module(str(self.loader).rpartition(".")[0])
 
     def _for_mindspore(self) -> Unavailable:
         return Unavailable(f"model.loader={self.loader} is for framework=mindspore; take model=hf model.path=DIR")

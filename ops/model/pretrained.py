@@ -13,7 +13,10 @@ from slimrun.ops.model.fingerprint import folder_hash, foreign_code
 from slimrun.ops.model.outline import code_hint, description_key, outline_of
 from slimrun.ops.weights.folder import check_folder, check_kind, strays
 
-WAY_OUT = "; give an existing folder, or a hub id while the hub can be reached: model=hf model.path=DIR_OR_HUB_ID"
+WAY_OUT = (
+    "; give a folder (model.path=DIR; ModelScope fetches one: modelscope download --model ID --local_dir DIR), or "
+    "reach the hub, through a mirror too (HF_ENDPOINT=URL), and not with HF_HUB_OFFLINE=1"
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Pretrained(Model):
                     self.fetch(), revision=self.revision, trust_remote_code=self.trust_remote_code
                 )
         except Exception as error:  # the hub client, the json reader and custom code each raise their own
-            raise Unavailable(f"model.path={self.path}: {first_line(error)}{_config_hint(error)}") from error
+            told = first_line(error).rstrip(".")
+            raise Unavailable(f"model.path={self.path}: {told}{_config_hint(error)}") from error
 
     def tokenizer(self) -> Any:
         """The transformers tokenizer; Unavailable says in one line why it cannot be used."""

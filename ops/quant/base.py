@@ -97,8 +97,9 @@ class Quantizer:
         if not found:
             first = ", ".join([*list(names)[:3], *(["..."] if len(names) > 3 else [])])
             raise ValueError(
-                f"ignore=[{','.join(self.ignore)}] with ignore_last_linear={str(self.ignore_last_linear).lower()} "
-                f"leaves nothing to quantize: linear layers (torch.nn.Linear, nn.Dense) are {first or 'none'}; "
+                f"ignore=[{','.join(self.ignore)}] with "
+                f"quant.ignore_last_linear={str(self.ignore_last_linear).lower()} leaves nothing to quantize: "
+                f"linear layers (torch.nn.Linear, nn.Dense) are {first or 'none'}; "
                 "keep fewer float, or take quant=none"
             )
         if self.fallback_level >= len(found):

@@ -92,20 +92,22 @@ class RDOQ(StaticQuantizer):
         super().__post_init__()
         given = [name for name in ("target_bits", "target_kl", "grid") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{given[0]} and {given[1]} both say how large the result may be; allowed: one of them")
+            raise ValueError(
+                f"{given[0]} and quant.{given[1]} both say how large the result may be; allowed: one of them"
+            )
         for name in ("ignore", "fallback_level", "do_smooth"):
             if getattr(self.grid, name, None):
                 raise ValueError(
                     f"grid.{name}={getattr(self.grid, name)} has no effect, only steps are taken of a grid"
                 )
         if self.grid is not None and self.grid.samples != type(self.grid).samples:
-            raise ValueError(f"grid.samples={self.grid.samples} has no effect; allowed: samples, of the method itself")
+            raise ValueError(f"grid.samples={self.grid.samples} has no effect; allowed: quant.samples")
         if self.activations not in ACTIVATIONS:
             raise ValueError(f"activations={self.activations} is not known; allowed: {', '.join(ACTIVATIONS)}")
         if self.fallback_level:
             raise ValueError(
                 f"fallback_level={self.fallback_level} ranks by tails; "
-                "allowed: 0 (fallback.max_share ranks by measured loss)"
+                "allowed: 0 (quant.fallback.max_share ranks by measured loss)"
             )
         if self.observer == "auto":
             raise ValueError("observer=auto needs tails that this method does not measure; allowed: minmax, histogram")

@@ -129,7 +129,8 @@ def test_refusals(tmp_path: Path, data: bytes, name: str, message: str) -> None:
         assert "\n" not in str(refused.value)
 
 
-def test_an_empty_line_is_no_prompt(tmp_path: Path) -> None:
+def test_an_empty_line_is_no_prompt_and_those_at_the_end_are_nothing(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, b"a \nb\n\n  \n\n")) == ["a ", "b"]
     with pytest.raises(ValueError, match=r"own.txt, line 2 is empty; allowed: one prompt a line, or JSON"):
         read_prompts(written(tmp_path, b"a\n\nb\n"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,13 @@ def test_code_that_this_transformers_breaks_is_one_line(tmp_path: Path, file: st
     ) as refused:
         PyTorch().check(Pretrained("old", str(folder), trust_remote_code=True).open(tmp_path), CPU)
     assert "\n" not in str(refused.value)
+
+
+def test_a_loader_is_found_where_slimrun_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loader_of_mine.py").write_text("def load():\n    return 'network', 'tokenizer'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [item for item in sys.path if item not in ("", str(tmp_path))])
+    assert Own("mine", "loader_of_mine.load").own() == ("network", "tokenizer")
 
 
 def test_a_loader_is_for_mindspore() -> None:

@@ -34,6 +34,7 @@ def test_a_bundle(tmp_path: Path, tiny_model: TorchModel, codec: Codec) -> None:
     tensors = write(tmp_path / "artifact", tiny_model, W8A8S(), codec)
     status, out, err = inspect(tmp_path / "artifact")
     assert (status, err) == (0, "")
+    assert inspect(tmp_path)[1].splitlines()[2:] == out.splitlines()[2:], "the run's folder is enough"
     line = next(line for line in out.splitlines() if NAME in line)
     entropy = compress.entropy_bits(tensors[f"{NAME}.weight"].numpy())
     assert "64x128" in line
@@ -71,11 +72,12 @@ def test_what_the_model_has(tmp_path: Path, kind: str, words: str) -> None:
 
 def test_what_is_wrong_is_one_line(tmp_path: Path, tiny_model: TorchModel) -> None:
     write(tmp_path / "artifact", tiny_model, W8A8S(), Native())
+    (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("no container, but long enough for one" * 9)
     for arguments, message in (
         ([tmp_path / "nothing"], "No such file"),
         ([tmp_path / "text"], "not a slimrun container"),
-        ([tmp_path], "is no bundle"),
+        ([tmp_path / "empty"], "is no bundle"),
         ([tmp_path / "artifact", "--map", "x"], "holds no coded tensor x; the first are: model.layers"),
     ):
         status, out, err = inspect(*arguments)

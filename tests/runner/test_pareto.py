@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slimrun.runner.folder import write_json
-from slimrun.runner.overrides import distinct
+from slimrun.runner.overrides import distinct, short_name
 from slimrun.runner.report import pareto
 from slimrun.runner.report import sweep as report
 
@@ -144,6 +144,14 @@ def test_labels_say_what_differs() -> None:
     assert distinct([["a.x=1", "b.x=1"], ["a.x=2", "b.x=3"]]) == ["a.x=1, b.x=1", "a.x=2, b.x=3"]
     assert distinct([["q.f=0.04938284901364233"], ["q.f=0.1"]]) == ["f=0.0494", "f=0.1"]
     assert distinct([["seed=0"]]) == ["seed=0"]
+
+
+def test_a_name_is_short_and_says_how_much_it_leaves_out() -> None:
+    assert short_name(["model.path=/data/models/chatglm2", "device=npu"]) == "path=chatglm2 npu"
+    assert short_name(["quant.fraction=0.0493828490", "calibration.samples=5"]) == "fraction=0.0494 samples=5"
+    name = short_name([f"task.perplexity.windows={number}" for number in range(20)])
+    assert name == "windows=0 windows=1 windows=2 windows=3 windows=4 windows=5 and 14 more"
+    assert short_name([]) == ""
 
 
 def test_a_sweep_of_which_nothing_is_left_has_a_report_too(tmp_path: Path) -> None:
