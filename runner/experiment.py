@@ -65,6 +65,7 @@ class Experiment(Choices):
                 self.compress,
                 model.save_description,
                 self.framework.weight_file,
+                {layer.name: layer.format for layer in layers if layer.format},
             )
         readable = bundle.can_decode(self.compress)
         if readable:

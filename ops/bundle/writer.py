@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,15 +44,17 @@ def write(
     codec: Codec,
     save_description: Callable[[Path], None],
     suffix: str = SAFETENSORS,
+    formats: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write the bundle atomically and return the weight file's path.
 
     `tensors` is everything the model stores, `coded` the coded parts of its int8 weights (by linear),
-    `save_description` writes config and tokenizer into a folder, `suffix` is the kind of the weight file. An existing
-    bundle is replaced only once the new one is complete on disk; on any failure nothing of the new one is left.
+    `save_description` writes config and tokenizer into a folder, `suffix` is the kind of the weight file, `formats` are
+    those of linears that have another one than `format_of` tells. An existing bundle is replaced only once the new one
+    is complete on disk; on any failure nothing of the new one is left.
     """
     coded_sign = "C" if codec.container and coded else ""
-    own = {name: format_of(name, tensors, quant_type) + coded_sign for name in coded}
+    own = {name: formats.get(name, format_of(name, tensors, quant_type)) + coded_sign for name in coded}
     quant_type += coded_sign
     stored = {key: value for key, value in tensors.items() if key.removesuffix(".weight") not in coded}
     stored |= {

@@ -62,6 +62,8 @@ class Layer:
     input_high: float = 0.0
     range_parameter: float = 0.0  # max|x| / std(x) of the float model's input: how heavy its tails are
     input_loss: float = float("nan")  # estimated loss by the input's grid, where the method measures it
+    input_loss_left: float = float("nan")  # the same once it may have another format
+    format: str = ""  # where it is not the method's
     first_peak: float = 0.0  # max|x| of the float model's input on the first sample
     sqnr_db: float = float("nan")  # signal to quantization noise of the weight
     clipped: float = 0.0  # share of weights at +-127 that the grid cuts by more than half a step

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
-from slimrun.ops.format.linear import Int8Linear, QuantizedLinear, WeightOnlyLinear, quantized_linear
+from slimrun.ops.format.linear import Int8Linear, QuantizedLinear, quantized_linear
 from slimrun.ops.quant.observer import make_observer, range_parameter
 
 from .base import Arrays, Layer, Watcher
@@ -33,9 +33,9 @@ class InputRange:
         self.observer = make_observer(kind, layer.range_parameter)
         layer.observer = type(self.observer).__name__.removesuffix("Observer").lower()
 
-    def with_float_inputs(self) -> QuantizedLinear:
-        """What runs the weight where its inputs stay float."""
-        return quantized_linear(WeightOnlyLinear.quant_type, self.weight, self.linear.bias, self.linear.dtype)
+    def without_grid(self, quant_type: str) -> QuantizedLinear:
+        """What runs the weight in a format that fixes no grid for its inputs."""
+        return quantized_linear(quant_type, self.weight, self.linear.bias, self.linear.dtype)
 
     def update(self, x: Tensor) -> None:
         """Take an input [..., k]."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from slimrun.ops.format.arithmetic import QuantizedWeight
-from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, quantized_linear
+from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, quantized_linear
 from slimrun.ops.quant.base import Quantizer
 
 from .base import FLOAT_SAMPLES, Layer, Network, Progress, Remember, Sample, call, silent, weight_error
@@ -130,7 +130,8 @@ class SequentialCalibrator:
         if one.put_back is not None:
             one.put_back()
         else:
-            self.network.replace(name, one.with_float_inputs())
+            layer.format = WeightOnlyLinear.quant_type
+            self.network.replace(name, one.without_grid(layer.format))
 
     def _renew_notes(self) -> None:
         """Say what calibrating has found, in the place of what an earlier time has."""
@@ -158,7 +159,7 @@ class SequentialCalibrator:
 
     def _put(self, name: str, weight: QuantizedWeight, linear: QuantizedLinear) -> None:
         """The quantized linear in the place of the float one, or of that of another try."""
-        self.layers[name].note = ""
+        self.layers[name].note = self.layers[name].format = ""
         put_back = self.network.replace(name, linear)
         if isinstance(linear, Int8Linear):
             self._ranges[name] = InputRange(linear, weight, put_back if self.one_format else None)

@@ -16,11 +16,11 @@ from .plan import Abilities
 
 @dataclass(frozen=True)
 class MindIE(Ascend):
-    """A linear may be FLOAT inside W8A8S, and not W8A16."""
+    """A linear may be FLOAT inside W8A8S, and not W8A16; what W8A8_DYNAMIC is read as there is not known."""
 
     name: ClassVar[str] = "mindie"
     abilities: ClassVar[Abilities] = Abilities(
-        {kind: kind for kind in ("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16")}, weights_alone_beside_static=False
+        {kind: kind for kind in ("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16")}, mixes_inputs=False
     )
 
     def describe(self, folder: Path, quant_type: str, types: Mapping[str, str]) -> None:

@@ -35,7 +35,7 @@ class Abilities:
     fuses: bool = True  # linears that share an input are one product there
     quantizes_head: bool = False
     shifted_norms: bool = False  # a bias of norms that have none in the float model
-    weights_alone_beside_static: bool = True
+    mixes_inputs: bool = True  # static grids beside inputs without one
 
 
 def planned(source: Source, engine: Abilities) -> tuple[dict[str, str], list[Change]]:
@@ -53,10 +53,10 @@ def planned(source: Source, engine: Abilities) -> tuple[dict[str, str], list[Cha
                 plan[name] = kind
                 if kind != source.types[name]:
                     reasons[source.types[name], kind, reason].append(name)
-    if not engine.weights_alone_beside_static and set(plan.values()) & STATIC:
-        for name in [name for name, kind in plan.items() if kind == WEIGHTS_ALONE]:
+    if not engine.mixes_inputs and set(plan.values()) & STATIC:
+        for name in [name for name, kind in plan.items() if kind not in STATIC | {FLOAT}]:
+            reasons[plan[name], FLOAT, f"{plan[name]} is not known there beside static inputs"].append(name)
             plan[name] = FLOAT
-            reasons[WEIGHTS_ALONE, FLOAT, f"{WEIGHTS_ALONE} is not known there beside static inputs"].append(name)
     changes = [Change(f"{old} -> {new}", listed(names), reason) for (old, new, reason), names in reasons.items()]
     return {name: engine.formats.get(plan[name], FLOAT) for name in source.types}, changes
 

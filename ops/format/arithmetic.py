@@ -180,13 +180,18 @@ def int8_linear(x: Tensor, weight: Tensor, grid: ActivationGrid, quant_bias: Ten
     return dequantize(total, quant_bias, deq_scale).to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
+def token_scales(rows: Tensor) -> Tensor:
+    """The step [m, 1] of each token of float32 rows [m, k]: max|x| / 127."""
+    return (rows.abs().amax(dim=1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).eps)
+
+
 def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """The deployed linear with dynamic activations: float x [..., k] -> [..., n] in x's dtype.
 
-    Each token (row) has its own symmetric scale max|x| / 127. Source: msModelSlim's W8A8_DYNAMIC.
+    Each token (row) has its own symmetric scale. Source: msModelSlim's W8A8_DYNAMIC.
     """
     rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
-    scale = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).eps)
+    scale = token_scales(rows)
     total = int8_matmul((rows / scale).round_().to(torch.int8), weight)
     out = total.to(torch.float32).mul_(scale).mul_(weight_scale.to(torch.float32).reshape(1, -1))
     if bias is not None:

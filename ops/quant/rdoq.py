@@ -14,8 +14,8 @@ The output is what W8A8S stores: int8 values, one step a row, static activations
 - of the two nearest levels the one with the smaller error + price * code length is taken (Sullivan and Wiegand 1998).
 
 `slimrun.ops.calibration.rdoq` measures H and g, folds smoothing into the model, searches the slope that meets
-the bits or the loss asked for, tunes the steps that were found and leaves the inputs float that lose most. What linears
-lose beside each other is not left to the estimate: a first rounding is measured, and corrects it.
+the bits or the loss asked for, tunes the steps that were found and takes the grid from the inputs that lose most. What
+linears lose beside each other is not left to the estimate: a first rounding is measured, and corrects it.
 
 Every ingredient can be had without the others: `grid` takes the steps of another method, `activations=float` leaves
 activations alone, `smooth_alpha=null`, `price=0`, `measured_prompts=0`, `tune_rate=0` and `fallback.max_share=0` switch
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -38,6 +38,8 @@ from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
 from .base import NORMAL_LEVELS, Quantizer, StaticQuantizer, check_finite, round_to_grid
 
 ACTIVATIONS = ("int8", "float")
+DYNAMIC_INPUTS, FLOAT_INPUTS = "dynamic", "float"  # int8 with a step a token; as they are
+INPUTS = [[FLOAT_INPUTS], [DYNAMIC_INPUTS], [DYNAMIC_INPUTS, FLOAT_INPUTS]]
 BITS = 3.5  # coded, a weight, where nothing is asked for
 BLOCK = 128  # columns that are rounded before the rest hears of their errors
 GUARD = 126.5  # steps that the largest weight of a row may take
@@ -53,12 +55,19 @@ ROW_BALANCE = 0.7
 
 @dataclass(frozen=True)
 class Fallback:
-    """Linears whose inputs stay float: those that lose most on a grid, by the Fisher estimate of what is measured."""
+    """Linears whose inputs have no grid: those that lose most on one, by the Fisher estimate of what is measured.
+
+    They take the first of `inputs` on which they lose no more than the worst that keeps its grid, or the last one.
+    """
 
     max_share: float = 0.01
+    inputs: list[str] = field(default_factory=lambda: [FLOAT_INPUTS])
 
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""
+        if self.inputs not in INPUTS:
+            given, *allowed = (str(ladder).replace("'", "").replace(" ", "") for ladder in (self.inputs, *INPUTS))
+            raise ValueError(f"inputs={given} is no order to try; allowed: {', '.join(allowed)}")
         if not 0.0 <= self.max_share <= 1.0:
             raise ValueError(f"max_share={self.max_share} is out of range; allowed: 0.0 to 1.0")
 

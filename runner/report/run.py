@@ -98,8 +98,8 @@ def _ranking(layers: Sequence[Mapping[str, object]]) -> list[str]:
     worst = sorted(measured, key=_input_loss, reverse=True)[:10]
     if not worst:
         return []
-    columns = ["name", "input_loss", "fallback", "input_low", "input_high"]
-    title = "The ten whose inputs lose most by being quantized (Fisher estimate; `fallback`: the input stays float):"
+    columns = ["name", "input_loss", "format", "input_loss_left", "input_low", "input_high"]
+    title = "The ten whose inputs lose most on a grid (Fisher estimate); with another format, what is left of it:"
     return [title, "", *_table(columns, [[_plain(row[column]) for column in columns] for row in worst])]
 
 

@@ -21,8 +21,16 @@ def written(folder: Path, quantizer: Quantizer, dtype: str = "float32", **change
 
 def write(folder: Path, model: TorchModel, quantizer: Quantizer, codec: Codec | None = None) -> TorchModel:
     codec = codec or Native()
-    PyTorch().calibrator(model, quantizer, TEXTS, 64).run()
+    layers = PyTorch().calibrator(model, quantizer, TEXTS, 64).run()
     tensors = model.tensors()
     weights = {name: tensors[f"{name}.weight"].numpy() for name in model.quantized()}
-    bundle.write(folder, tensors, Compressor(codec).run(weights), quantizer.quant_type, codec, model.save_description)
+    bundle.write(
+        folder,
+        tensors,
+        Compressor(codec).run(weights),
+        quantizer.quant_type,
+        codec,
+        model.save_description,
+        formats={layer.name: layer.format for layer in layers if layer.format},
+    )
     return model

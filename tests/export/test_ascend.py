@@ -180,11 +180,21 @@ def test_a_group_with_a_float_linear_is_float(tmp_path: Path, engine: type[Ascen
     assert exported.changes[0].what == "W8A8S -> FLOAT"
 
 
-@pytest.mark.parametrize(("engine", "left"), [(VllmAscend, "W8A16"), (VllmAscend310P, "FLOAT"), (MindIE, "FLOAT")])
-def test_float_inputs_of_a_fallback_are_what_the_engine_can_hold(
-    tmp_path: Path, engine: type[Ascend], left: str
+@pytest.mark.parametrize(
+    ("engine", "inputs", "left"),
+    [
+        (VllmAscend, "float", "W8A16"),
+        (VllmAscend310P, "float", "FLOAT"),
+        (MindIE, "float", "FLOAT"),
+        (VllmAscend, "dynamic", "W8A8_DYNAMIC"),
+        (VllmAscend310P, "dynamic", "W8A8_DYNAMIC"),
+        (MindIE, "dynamic", "FLOAT"),
+    ],
+)
+def test_inputs_without_a_grid_are_what_the_engine_can_hold(
+    tmp_path: Path, engine: type[Ascend], inputs: str, left: str
 ) -> None:
-    method = RDOQ(target_bits=3.5, fallback=Fallback(max_share=0.3))
+    method = RDOQ(target_bits=3.5, fallback=Fallback(max_share=0.3, inputs=[inputs]))
     written(tmp_path / "artifact", method, "float16", num_hidden_layers=4)
     types, _ = read(engine().run(tmp_path / "artifact", tmp_path / "export").folder)
     kinds = {kind for key, kind in types.items() if key.endswith("_proj.weight")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from slimrun.ops.calibration.blocks import PassedBy
 from slimrun.ops.calibration.rdoq import fisher, gradients
 from slimrun.ops.calibration.rdoq.factors import Factors
 from slimrun.ops.calibration.rdoq.fisher import FisherStatistics, Statistics, head_gradient, surprise
-from slimrun.ops.calibration.rdoq.inputs import worst_inputs
+from slimrun.ops.calibration.rdoq.inputs import new_inputs, worst_groups
 from slimrun.ops.calibration.wiring import first_readers
 from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.ops.framework.pytorch.network import TorchNetwork
@@ -169,8 +170,18 @@ def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch
 def test_the_worst_inputs_are_taken_by_whole_groups() -> None:
     losses = {"q": 5.0, "k": 1.0, "v": 3.0, "o": 2.0, "gate": 4.0, "up": 2.0, "down": 1.0}
     first = {"q": "q", "k": "q", "v": "q", "o": "o", "gate": "gate", "up": "gate"}  # a glance did not reach down
-    assert worst_inputs(losses, first, 0) == []
-    assert worst_inputs(losses, first, 1) == ["o"]
-    assert worst_inputs(losses, first, 2) == ["gate", "up"]
-    assert worst_inputs(losses, first, 4) == ["q", "k", "v", "o"]  # the pair is too large for the one that is left
-    assert sorted(worst_inputs(losses, first, 99)) == sorted(losses)
+    assert worst_groups(losses, first, 0) == ([], 3.0)
+    assert worst_groups(losses, first, 1) == ([["o"]], 3.0)
+    assert worst_groups(losses, first, 2) == ([["gate", "up"]], 3.0)
+    # the pair is too large for the one that is left
+    assert worst_groups(losses, first, 4) == ([["q", "k", "v"], ["o"]], 3.0)
+    assert worst_groups(losses, first, 6) == ([["q", "k", "v"], ["gate", "up"], ["o"]], 1.0)
+    assert worst_groups(losses, first, 99)[1] == math.inf
+
+
+def test_inputs_take_the_first_that_costs_little_enough() -> None:
+    costs = {"dynamic": {"q": 1.0, "k": 3.0}, "float": {"q": 0.0, "k": 0.0}}
+    assert new_inputs(["q", "k"], ["dynamic", "float"], costs, 2.0) == "dynamic"
+    assert new_inputs(["q", "k"], ["dynamic", "float"], costs, 1.9) == "float"
+    assert new_inputs(["q", "k"], ["dynamic"], costs, 0.0) == "dynamic"
+    assert new_inputs(["q", "k"], ["float"], costs, math.inf) == "float"

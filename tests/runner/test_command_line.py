@@ -55,6 +55,11 @@ def slimrun(tmp_path: Path) -> Console:
             "quant.target_bits and quant.grid both say how large the result may be",
         ),
         (["quant=rdoq", "quant.fallback.max_share=2"], "quant.fallback.max_share=2.0 is out of range; allowed:"),
+        (
+            ["quant=rdoq", "quant.fallback.inputs=[float,dynamic]"],
+            "quant.fallback.inputs=[float,dynamic] is no order to try; allowed: [float], [dynamic], [dynamic,float]",
+        ),
+        (["quant=rdoq", "quant.fallback.inputs=dynamic"], "quant.fallback.inputs=dynamic: expected list[str]"),
         (["quant=rdoq", "quant.fallback.share=0.1"], "quant.fallback.share: no such key; did you mean quant.fallback"),
         (["quant=rdoq", "quant.grid=5"], "quant.grid=5: expected Quantizer | None"),
         (["task=[perplexty]"], "task=perplexty: no such choice; allowed: multiple_choice, perplexity"),

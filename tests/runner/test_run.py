@@ -105,7 +105,7 @@ def test_a_second_target_reuses_what_was_measured(tmp_path: Path) -> None:
     assert first["size/bits_per_weight"] < second["size/bits_per_weight"]
     assert first["size/fallback_share"] == pytest.approx(1 / 14)
     assert "input_loss" in (tmp_path / "5.0" / "layers.csv").read_text().splitlines()[0]
-    assert "The ten whose inputs lose most by being quantized" in (tmp_path / "5.0" / "report.md").read_text()
+    assert "The ten whose inputs lose most on a grid" in (tmp_path / "5.0" / "report.md").read_text()
 
 
 def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:

@@ -28,14 +28,14 @@ from slimrun.ops.calibration.states import Walk
 from slimrun.ops.calibration.wiring import Fold, first_readers, skipped
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import quantized_linear
-from slimrun.ops.quant.rdoq import BITS, RDOQ
+from slimrun.ops.quant.rdoq import BITS, DYNAMIC_INPUTS, FLOAT_INPUTS, RDOQ
 
 from .attribution import AttributedLinear, corrections, measured_shares
 from .factors import Factors, factored
 from .fisher import measure
 from .folding import find_folds, smooth_inputs
 from .held_out import HeldOut, count_held_out
-from .inputs import input_losses, worst_inputs
+from .inputs import FORMATS, Error, grid_error, input_losses, new_inputs, token_error, worst_groups
 from .rounding import Rounding
 from .tuning import TunedLinear, tuned
 
@@ -104,7 +104,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
 
     @torch.no_grad()
     def calibrate(self, progress: Progress = silent) -> list[Layer]:
-        """Fix every input grid, then leave the inputs float that lose most on theirs."""
+        """Fix every input grid, then give other inputs to those that lose most on theirs."""
         ranges = dict(self._ranges)
         if not self._calibrated and ranges:
             super().calibrate(progress)
@@ -173,16 +173,29 @@ class RateDistortionCalibrator(SequentialCalibrator):
         return {name: QuantizedWeight(one.values, one.scale * factors[name]) for name, one in weights.items()}
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
-        """Float inputs for the linears that lose most on a grid, as many as the quantizer allows.
+        """Other inputs for the linears that lose most on a grid, as many as the quantizer allows.
 
-        Those that share an input keep it float together: engines run them as one product, of one type and one grid.
+        Those that share an input take it alike: engines run them as one product, of one type and one grid.
         """
+        losses = self._input_losses(ranges)
+        for name, loss in losses.items():
+            self.layers[name].input_loss = self.layers[name].input_loss_left = loss
+        first = first_readers(self.network.model, list(ranges), partial(self.network.glance, self.samples[0]))
+        fallback = self.quantizer.fallback
+        groups, most = worst_groups(losses, first, int(fallback.max_share * len(ranges)))
+        worst = {name: ranges[name] for group in groups for name in group}
+        costs = {FLOAT_INPUTS: dict.fromkeys(worst, 0.0)}
+        if DYNAMIC_INPUTS in fallback.inputs and worst:
+            costs[DYNAMIC_INPUTS] = self._input_losses(worst, token_error)
+        for group in groups:
+            inputs = new_inputs(group, fallback.inputs, costs, most)
+            for name in group:
+                layer = self.layers[name]
+                layer.format, layer.input_loss_left = FORMATS[inputs], costs[inputs][name]
+                layer.fallback, layer.note = inputs == FLOAT_INPUTS, ""
+                self.network.replace(name, ranges[name].without_grid(layer.format))
+
+    def _input_losses(self, ranges: dict[str, InputRange], error: Error = grid_error) -> dict[str, float]:
         walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
         tokens = [len(states) for states in self._targets]
-        for name, loss in input_losses(self.network, ranges, self._token_weights, walk, tokens).items():
-            self.layers[name].input_loss = loss
-        first = first_readers(self.network.model, list(ranges), partial(self.network.glance, self.samples[0]))
-        losses = {name: self.layers[name].input_loss for name in ranges}
-        for name in worst_inputs(losses, first, int(self.quantizer.fallback.max_share * len(ranges))):
-            self.network.replace(name, ranges[name].with_float_inputs())
-            self.layers[name].fallback, self.layers[name].note = True, ""
+        return input_losses(self.network, ranges, self._token_weights, walk, tokens, error)

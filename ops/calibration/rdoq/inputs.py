@@ -1,8 +1,9 @@
-"""What the input grid of each linear costs the model, by Fisher estimate."""
+"""What the inputs of each linear cost the model, by Fisher estimate, and what the worst of them become."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 from torch import Tensor
@@ -10,9 +11,27 @@ from torch import Tensor
 from slimrun.ops.calibration.base import GradientNetwork, Watcher
 from slimrun.ops.calibration.ranges import InputRange
 from slimrun.ops.calibration.states import Walk
-from slimrun.ops.format.arithmetic import quantize_activation
+from slimrun.ops.format.arithmetic import quantize_activation, token_scales
+from slimrun.ops.format.linear import DynamicInt8Linear, WeightOnlyLinear
+from slimrun.ops.quant.rdoq import DYNAMIC_INPUTS, FLOAT_INPUTS
 
 from .gradients import multiply
+
+FORMATS = {DYNAMIC_INPUTS: DynamicInt8Linear.quant_type, FLOAT_INPUTS: WeightOnlyLinear.quant_type}
+
+Error = Callable[[Tensor, InputRange], Tensor]  # of inputs [m, k], in the same shape
+
+
+def grid_error(rows: Tensor, one: InputRange) -> Tensor:
+    """What the linear's grid makes of its inputs."""
+    grid = one.linear.grid
+    return (quantize_activation(rows, grid).float() - grid.offset) * grid.scale - rows
+
+
+def token_error(rows: Tensor, one: InputRange) -> Tensor:
+    """What a step a token makes of them."""
+    scales = token_scales(rows)
+    return (rows / scales).round() * scales - rows
 
 
 def input_losses(
@@ -21,18 +40,18 @@ def input_losses(
     token_weights: Mapping[str, Tensor],
     walk: Walk,
     tokens: Sequence[int],
+    error: Error = grid_error,
 ) -> dict[str, float]:
-    """Nats by linear that the grids of these inputs cost, over a walk of samples, each of so many tokens."""
+    """Nats by linear that these errors of inputs cost, over a walk of samples, each of so many tokens."""
     losses = dict.fromkeys(ranges, 0.0)
     begins = [0, *accumulate(tokens)]
 
     def measure(name: str, one: InputRange) -> Watcher:
-        grid, steps = one.linear.grid, one.weight.scale
+        steps = one.weight.scale
 
         def watch(x: Tensor) -> None:
             rows = x.float().flatten(0, -2)
-            error = (quantize_activation(rows, grid).float() - grid.offset) * grid.scale - rows
-            moved = multiply(error, one.weight.values) * steps.reshape(1, -1)
+            moved = multiply(error(rows, one), one.weight.values) * steps.reshape(1, -1)
             begin = begins[walk.sample]
             losses[name] += float(moved.square().sum(dim=1).cpu() @ token_weights[name][begin : begin + len(rows)])
 
@@ -45,16 +64,32 @@ def input_losses(
     return losses
 
 
-def worst_inputs(losses: Mapping[str, float], first: Mapping[str, str], count: int) -> list[str]:
+def worst_groups(losses: Mapping[str, float], first: Mapping[str, str], count: int) -> tuple[list[list[str]], float]:
     """At most `count` linears that lose most, in whole groups of those that share an input (`first`: its first reader).
 
-    Groups come by their loss a linear; one that is too large for what is left of the count is passed over.
+    Groups come by their loss a linear; one that is too large for what is left of the count is passed over. The second
+    number is what a linear of the worst group loses that is none of them, infinity where all are.
     """
     groups: dict[str, list[str]] = {}
     for name in losses:
         groups.setdefault(first.get(name, name), []).append(name)
-    worst: list[str] = []
-    for group in sorted(groups.values(), key=lambda group: -sum(losses[name] for name in group) / len(group)):
-        if len(worst) + len(group) <= count:
-            worst += group
-    return worst
+    worst: list[list[str]] = []
+    stay = -math.inf
+    for group in sorted(groups.values(), key=lambda group: -mean_loss(losses, group)):
+        if sum(map(len, worst)) + len(group) <= count:
+            worst.append(group)
+        else:
+            stay = max(stay, mean_loss(losses, group))
+    return worst, stay if len(worst) < len(groups) else math.inf
+
+
+def new_inputs(
+    group: Sequence[str], ladder: Sequence[str], costs: Mapping[str, Mapping[str, float]], most: float
+) -> str:
+    """The first kind of inputs on the ladder on which a linear of the group loses at most so much, or the last one."""
+    return next((kind for kind in ladder if mean_loss(costs[kind], group) <= most), ladder[-1])
+
+
+def mean_loss(losses: Mapping[str, float], group: Sequence[str]) -> float:
+    """What a linear of the group loses."""
+    return sum(losses[name] for name in group) / len(group)
