@@ -1,15 +1,82 @@
-"""Prompt templates of tasks."""
+"""Templates of tasks: jinja2 in its sandbox, over the columns of an item.
 
-from collections.abc import Sequence
+`{{ question }}`, nested `{{ choices.text[0] }}`, with everything that jinja2 can do to them; a column whose name is no
+identifier is `{{ row["the name"] }}`. What a template leaves out is left out.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SHOWN_COLUMNS = 8  # of an item that lacks the right one
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+_ONE_EXPRESSION = re.compile(r"\{\{((?:(?!\}\}|\{\{).)*)\}\}", re.DOTALL)
+_FIELD = re.compile(r"\{(\w+)\}")
 
 
-def fills(key: str, template: str, fields: Sequence[str]) -> None:
-    """Refuse a prompt template that leaves a field out or names an unknown one."""
-    allowed = " ".join(f"{{{name}}}" for name in fields)
-    marks = {name: f"<{name}>" for name in fields}
+def check(key: str, template: str) -> None:
+    """Refuse what is no template, and one that has columns in single braces only."""
     try:
-        filled = template.format(**marks)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f"{key}={template!r} cannot be filled in ({error}); allowed fields: {allowed}") from None
-    if not all(mark in filled for mark in marks.values()):
-        raise ValueError(f"{key}={template!r} leaves a field out; it needs {allowed}")
+        _compiled(template)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{key}={template!r} is no template ({error.message}); {_HOW}") from None
+    field = _FIELD.search(template)
+    if field and not re.search(r"\{[{%]", template):
+        raise ValueError(f"{key}={template!r} holds no column; write {{{{ {field[1]} }}}} instead of {field[0]}")
+
+
+def filled(key: str, template: str, columns: Mapping[str, Any]) -> str:
+    """The template with the columns of an item; ValueError when it asks for what is not there."""
+    try:
+        return _compiled(template).render({**columns, "row": columns})
+    except Exception as error:  # whatever the expressions of a template raise
+        raise _refusal(key, error, columns) from None
+
+
+def value(key: str, template: str, columns: Mapping[str, Any]) -> Any:
+    """What a template of one expression gives, a list for one; the text of any other."""
+    expression = _ONE_EXPRESSION.fullmatch(template.strip())
+    if expression is None:
+        return filled(key, template, columns)
+    try:
+        found = _ENVIRONMENT.compile_expression(expression[1], undefined_to_none=False)(**columns, row=columns)
+        if isinstance(found, Undefined):
+            str(found)  # raises what it lacks
+    except Exception as error:
+        raise _refusal(key, error, columns) from None
+    return found
+
+
+def texts(key: str, template: str, columns: Mapping[str, Any]) -> list[str]:
+    """The texts that a template gives: one, or those of a list; ValueError when one is empty."""
+    found = value(key, template, columns)
+    listed = [str(text) for text in found] if isinstance(found, list | tuple) else [str(found)]
+    if not listed or not all(text.strip() for text in listed):
+        raise ValueError(f"{key} is empty")
+    return listed
+
+
+def text(key: str, template: str, columns: Mapping[str, Any]) -> str:
+    """The template filled in; ValueError when nothing is left."""
+    found = filled(key, template, columns)
+    if not found.strip():
+        raise ValueError(f"{key} is empty")
+    return found
+
+
+_HOW = "write columns as {{ question }}"
+
+
+@cache
+def _compiled(template: str) -> Template:
+    return _ENVIRONMENT.from_string(template)
+
+
+def _refusal(key: str, error: Exception, columns: Mapping[str, Any]) -> ValueError:
+    shown = ", ".join(list(map(str, columns))[:SHOWN_COLUMNS]) or "nothing"
+    return ValueError(f"{key}: {' '.join(str(error).split())}; it has {shown}")

@@ -32,7 +32,7 @@ from slimrun.runner.status import DONE, GATED, WRONG
 HEADINGS = ["", "A", "B", "B - A", *COLUMNS[1:-1], "verdict on B"]
 NOT_COMPARED = ("tracking", "cache", "sweep", "plan", "gate")
 # all that a run's config.yaml may have constructed
-OWN_TASK = re.compile(r"slimrun\.evaluation\.task\.[a-z_]+\.[A-Za-z]+")
+OWN_TASK = re.compile(r"slimrun\.evaluation\.(task\.[a-z_]+\.[A-Za-z]+|source\.hub\.Hub)")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -51,18 +52,18 @@ def require_cjk_tokenizer(tokenizer: str, references: Sequence[str]) -> None:
         )
 
 
-def corpus_score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """Score and signature of a sacrebleu metric, one reference each."""
-    require_cjk_tokenizer(getattr(metric, "tokenizer_signature", ""), references)
-    score = float(metric.corpus_score(list(hypotheses), [list(references)]).score)
+def corpus_score(metric: Any, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
+    """Score and signature of a sacrebleu metric, one reference or several each."""
+    require_cjk_tokenizer(getattr(metric, "tokenizer_signature", ""), [several[0] for several in references])
+    score = float(metric.corpus_score(list(hypotheses), list(map(list, zip_longest(*references)))).score)
     return score, str(metric.get_signature())
 
 
-def bleu_statistics(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> Values:
+def bleu_statistics(metric: Any, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Values:
     """What BLEU needs of every item, to be summed over items: [n, 10] (matches, n-grams, both lengths)."""
     rows = []
-    for hypothesis, reference in zip(hypotheses, references, strict=True):
-        score = metric.corpus_score([hypothesis], [[reference]])
+    for hypothesis, several in zip(hypotheses, references, strict=True):
+        score = metric.corpus_score([hypothesis], [[reference] for reference in several])
         rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
     return np.array(rows, dtype=np.float64)
 

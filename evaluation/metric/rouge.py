@@ -19,12 +19,12 @@ class Words:
         return words(text)
 
 
-def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Values]:
-    """F1 x 100 of every item: key -> [n]."""
+def rouge(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Values]:
+    """F1 x 100 of every item with the one of its references that fits best: key -> [n]."""
     from rouge_score.rouge_scorer import RougeScorer  # brings scipy, 2 s that a run without summaries need not wait
 
     scorer = RougeScorer(list(ROUGES), tokenizer=Words())
-    rows = [scorer.score(reference, hypothesis) for hypothesis, reference in zip(hypotheses, references, strict=True)]
+    rows = [scorer.score_multi(several, hypothesis) for hypothesis, several in zip(hypotheses, references, strict=True)]
     return {key: 100 * np.array([row[key].fmeasure for row in rows]) for key in ROUGES}
 
 

@@ -1,29 +1,23 @@
 """Reading files, pinned ones and the user's own.
 
-What a file holds is told by its content, whatever its name: plain text, JSON lines, or a JSON array. What cannot be
-told, or would be taken for text with its syntax (CSV), is refused. Every error is a ValueError that begins with
-`path=FILE`, names the line or the item of an array, and says what is allowed.
+What a file holds is told by its content, whatever its name: plain text, JSON lines, a JSON array, a table with columns
+separated by commas, tabs or semicolons; parquet by its name. Every error is a ValueError that begins with `path=FILE`,
+names the line or the item of an array, and says what is allowed.
 """
 
 import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
-Row = dict[str, Any]
 Placed = list[tuple[str, Any]]  # values with where they stand in the file
 
-
-TEXT = {"text": str}  # the field of own texts
 JSON_NAMES = (".json", ".jsonl", ".ndjson", ".jsonlines")
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
-TABLE_NAMES = {".csv": "commas", ".tsv": "tabs"}
+TABLE_NAMES = {".csv": ",", ".tsv": "\t"}
 PROMPTS = "one prompt a line, or JSON (lines or an array) of objects with text (str) or of strings"
-TEXTS = "UTF-8 text, or JSON (lines or an array) of objects with text (str) or of strings"
 SHOWN_KEYS = 8  # of an object that lacks the right one
 
 _OPENS_JSON = re.compile(r'\s*(\{\s*"|\[\s*[{"])')  # nothing else begins so; [INST], {name} and [[Link]] are text
@@ -36,61 +30,33 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(_read(path)).hexdigest()
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a file; texts in JSON are joined by an empty line."""
-    content = _decoded(path, TEXTS)
-    found = _json(path, content, TEXTS)
-    return content if found is None else "\n\n".join(row["text"] for row in _rows(path, found, TEXT, TEXTS))
-
-
 def read_prompts(path: str | Path) -> list[str]:
     """Calibration prompts: one a line, or the `text` of objects in JSON."""
-    content = _decoded(path, PROMPTS)
-    found = _json(path, content, PROMPTS)
+    content = decoded(path, PROMPTS)
+    found = json_values(path, content, PROMPTS)
     if found is not None:
-        return [row["text"] for row in _rows(path, found, TEXT, PROMPTS)]
+        return [_text_of(path, place, value) for place, value in found]
+    if mark := separator(path, content):
+        raise ValueError(
+            f"path={path} is a table, columns separated by {SEPARATORS[mark]}; allowed: {PROMPTS}; write the column "
+            "that you mean as one of them"
+        )
+    return read_lines(path, content, PROMPTS)
+
+
+def read_lines(path: str | Path, content: str, allowed: str) -> list[str]:
+    """The lines of a text, none of them empty."""
     # not splitlines(): that also cuts at U+2028 and form feeds, and the line numbers would not be an editor's
     lines = content.split("\n")
     while not lines[-1].strip():
         lines.pop()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
-            raise ValueError(f"path={path}, line {number} is empty; allowed: {PROMPTS}")
+            raise ValueError(f"path={path}, line {number} is empty; allowed: {allowed}")
     return lines
 
 
-def read_jsonl(
-    path: str | Path, fields: Mapping[str, type], problem: Callable[[Row], str | None] = lambda row: None
-) -> list[Row]:
-    """Objects of JSON lines or of a JSON array, every one with these fields, of these types and not empty.
-
-    Further fields are kept. `problem` says what else is wrong with one. Raises ValueError with file, line (of an
-    array: item) and what is allowed.
-    """
-    named = ", ".join(f"{key} ({kind.__name__})" for key, kind in fields.items())
-    allowed = f"JSON (lines or an array) of objects with {named}"
-    content = _decoded(path, allowed)
-    found = _json(path, content, allowed)
-    if found is None:
-        raise ValueError(f"path={path}, line 1 is no JSON object; allowed: {allowed}")
-    return _rows(path, found, fields, allowed, problem)
-
-
-def select(rows: Sequence[T], limit: int, path: str | Path) -> list[T]:
-    """`limit` rows evenly over all: a file sorted by subject still gives every subject."""
-    if limit > len(rows):
-        raise ValueError(f"limit={limit} is out of range; allowed: 1 to {len(rows)}, the items of {Path(path).name}")
-    return [rows[i * len(rows) // limit] for i in range(limit)]
-
-
-def _read(path: str | Path) -> bytes:
-    try:
-        return Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise ValueError(f"path={path} cannot be read ({error.strerror}); allowed: a readable file") from None
-
-
-def _decoded(path: str | Path, allowed: str) -> str:
+def decoded(path: str | Path, allowed: str) -> str:
     """The content of a UTF-8 file, without a byte order mark, every line end a plain newline."""
     data = _read(path)
     try:
@@ -108,12 +74,13 @@ def _decoded(path: str | Path, allowed: str) -> str:
     return content
 
 
-def _separator(path: Path, content: str) -> str:
+def separator(path: str | Path, content: str) -> str:
     """What separates the columns when the content is a table, by its name or its lines; "" for anything else."""
-    if path.suffix.lower() in TABLE_NAMES:
-        return TABLE_NAMES[path.suffix.lower()]
+    suffix = Path(path).suffix.lower()
+    if suffix in TABLE_NAMES:
+        return TABLE_NAMES[suffix]
     lines = content.strip("\n").split("\n")
-    for mark, name in SEPARATORS.items():
+    for mark in SEPARATORS:
         try:
             columns = len(next(csv.reader(lines[:1], delimiter=mark)))
             rows = list(csv.reader(lines, delimiter=mark)) if columns > 1 else []
@@ -124,28 +91,40 @@ def _separator(path: Path, content: str) -> str:
         named = all(map(_HEADER.fullmatch, rows[0])) and all(len(row) >= columns for row in rows)
         quoted = all(f'{mark}"' in line or f'"{mark}' in line for line in lines)
         if named or ((quoted or mark == "\t") and all(len(row) == columns for row in rows)):
-            return name
+            return mark
     return ""
 
 
-def _json(path: str | Path, content: str, allowed: str) -> Placed | None:
-    """The values of JSON lines, or the items of one JSON array; None when the content is plain text and no table."""
+def json_values(path: str | Path, content: str, allowed: str) -> Placed | None:
+    """The values of JSON lines, or the items of one JSON array; None when the content is no JSON."""
     named = Path(path).suffix.lower() in JSON_NAMES
-    found: Placed | None = None
-    if named or content.lstrip()[0] in "{[":
-        try:
-            found = _values(content)
-        except ValueError as error:
-            if named or _OPENS_JSON.match(content):
-                raise ValueError(f"path={path}, {error}; allowed: {allowed}") from None
-    if found is None and (separator := _separator(Path(path), content)):
-        raise ValueError(
-            f"path={path} is a table, columns separated by {separator}; allowed: {allowed}; write the column that you "
-            "mean as one of them"
-        )
-    if found == []:
+    if not named and content.lstrip()[0] not in "{[":
+        return None
+    try:
+        found = _values(content)
+    except ValueError as error:
+        if named or _OPENS_JSON.match(content):
+            raise ValueError(f"path={path}, {error}; allowed: {allowed}") from None
+        return None
+    if not found:
         raise ValueError(f"path={path} holds an empty array; allowed: {allowed}")
     return found
+
+
+def half_character(value: Any) -> str:
+    """What is wrong with a value that holds a lone surrogate, to be read after its place; "" where none does."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        return f" holds half a character (\\u{ord(error.object[error.start]):04x}, a lone surrogate), which is no text"
+    return ""
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"path={path} cannot be read ({error.strerror}); allowed: a readable file") from None
 
 
 def _values(content: str) -> Placed:
@@ -174,38 +153,18 @@ def _after_space(content: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _rows(
-    path: str | Path,
-    found: Placed,
-    fields: Mapping[str, type],
-    allowed: str,
-    problem: Callable[[Row], str | None] = lambda row: None,
-) -> list[Row]:
-    """The values as objects with these fields; a string is one with text."""
-    rows = []
-    for place, value in found:
-        row = {"text": value} if isinstance(value, str) and fields == TEXT else value
-        wrong = _wrong(row, fields) or problem(row)
-        if wrong:
-            raise ValueError(f"path={path}, {place}{wrong}; allowed: {allowed}")
-        rows.append(row)
-    return rows
-
-
-def _wrong(row: Any, fields: Mapping[str, type]) -> str | None:
-    """What is wrong with a row, to be read after its place."""
-    if not isinstance(row, dict):
-        return " is no JSON object"
-    for key, kind in fields.items():
-        if key not in row:
-            return f" has no {key}, it has {', '.join(list(row)[:SHOWN_KEYS]) or 'nothing'}"
-        # bool is an int to Python, but no answer index
-        if not isinstance(row[key], kind) or isinstance(row[key], bool):
-            return f": {key} is no {kind.__name__}"
-        if isinstance(row[key], str) and not row[key].strip():
-            return f": {key} is empty"
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        return f" holds half a character (\\u{ord(error.object[error.start]):04x}, a lone surrogate), which is no text"
-    return None
+def _text_of(path: str | Path, place: str, value: Any) -> str:
+    """A string, or the `text` of an object."""
+    wrong = ""
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(value, dict | str):
+        wrong = " is no JSON object"
+    elif isinstance(value, dict) and "text" not in value:
+        wrong = f" has no text, it has {', '.join(list(value)[:SHOWN_KEYS]) or 'nothing'}"
+    elif not isinstance(text, str):
+        wrong = ": text is no str"
+    elif not text.strip():
+        wrong = ": text is empty"
+    if wrong := wrong or half_character(value):
+        raise ValueError(f"path={path}, {place}{wrong}; allowed: {PROMPTS}")
+    return str(text)

@@ -1,67 +1,89 @@
 """Multiple choice by likelihood: the answer is the option the model finds most likely after the question."""
 
+import string
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from slimrun.evaluation import statistics
-from slimrun.evaluation.base import (
-    LanguageModel,
-    Outputs,
-    Progress,
-    Reader,
-    Reference,
-    at_least,
-    one_of,
-    protocol_of,
-)
-from slimrun.evaluation.comparison import SAMPLES, Margin, Report, scored
-from slimrun.evaluation.prompt import fills
-from slimrun.evaluation.source.file import read_jsonl, select, sha256
-from slimrun.evaluation.source.pinned import pinned
+from slimrun.evaluation import prompt
+from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, one_of, protocol_of
+from slimrun.evaluation.comparison import SAMPLES, Report
+from slimrun.evaluation.metric.accuracy import accuracy, at_chance
+from slimrun.evaluation.source import items
+from slimrun.evaluation.source.hub import Hub
+from slimrun.evaluation.source.items import Items
+from slimrun.evaluation.source.table import Row
 from slimrun.evaluation.statistics import Values
 
-Hits = npt.NDArray[np.bool_]  # which items were answered right
-
 PINNED = ("mmlu", "socialiqa")
+Tokens = list[int]
+
+
+@dataclass(frozen=True)
+class Question:
+    """An item as the model is asked it: of every option what stands before it and what is scored."""
+
+    prompts: list[str]
+    continuations: list[str]
+    options: list[str]
+    answer: int
+
+    @property
+    def example(self) -> str:
+        """The item with its right answer."""
+        return self.prompts[self.answer] + self.continuations[self.answer]
 
 
 @dataclass(frozen=True)
 class MultipleChoice:
     """Questions with options; keys and defaults are explained in conf/task/multiple_choice.yaml.
 
-    The option's text is scored, not its letter: models of a few hundred million parameters cannot work with
-    letters, and a shift between letters says nothing about knowledge.
+    By default the option's text is scored, not its letter: models of a few hundred million parameters cannot work
+    with letters, and a shift between letters says nothing about knowledge.
     """
 
-    data: str = "mmlu"
+    data: str | None = "mmlu"
     path: str | None = None
-    limit: int = 100
-    prompt: str = "Question: {question}\nAnswer:"
+    hub: Hub | None = None
+    limit: int | None = 100
+    prompt: str = "Question: {{ question }}\nAnswer:"
+    options: Any = "{{ options }}"
+    answer: str = "{{ answer }}"
+    continuation: str = " {{ option }}"
+    shots: int = 0
+    shots_path: str | None = None
+    shots_by: str | None = None
     normalize: bool = False
     margin_points: float = 5.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        one_of("data", self.data, PINNED)
-        at_least("limit", self.limit, 1)
+        if self.data is not None:
+            one_of("data", self.data, PINNED)
+        if self.limit is not None:
+            at_least("limit", self.limit, 1)
+        at_least("shots", self.shots, 0)
         at_least("margin_points", self.margin_points, 0)
-        fills("prompt", self.prompt, ["question"])
+        if not isinstance(self.options, str | list):
+            raise ValueError(f"options={self.options} is neither a template of a list nor a list of templates")
+        for key in ("prompt", "answer", "continuation"):
+            prompt.check(key, getattr(self, key))
+        for option in [self.options] if isinstance(self.options, str) else self.options:
+            prompt.check("options", str(option))
 
     def check(self) -> None:
         """Read the items once."""
-        self._items()
+        self._questions()
 
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a question with its longest option is longer than the model's context."""
         longest = 0
-        for item in self._items():
-            prefix, options = self._tokens(model, item)
-            if not prefix or not all(options):
-                raise ValueError(f"prompt: the tokenizer makes no token of {item['question']!r} or of an option")
-            longest = max(longest, len(prefix) + max(map(len, options)))
+        for item in self._questions():
+            prefixes, options = self._tokens(model, item)
+            if not all(prefixes) or not all(options):
+                raise ValueError(f"prompt: the tokenizer makes no token of {item.prompts[0]!r} or of an option")
+            longest = max(longest, *(len(prefix) + len(option) for prefix, option in zip(prefixes, options)))
         if longest > model.context:
             raise ValueError(
                 f"prompt: the longest question with an option has {longest} tokens, the model's context "
@@ -70,119 +92,140 @@ class MultipleChoice:
         return []
 
     def texts(self) -> list[str]:
-        """The questions."""
-        return [item["question"] for item in self._items()]
+        """The questions as they are asked, without examples."""
+        return [item.prompts[0] for item in self._questions(shots=False)]
 
     def protocol(self) -> str:
-        """Settings, prompt and the hash of the items."""
-        return protocol_of(self, sha256(self._file()), without=["data", "normalize", "margin_points"])
+        """Settings, templates and the hash of items and examples."""
+        shots = self._shots()
+        return protocol_of(
+            self, self._items().sha256 + (shots.sha256 if shots else ""), without=["data", "normalize", "margin_points"]
+        )
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """log_probs: the summed log-probability of every option, item after item in one row."""
-        items = self._items()
+        questions = self._questions()
         sums: list[float] = []
-        for done, item in enumerate(items, start=1):
-            prefix, options = self._tokens(model, item)
-            sums += [float(scores.sum(dtype=np.float64)) for scores in model.continuations(prefix, options)]
-            progress(done, len(items))
+        for done, item in enumerate(questions, start=1):
+            prefixes, options = self._tokens(model, item)
+            if prefixes.count(prefixes[0]) == len(prefixes):  # run once
+                scores = model.continuations(prefixes[0], options)
+            else:
+                scores = [model.continuations(prefix, [option])[0] for prefix, option in zip(prefixes, options)]
+            sums += [float(values.sum(dtype=np.float64)) for values in scores]
+            progress(done, len(questions))
         return {"log_probs": np.array(sums, dtype=np.float64)}
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Accuracy of both, plain and per character, flips in both directions, exact McNemar."""
-        items = self._items()
-        answers = np.array([item["answer"] for item in items])
+        questions = self._questions()
+        answers = np.array([item.answer for item in questions])
         sides = (float_outputs["log_probs"], quant_outputs["log_probs"])
-        chosen = {rule: [self._choices(items, side, rule) for side in sides] for rule in (False, True)}
+        chosen = {rule: [_choices(questions, side, rule) for side in sides] for rule in (False, True)}
         right = {rule: [choice == answers for choice in pair] for rule, pair in chosen.items()}
         was, now = right[self.normalize]
-        lost, gained = int((was & ~now).sum()), int((~was & now).sum())
-        change = statistics.proportion_difference(lost, gained, len(items))
-        intervals = [statistics.proportion_interval(int(hits.sum()), len(items)) for hits in (was, now)]
-        own = scored(
+        own, metrics = accuracy(
             name,
-            "accuracy",
-            (float(was.mean()), float(now.mean())),
-            (intervals[0], intervals[1]),
-            change,
-            margin=Margin(self.margin_points, "points of accuracy", 100),
-            floor=self._floor(items, was),
-            signature=self._signature(items),
+            was,
+            now,
+            margin_points=self.margin_points,
+            floor=at_chance(was, float(np.mean([1 / len(item.options) for item in questions]))),
+            signature=self._signature(len(questions)),
         )
-        metrics = own.metrics("accuracy")
         for rule, label in ((False, "plain"), (True, "normalized")):
             for side, hits in zip(("float", "quant"), right[rule]):
                 metrics[f"{name}/accuracy_{label}_{side}"] = float(hits.mean())
         for side, log_probs in zip(("float", "quant"), sides):
-            metrics[f"{name}/answer_log_prob_{side}"] = self._answer_log_prob(items, log_probs)
-        metrics |= {
-            f"{name}/flips": (lost + gained) / len(items),
-            f"{name}/flips_lost": lost / len(items),
-            f"{name}/flips_gained": gained / len(items),
-        }
-        return Report(metrics, [own], self._samples(items, *chosen[self.normalize]))
+            metrics[f"{name}/answer_log_prob_{side}"] = _answer_log_prob(questions, log_probs)
+        return Report(metrics, [own], _samples(questions, *chosen[self.normalize]))
 
-    @staticmethod
-    def _floor(items: list[dict[str, Any]], was: Hits) -> str:
-        """Why the float model's answers say nothing; "" when they are better than guesses."""
-        chance = float(np.mean([1 / len(item["options"]) for item in items]))
-        low, _ = statistics.proportion_interval(int(was.sum()), len(items))
-        return f"baseline accuracy {was.mean():.2f} is not above chance, {chance:.2f}" if low <= chance else ""
-
-    @staticmethod
-    def _choices(items: list[dict[str, Any]], log_probs: Values, per_character: bool) -> np.ndarray:
-        """Index of the most likely option of every item; of equal ones the first."""
-        choices, at = [], 0
-        for item in items:
-            lengths = [len(option) if per_character else 1 for option in item["options"]]
-            choices.append(int(np.argmax(log_probs[at : at + len(lengths)] / lengths)))
-            at += len(lengths)
-        return np.array(choices)
-
-    @staticmethod
-    def _answer_log_prob(items: list[dict[str, Any]], log_probs: Values) -> float:
-        """Mean log-probability of the right options: moves before an answer flips, and shows a model that broke."""
-        starts = np.cumsum([0, *(len(item["options"]) for item in items[:-1])])
-        return float(log_probs[starts + [item["answer"] for item in items]].mean())
-
-    @staticmethod
-    def _samples(items: list[dict[str, Any]], was: np.ndarray, now: np.ndarray) -> list[dict[str, str]]:
-        """A few items, those with a changed answer first."""
-        order = sorted(range(len(items)), key=lambda i: bool(was[i] == now[i]))
-        return [
-            {
-                "input": items[i]["question"],
-                "reference": items[i]["options"][items[i]["answer"]],
-                "float": items[i]["options"][was[i]],
-                "quantized": items[i]["options"][now[i]],
-            }
-            for i in order[:SAMPLES]
-        ]
-
-    def _signature(self, items: list[dict[str, Any]]) -> str:
+    def _signature(self, count: int) -> str:
         rule = "per-character" if self.normalize else "sum"
-        source = sha256(self._file())[:12]
-        return f"acc|items:{len(items)}|shots:0|score:option-text|norm:{rule}|prompt:{self.prompt!r}|data:{source}"
+        return (
+            f"acc|items:{count}|shots:{self.shots}|score:{self.continuation!r} of {self.options}|norm:{rule}|"
+            f"prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
+        )
 
-    def _file(self) -> str:
-        return self.path or str(pinned(self.data))
+    def _items(self) -> Items:
+        return items.items(self.path, self.hub, self.data)
 
-    def _items(self) -> list[dict[str, Any]]:
-        path = self._file()
-        items = read_jsonl(path, {"question": str, "options": list, "answer": int}, _problem)
-        return select(items, self.limit, path)
+    def _shots(self) -> Items | None:
+        return items.examples(self.shots, self.shots_path, self.hub)
 
-    def _tokens(self, model: Reader, item: dict[str, Any]) -> tuple[list[int], list[list[int]]]:
-        """The question and its options."""
-        prefix = model.encode(self.prompt.format(question=item["question"]))
+    def _questions(self, shots: bool = True) -> list[Question]:
+        """The items, with the examples before them."""
+        found = self._items().selected(self.limit)
+        questions = found.made(self._question)
+        examples = self._shots() if shots else None
+        if examples is None:
+            return questions
+        solved = examples.made(lambda row: (row, self._question(row).example))
+        return [self._after(solved, row, item) for (_, row), item in zip(found.rows, questions)]
+
+    def _after(self, examples: list[tuple[Row, str]], row: Row, item: Question) -> Question:
+        """The item after the first examples, of those that are like it in the column `shots_by`."""
+        by = self.shots_by
+        before = items.first(self.shots, [text for other, text in examples if not by or other.get(by) == row.get(by)])
+        prompts = ["\n\n".join([*before, own]) for own in item.prompts]
+        return Question(prompts, item.continuations, item.options, item.answer)
+
+    def _question(self, row: Row) -> Question:
+        templates = [self.options] if isinstance(self.options, str) else map(str, self.options)
+        options = [text for template in templates for text in prompt.texts("options", template, row)]
+        if len(options) < 2:
+            raise ValueError("options are fewer than two")
+        sides = [{**row, "option": option} for option in options]
+        prompts = [prompt.text("prompt", self.prompt, columns) for columns in sides]
+        continuations = [prompt.text("continuation", self.continuation, columns) for columns in sides]
+        return Question(prompts, continuations, options, _index(prompt.value("answer", self.answer, row), options))
+
+    @staticmethod
+    def _tokens(model: Reader, item: Question) -> tuple[list[Tokens], list[Tokens]]:
+        """What stands before each option, and the options."""
         # the space belongs to the option: tokenizers join it with the word that follows
-        return prefix, [model.encode(f" {option}") for option in item["options"]]
+        encoded = {text: model.encode(text) for text in item.prompts}
+        return [encoded[text] for text in item.prompts], [model.encode(text) for text in item.continuations]
 
 
-def _problem(item: dict[str, Any]) -> str | None:
-    """What is wrong with the options or the answer of an item."""
-    options, answer = item["options"], item["answer"]
-    if len(options) < 2 or not all(isinstance(option, str) and option.strip() for option in options):
-        return ": options are no texts; allowed: two texts or more"
-    if not 0 <= answer < len(options):
-        return f": answer={answer} is out of range; allowed: 0 to {len(options) - 1}"
-    return None
+def _index(answer: Any, options: list[str]) -> int:
+    """Which option is right: its number from 0 on, its text, or its letter."""
+    if isinstance(answer, str):
+        if options.count(answer) == 1:
+            return options.index(answer)
+        if answer not in tuple(string.ascii_uppercase[: len(options)]):
+            last = string.ascii_uppercase[len(options) - 1]
+            raise ValueError(f"answer {answer!r} is no option; allowed: a number from 0, a letter to {last}, its text")
+        return string.ascii_uppercase.index(answer)
+    if not isinstance(answer, int) or not 0 <= answer < len(options):
+        raise ValueError(f"answer {answer} is out of range; allowed: 0 to {len(options) - 1}")
+    return int(answer)
+
+
+def _choices(questions: list[Question], log_probs: Values, per_character: bool) -> np.ndarray:
+    """Index of the most likely option of every item; of equal ones the first."""
+    choices, at = [], 0
+    for item in questions:
+        lengths = [len(option) if per_character else 1 for option in item.options]
+        choices.append(int(np.argmax(log_probs[at : at + len(lengths)] / lengths)))
+        at += len(lengths)
+    return np.array(choices)
+
+
+def _answer_log_prob(questions: list[Question], log_probs: Values) -> float:
+    """Mean log-probability of the right options: moves before an answer flips, and shows a model that broke."""
+    starts = np.cumsum([0, *(len(item.options) for item in questions[:-1])])
+    return float(log_probs[starts + [item.answer for item in questions]].mean())
+
+
+def _samples(questions: list[Question], was: np.ndarray, now: np.ndarray) -> list[dict[str, str]]:
+    """A few items, those with a changed answer first."""
+    order = sorted(range(len(questions)), key=lambda i: bool(was[i] == now[i]))
+    return [
+        {
+            "input": item.prompts[0],
+            "reference": item.options[item.answer],
+            "float": item.options[was[i]],
+            "quantized": item.options[now[i]],
+        }
+        for i, item in ((i, questions[i]) for i in order[:SAMPLES])
+    ]

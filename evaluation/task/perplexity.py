@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slimrun.evaluation import prompt
 from slimrun.evaluation.base import (
     IntArray,
     LanguageModel,
@@ -17,8 +18,8 @@ from slimrun.evaluation.base import (
 )
 from slimrun.evaluation.comparison import Report
 from slimrun.evaluation.metric import fidelity
-from slimrun.evaluation.source.file import read_jsonl, read_text, sha256
-from slimrun.evaluation.source.pinned import pinned
+from slimrun.evaluation.source import file, items, table
+from slimrun.evaluation.source.hub import Hub
 
 PINNED = "wikipedia_evaluation"
 
@@ -33,6 +34,8 @@ class Perplexity:
     """
 
     path: str | None = None
+    hub: Hub | None = None
+    text: str = "{{ text }}"
     windows: int = 32
     window: int = 512
     batch: int = 1
@@ -44,6 +47,7 @@ class Perplexity:
         at_least("window", self.window, 2)
         at_least("batch", self.batch, 1)
         at_least("margin_pct", self.margin_pct, 0)
+        prompt.check("text", self.text)
 
     def check(self) -> None:
         """Read the text once."""
@@ -56,13 +60,16 @@ class Perplexity:
 
     def texts(self) -> list[str]:
         """The documents that are cut into windows."""
-        if self.path:
-            return [read_text(self.path)]
-        return [row["text"] for row in read_jsonl(pinned(PINNED), {"text": str})]
+        own = table.read_rows_or_text(self.path) if self.path else None
+        if isinstance(own, str):
+            return [own]
+        found = items.items(self.path, self.hub, PINNED)
+        documents = found.made(lambda row: prompt.filled("text", self.text, row))
+        return ["\n\n".join(documents)] if self.path or self.hub else documents
 
     def protocol(self) -> str:
         """Settings and the hash of the text."""
-        return protocol_of(self, sha256(self._file()), without=["margin_pct"])
+        return protocol_of(self, self._sha256(), without=["margin_pct"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """Float model: log_probs [W, T-1], hidden [W, T-1, H]. With a reference: log_probs, kl, agree [W, T-1].
@@ -105,7 +112,8 @@ class Perplexity:
         )
         if "kl" not in quant_outputs:
             return Report(own.metrics(), [own])
-        kl, group = quant_outputs["kl"], f"fidelity{name.removeprefix('perplexity')}"
+        kl = quant_outputs["kl"]
+        group = f"fidelity{name.removeprefix('perplexity')}" if name.startswith("perplexity") else f"fidelity_{name}"
         told = {
             f"{group}/kl_mean": float(kl.mean(dtype=np.float64)),
             f"{group}/kl_median": float(np.median(kl)),
@@ -115,14 +123,13 @@ class Perplexity:
         return Report({**own.metrics(), **told}, [own, *fidelity.divergences(name, float_outputs, quant_outputs)])
 
     def _signature(self, windows: int) -> str:
-        source = sha256(self._file())[:12]
         return (
             f"unit:token|windows:{windows}|window:{self.window}|stride:{self.window}|bos:no|unscored:first|"
-            f"batch:{self.batch}|kl:exact|text:{source}"
+            f"batch:{self.batch}|kl:exact|text:{self._sha256()[:12]}"
         )
 
-    def _file(self) -> str:
-        return self.path or str(pinned(PINNED))
+    def _sha256(self) -> str:
+        return file.sha256(self.path) if self.path else items.items(None, self.hub, PINNED).sha256
 
     def _tokens(self, model: Reader) -> IntArray:
         """The windows as token ids [W, T]: as many as asked for, fewer if the text ends before, at least one."""
@@ -136,7 +143,7 @@ class Perplexity:
             ids = model.encode(document)
             longest = max(longest, len(ids))
             # of an article the first window, of an own text all of them
-            ends = range(self.window, len(ids) + 1, self.window) if self.path else [self.window]
+            ends = range(self.window, len(ids) + 1, self.window) if self.path or self.hub else [self.window]
             found += [ids[end - self.window : end] for end in ends if end <= len(ids)]
             if len(found) >= self.windows:
                 break

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrun.evaluation import generation, statistics
+from slimrun.evaluation import generation, prompt, statistics
 from slimrun.evaluation.base import (
     LanguageModel,
     Outputs,
@@ -17,9 +17,10 @@ from slimrun.evaluation.base import (
 )
 from slimrun.evaluation.comparison import Margin, Report, Score, scored
 from slimrun.evaluation.metric import bleu, fidelity
-from slimrun.evaluation.prompt import fills
-from slimrun.evaluation.source.file import read_jsonl, select, sha256
-from slimrun.evaluation.source.pinned import pinned
+from slimrun.evaluation.source import items
+from slimrun.evaluation.source.hub import Hub
+from slimrun.evaluation.source.items import Items
+from slimrun.evaluation.source.table import Row
 
 PINNED = "udhr"
 LANGUAGES = {
@@ -43,8 +44,15 @@ class Translation:
     source: str = "en"
     target: str = "fr"
     path: str | None = None
-    limit: int = 20
-    prompt: str = "Translate the following text from {source} to {target}. Answer with the translation only.\n\n{text}"
+    target_path: str | None = None
+    hub: Hub | None = None
+    limit: int | None = 20
+    text: str = "{{ source }}"
+    reference: str = "{{ target }}"
+    prompt: str = (
+        "Translate the following text from {{ source }} to {{ target }}. Answer with the translation only."
+        "\n\n{{ text }}"
+    )
     max_new_tokens: int = 128
     batch: int = 20
     tokenizer: str | None = None
@@ -52,7 +60,7 @@ class Translation:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if not self.path:
+        if self._pinned:
             one_of("source", self.source, list(LANGUAGES))
             one_of("target", self.target, list(LANGUAGES))
         if self.source == self.target:
@@ -60,13 +68,19 @@ class Translation:
         if self.tokenizer is not None:
             one_of("tokenizer", self.tokenizer, bleu.BLEU_TOKENIZERS)
         for key in ("limit", "max_new_tokens", "batch"):
-            at_least(key, getattr(self, key), 1)
+            if getattr(self, key) is not None:
+                at_least(key, getattr(self, key), 1)
         at_least("margin_points", self.margin_points, 0)
-        fills("prompt", self.prompt, ["source", "target", "text"])
+        if self.target_path and not self.path:
+            raise ValueError(
+                f"target_path={self.target_path} is the second of two files; give the first with path=FILE"
+            )
+        for key in ("text", "reference", "prompt"):
+            prompt.check(key, getattr(self, key))
 
     def check(self) -> None:
         """Read the pairs once, and refuse a tokenizer that cannot score the references."""
-        references = [reference for _, reference in self._pairs()]
+        references = [several[0] for _, several in self._pairs()]
         bleu.require_cjk_tokenizer(self._tokenizer(), references)
         try:
             bleu.translation_metrics(self.target, self._tokenizer())
@@ -77,13 +91,13 @@ class Translation:
         """ValueError when a prompt with its answer or its reference is longer than the model's context."""
         pairs = self._pairs()
         prompts = generation.encoded(model, [self._prompt(source) for source, _ in pairs], self.max_new_tokens)
-        for prompt, (_, target) in zip(prompts, pairs):
-            reference = model.encode(target)
+        for asked, (_, several) in zip(prompts, pairs):
+            reference = model.encode(several[0])
             if not reference:
-                raise ValueError(f"target={self.target}: the tokenizer makes no token of {target!r}")
-            if len(prompt) + len(reference) > model.context:
+                raise ValueError(f"target={self.target}: the tokenizer makes no token of {several[0]!r}")
+            if len(asked) + len(reference) > model.context:
                 raise ValueError(
-                    f"target={self.target}: a prompt with its reference has {len(prompt) + len(reference)} tokens, the "
+                    f"target={self.target}: a prompt with its reference has {len(asked) + len(reference)} tokens, the "
                     f"model's context {model.context}; leave the task out, or give shorter texts with path=FILE"
                 )
         return []
@@ -94,10 +108,10 @@ class Translation:
 
     def protocol(self) -> str:
         """Settings, prompt and the hash of the pairs."""
-        return protocol_of(self, sha256(self._file()), without=["tokenizer", "margin_points"])
+        return protocol_of(self, self._items().sha256, without=["tokenizer", "margin_points"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
-        """texts: the translations; reference_log_probs: mean log-probability a token of each reference.
+        """texts: the translations; reference_log_probs: mean log-probability a token of each (first) reference.
 
         The second still moves where a model cannot translate and BLEU lies at the floor.
         """
@@ -105,8 +119,8 @@ class Translation:
         prompts = [self._prompt(source) for source, _ in pairs]
         outputs = generation.answers(model, prompts, self.batch, self.max_new_tokens, progress)
         likelihoods = [
-            float(model.continuations(model.encode_prompt(prompt), [model.encode(target)])[0].mean(dtype=np.float64))
-            for prompt, (_, target) in zip(prompts, pairs)
+            float(model.continuations(model.encode_prompt(asked), [model.encode(several[0])])[0].mean(dtype=np.float64))
+            for asked, (_, several) in zip(prompts, pairs)
         ]
         return {**outputs, "reference_log_probs": np.array(likelihoods)}
 
@@ -132,11 +146,11 @@ class Translation:
             f"{name}/p_randomization": chance,
             f"{name}/bleu_self": float(scorers["bleu"].corpus_score(now, [was]).score),
         }
-        examples = generation.examples(sources, references, was, now)
+        examples = generation.examples(sources, [several[0] for several in references], was, now)
         return Report({**told, **own.metrics("bleu")}, [own, reference], examples)
 
     def _bleu(
-        self, name: str, was: list[str], now: list[str], references: list[str], signature: str
+        self, name: str, was: list[str], now: list[str], references: list[list[str]], signature: str
     ) -> tuple[Score, float]:
         """Both BLEU scores and their difference, from what each item contributes to it; p by randomization."""
         metric = bleu.translation_metrics(self.target, self._tokenizer())["bleu"]
@@ -150,23 +164,33 @@ class Translation:
         return row, statistics.randomization(bleu.bleu_of, *sides)
 
     def _signature(self, items: int) -> str:
-        source = sha256(self._file())[:12]
         return (
             f"direction:{self.source}-{self.target}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
-            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|prompt:{self.prompt!r}|data:{source}"
+            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
         )
 
     def _tokenizer(self) -> str:
         return self.tokenizer or bleu.bleu_tokenizer(self.target)
 
-    def _prompt(self, source: str) -> str:
+    def _prompt(self, text: str) -> str:
         languages = [LANGUAGES.get(code, code) for code in (self.source, self.target)]
-        return self.prompt.format(source=languages[0], target=languages[1], text=source)
+        columns = {"source": languages[0], "target": languages[1], "text": text}
+        return prompt.text("prompt", self.prompt, columns)
 
-    def _file(self) -> str:
-        return self.path or str(pinned(PINNED))
+    @property
+    def _pinned(self) -> bool:
+        return not self.path and not self.hub
 
-    def _pairs(self) -> list[tuple[str, str]]:
-        keys = ("source", "target") if self.path else (self.source, self.target)
-        rows = read_jsonl(self._file(), dict.fromkeys(keys, str))
-        return [(row[keys[0]], row[keys[1]]) for row in select(rows, self.limit, self._file())]
+    def _items(self) -> Items:
+        if self.path and self.target_path:
+            return items.parallel(self.path, self.target_path)
+        return items.items(self.path, self.hub, PINNED)
+
+    def _pairs(self) -> list[tuple[str, list[str]]]:
+        """Texts, and the translations that count as right."""
+        return self._items().selected(self.limit).made(self._pair)
+
+    def _pair(self, row: Row) -> tuple[str, list[str]]:
+        if self._pinned:  # a column a language
+            row = {"source": row[self.source], "target": row[self.target]}
+        return prompt.text("text", self.text, row), prompt.texts("reference", self.reference, row)

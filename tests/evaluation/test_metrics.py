@@ -6,8 +6,8 @@ from sacrebleu.metrics.bleu import BLEU
 
 from slimrun.evaluation.metric import bleu, fidelity
 from slimrun.evaluation.metric.rouge import rouge
-from slimrun.evaluation.source.file import read_jsonl
 from slimrun.evaluation.source.pinned import pinned
+from slimrun.evaluation.source.table import read_rows
 from slimrun.evaluation.text import words
 
 ZH_REFERENCE = "人人生而自由，在尊严和权利上一律平等。"
@@ -59,7 +59,7 @@ def test_translation_golden(  # the values were computed apart, from the formula
     language: str, key: str, hypothesis: str, reference: str, score: float, signature: str
 ) -> None:
     scorer = bleu.translation_metrics(language, bleu.bleu_tokenizer(language))[key]
-    found, said = bleu.corpus_score(scorer, [hypothesis], [reference])
+    found, said = bleu.corpus_score(scorer, [hypothesis], [[reference]])
     assert found == pytest.approx(score, abs=0.01)
     assert signature in said
 
@@ -67,7 +67,7 @@ def test_translation_golden(  # the values were computed apart, from the formula
 @pytest.mark.parametrize("tokenizer", bleu.WITHOUT_CJK)
 def test_chinese_is_never_scored_between_spaces(tokenizer: str) -> None:
     with pytest.raises(ValueError, match=rf"^tokenizer={tokenizer} cannot score .* zh, char"):
-        bleu.corpus_score(BLEU(tokenize=tokenizer), [ZH_HYPOTHESIS], [ZH_REFERENCE])
+        bleu.corpus_score(BLEU(tokenize=tokenizer), [ZH_HYPOTHESIS], [[ZH_REFERENCE]])
 
 
 def test_some_chinese_words_in_french_are_no_error() -> None:
@@ -76,31 +76,42 @@ def test_some_chinese_words_in_french_are_no_error() -> None:
 
 @pytest.mark.parametrize("kept", [3, 30])  # three words of each leave no 4-gram: the smoothing must be the same
 def test_bleu_from_statistics_is_the_corpus_score(kept: int) -> None:
-    references = [row["fr"] for row in read_jsonl(pinned("udhr"), {})]
+    references = [row["fr"] for _, row in read_rows(pinned("udhr"))]
     hypotheses = [" ".join(["x y", *reference.split()[:kept], "z"]) for reference in references]
     metric = BLEU()
-    statistics = bleu.bleu_statistics(metric, hypotheses, references)
+    statistics = bleu.bleu_statistics(metric, hypotheses, [[reference] for reference in references])
     assert bleu.bleu_of(statistics.sum(axis=0)) == pytest.approx(
         metric.corpus_score(hypotheses, [references]).score, abs=1e-9
     )
 
 
 def test_rouge_of_identical_chinese_is_100() -> None:
-    assert {float(values[0]) for values in rouge([ZH_REFERENCE], [ZH_REFERENCE]).values()} == {100}
+    assert {float(values[0]) for values in rouge([ZH_REFERENCE], [[ZH_REFERENCE]]).values()} == {100}
 
 
 def test_rouge_of_mixed_text_sees_the_chinese() -> None:
     # rouge_score's own tokenizer keeps "python" alone and says 100
-    scores = rouge(["今天用Python写代码"], ["明天用Python吃饭"])
+    scores = rouge(["今天用Python写代码"], [["明天用Python吃饭"]])
     assert scores["rouge1"][0] == pytest.approx(100 * 2 * 3 / (7 + 6))
     assert scores["rougeL"][0] == pytest.approx(100 * 2 * 3 / (7 + 6))
 
 
 def test_rouge_golden_english() -> None:
-    scores = rouge(["the cat sat on the mat"], ["the cat lay on the mat"])
+    scores = rouge(["the cat sat on the mat"], [["the cat lay on the mat"]])
     assert scores["rouge1"][0] == pytest.approx(100 * 5 / 6)
     assert scores["rouge2"][0] == pytest.approx(100 * 3 / 5)
 
 
 def test_accents_stay_in_words() -> None:
     assert words("L'été, Здравствуй! 我love你 한국어") == ["l", "été", "здравствуй", "我", "love", "你", "한국어"]
+
+
+def test_the_reference_that_fits_best_counts() -> None:
+    several = [["a dog ran", "the cat sat on the mat"], ["one two three four five"]]
+    hypotheses = ["the cat sat on the mat", "one two three four five"]
+    assert rouge(hypotheses, several)["rougeL"].tolist() == [100, 100]
+    metric = BLEU()
+    found, said = bleu.corpus_score(metric, hypotheses, several)
+    assert (found, "nrefs:var" in said) == (pytest.approx(100), True)
+    rows = bleu.bleu_statistics(metric, hypotheses, several)
+    assert bleu.bleu_of(rows.sum(axis=0)) == pytest.approx(100)

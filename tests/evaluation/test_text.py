@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from slimrun.evaluation import data, statistics
-from slimrun.evaluation.source.file import read_jsonl, read_prompts, read_text, select, sha256
+from slimrun.evaluation.source import items
+from slimrun.evaluation.source.file import read_prompts, sha256
 from slimrun.evaluation.source.pinned import pinned
+from slimrun.evaluation.source.table import read_parallel, read_rows, read_rows_or_text
 
 DATA = Path(data.__file__).parent
 PINNED = re.findall(r"^\| `(\w+)\.jsonl` \| (\d+) \|.*\| `([0-9a-f]{64})` \|$", (DATA / "README.md").read_text(), re.M)
@@ -20,10 +22,10 @@ def written(folder: Path, data: bytes, name: str = "own.txt") -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "items", "digest"), PINNED)
-def test_pinned_files_are_those_of_the_readme(name: str, items: str, digest: str) -> None:
+@pytest.mark.parametrize(("name", "count", "digest"), PINNED)
+def test_pinned_files_are_those_of_the_readme(name: str, count: str, digest: str) -> None:
     assert sha256(pinned(name)) == digest
-    assert len(read_jsonl(pinned(name), {})) == int(items)
+    assert len(read_rows(pinned(name))) == int(count)
 
 
 def test_every_pinned_file_is_in_the_readme() -> None:
@@ -33,7 +35,7 @@ def test_every_pinned_file_is_in_the_readme() -> None:
 
 def test_calibration_and_evaluation_share_no_text() -> None:
     texts = [
-        "\n".join(row["text"] for row in read_jsonl(pinned(f"wikipedia_{half}"), {"text": str}))
+        "\n".join(row["text"] for _, row in read_rows(pinned(f"wikipedia_{half}")))
         for half in ("calibration", "evaluation")
     ]
     assert statistics.overlap(*texts) == 0
@@ -67,9 +69,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 def test_json_is_told_by_its_content(tmp_path: Path, name: str, content: str) -> None:
     path = written(tmp_path, content.encode(), name)
     assert read_prompts(path) == ["a\nb", "中"]
-    assert read_text(path) == "a\nb\n\n中"
-    if "{" in content:
-        assert [row["text"] for row in read_jsonl(path, {"text": str})] == ["a\nb", "中"]
+    assert [row["text"] for _, row in read_rows(path)] == ["a\nb", "中"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -90,7 +90,7 @@ def test_json_is_told_by_its_content(tmp_path: Path, name: str, content: str) ->
 def test_plain_text_is_one_prompt_a_line(tmp_path: Path, lines: list[str], end: str) -> None:
     path = written(tmp_path, "".join(line + end for line in lines).encode())
     assert read_prompts(path) == lines
-    assert read_text(path) == "".join(f"{line}\n" for line in lines)
+    assert read_rows_or_text(path) == "".join(f"{line}\n" for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,9 @@ def test_plain_text_is_one_prompt_a_line(tmp_path: Path, lines: list[str], end: 
     ],
 )
 def test_refusals(tmp_path: Path, data: bytes, name: str, message: str) -> None:
-    for read in (read_prompts, read_text):
-        with pytest.raises(ValueError, match=f"^path=.*{name}{message}") as refused:
-            read(written(tmp_path, data, name))
-        assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=f"^path=.*{name}{message}") as refused:
+        read_prompts(written(tmp_path, data, name))
+    assert "\n" not in str(refused.value)
 
 
 def test_an_empty_line_is_no_prompt_and_those_at_the_end_are_nothing(tmp_path: Path) -> None:
@@ -135,25 +134,55 @@ def test_an_empty_line_is_no_prompt_and_those_at_the_end_are_nothing(tmp_path: P
         read_prompts(written(tmp_path, b"a\n\nb\n"))
 
 
-def test_rows_of_a_task_name_the_fields_and_what_is_wrong(tmp_path: Path) -> None:
-    fields: dict[str, type] = {"source": str, "options": list}
-    with pytest.raises(ValueError, match=r"line 1 is no JSON object; allowed: JSON .* with source \(str\), options"):
-        read_jsonl(written(tmp_path, b"plain\n"), fields)
-    own = written(tmp_path, b'[{"source": "a", "options": ["\\udfff"]}]')
-    with pytest.raises(ValueError, match="item 1 holds half a character"):
-        read_jsonl(own, fields)
+@pytest.mark.parametrize(
+    ("data", "name", "message"),
+    [
+        (b"plain\n", "own.txt", r", line 1 is no JSON object; allowed: items as JSON \(lines or an array\) of objects"),
+        (b'[{"a": ["\\udfff"]}]', "own.json", r", item 1 holds half a character"),
+        (b"[1]", "own.json", r", item 1 is no JSON object"),
+        (b"a,b\n1,2\n3\n", "own.csv", r", line 3 has 1 columns, the header 2"),
+        (b"a,b\n", "own.csv", r" holds a header and no row"),
+        (b'a,b\n"' + b"x" * 200_000 + b'",1\n', "own.csv", r", line 2 cannot be read \(field larger than"),
+        (b"PAR1", "own.parquet", r" cannot be read \("),
+        (b"\xff", "own.csv", r", line 1 is not UTF-8"),
+    ],
+)
+def test_rows_that_cannot_be_read(tmp_path: Path, data: bytes, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^path=.*{name}{message}") as refused:
+        read_rows(written(tmp_path, data, name))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "mark"), [("own.csv", ","), ("own.tsv", "\t")])
+def test_a_table_is_rows_of_its_columns(tmp_path: Path, name: str, mark: str) -> None:
+    text = f'id{mark}text\n1{mark}"a{mark} ""b""\nc"\n\n2{mark}中\n'
+    found = read_rows(written(tmp_path, text.encode(), name))
+    assert read_rows(written(tmp_path, b"id;text\n1;a\n", "own.txt")) == [("line 2", {"id": "1", "text": "a"})]
+    assert found == [("line 3", {"id": "1", "text": f'a{mark} "b"\nc'}), ("line 5", {"id": "2", "text": "中"})]
+
+
+def test_two_files_line_beside_line(tmp_path: Path) -> None:
+    one, two = written(tmp_path, b"a\nb\n", "one"), written(tmp_path, "甲\n乙\n".encode(), "two")
+    assert read_parallel(one, two)[1] == ("line 2", {"source": "b", "target": "乙"})
+    with pytest.raises(ValueError, match=r"one has 2 lines, target_path=.*three 1; allowed: one text a line, in both"):
+        read_parallel(one, written(tmp_path, b"a\n", "three"))
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    for read in (read_prompts, read_text, sha256):
+    for read in (read_prompts, read_rows, sha256):
         with pytest.raises(ValueError, match=r"^path=.*absent.txt cannot be read \(No such file or directory\)"):
             read(tmp_path / "absent.txt")
+    for name in ("absent.parquet", "absent.csv"):
+        with pytest.raises(ValueError, match=r"^path=.*absent.* cannot be read"):
+            read_rows(tmp_path / name)
 
 
-def test_select_spreads_and_refuses_more_than_there_is() -> None:
-    assert select(range(10), 5, "x.jsonl") == [0, 2, 4, 6, 8]
-    with pytest.raises(ValueError, match=r"^limit=11 is out of range; allowed: 1 to 10, the items of x.jsonl"):
-        select(range(10), 11, "x.jsonl")
+def test_items_are_spread_and_no_more_than_there_are(tmp_path: Path) -> None:
+    own = items.of_file(written(tmp_path, json.dumps([{"n": n} for n in range(10)]).encode(), "x.json"))
+    assert [row["n"] for _, row in own.selected(5).rows] == [0, 2, 4, 6, 8]
+    assert own.selected(None) == own
+    with pytest.raises(ValueError, match=r"^limit=11 is out of range; allowed: 1 to 10, the items of x.json"):
+        own.selected(11)
 
 
 def test_articles_are_long_enough_for_a_window() -> None:

@@ -62,7 +62,7 @@ def slimrun(tmp_path: Path) -> Console:
         (["quant=rdoq", "quant.fallback.inputs=dynamic"], "quant.fallback.inputs=dynamic: expected list[str]"),
         (["quant=rdoq", "quant.fallback.share=0.1"], "quant.fallback.share: no such key; did you mean quant.fallback"),
         (["quant=rdoq", "quant.grid=5"], "quant.grid=5: expected Quantizer | None"),
-        (["task=[perplexty]"], "task=perplexty: no such choice; allowed: multiple_choice, perplexity"),
+        (["task=[perplexty]"], "task=perplexty: no such choice; allowed: arc, boolq"),
         (["nonsense=1"], "nonsense: no such key"),
         (
             ["model.path=DIR"],

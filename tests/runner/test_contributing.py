@@ -91,10 +91,10 @@ RECIPES = {
 
         import numpy as np
 
+        from slimrun.evaluation import prompt
         from slimrun.evaluation.base import at_least, protocol_of
         from slimrun.evaluation.comparison import Report, paired
-        from slimrun.evaluation.source.file import read_jsonl, read_prompts, select, sha256
-        from slimrun.evaluation.source.pinned import pinned
+        from slimrun.evaluation.source import items
 
 
         @dataclass(frozen=True)
@@ -118,13 +118,14 @@ RECIPES = {
                 return []
 
             def texts(self):
-                if self.path:
-                    return select(read_prompts(self.path), self.limit, self.path)
-                rows = read_jsonl(pinned("mmlu"), {"question": str})
-                return select([row["question"] for row in rows], self.limit, pinned("mmlu"))
+                own = self._items().selected(self.limit)
+                return own.made(lambda row: prompt.text("question", "{{ question }}", row))
 
             def protocol(self):
-                return protocol_of(self, sha256(self.path or pinned("mmlu")), without=["margin_bits"])
+                return protocol_of(self, self._items().sha256, without=["margin_bits"])
+
+            def _items(self):
+                return items.items(self.path, otherwise="mmlu")
 
             def evaluate(self, model, reference, progress):
                 bits = []
@@ -146,7 +147,7 @@ RECIPES = {
         # @package task.mine
         # The next character.
         _target_: slimrun.evaluation.task.mine.Mine
-        path: null # own text, one a line; null: questions of MMLU
+        path: null # own items with a question; null: those of MMLU
         limit: 4 # lines
         margin_bits: 0.1 # a loss up to here is none
     """,

@@ -1,0 +1,86 @@
+"""The items of a task, wherever they come from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from slimrun.evaluation.source import file, table
+from slimrun.evaluation.source.hub import Hub
+from slimrun.evaluation.source.pinned import pinned
+from slimrun.evaluation.source.table import Row, Rows
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Items:
+    """Rows, what names their origin in messages, and the hash of its content."""
+
+    origin: str
+    rows: Rows
+    sha256: str
+
+    def selected(self, limit: int | None) -> "Items":
+        """`limit` of them evenly over all: a file sorted by subject still gives every subject; None: all."""
+        if limit is None:
+            return self
+        if limit > len(self.rows):
+            name = Path(self.origin.partition("=")[2]).name
+            raise ValueError(f"limit={limit} is out of range; allowed: 1 to {len(self.rows)}, the items of {name}")
+        return replace(self, rows=[self.rows[i * len(self.rows) // limit] for i in range(limit)])
+
+    def made(self, make: Callable[[Row], T]) -> list[T]:
+        """What is made of every row; a ValueError names it."""
+        found = []
+        for place, row in self.rows:
+            try:
+                found.append(make(row))
+            except ValueError as error:
+                raise ValueError(f"{self.origin}, {place}: {error}") from error
+        return found
+
+
+def items(path: str | None, hub: Hub | None = None, otherwise: str | None = None) -> Items:
+    """Those of a file; without one those of the hub; without either those of the pinned set `otherwise`."""
+    if path is None and hub is not None:
+        return Items(f"hub.id={hub.id}", hub.rows(hub.split), hub.sha256(hub.split))
+    return of_file(path or _pinned(otherwise))
+
+
+def of_file(path: str | Path, key: str = "path") -> Items:
+    """Those of a file; `key` is what the user gave it with."""
+    try:
+        return Items(f"{key}={path}", table.read_rows(path), file.sha256(path))
+    except ValueError as error:
+        raise ValueError(key + str(error).removeprefix("path")) from None
+
+
+def parallel(source: str, target: str) -> Items:
+    """Rows of `source` and `target`, the lines of two files."""
+    rows = table.read_parallel(source, target)
+    return Items(f"path={source}", rows, file.sha256(source) + file.sha256(target))
+
+
+def examples(shots: int, path: str | None, hub: Hub | None) -> Items | None:
+    """The rows that examples are made of, as many as there are; None without examples."""
+    if not shots:
+        return None
+    if path is not None:
+        return of_file(path, "shots_path")
+    if hub is None or hub.shots_split is None:
+        raise ValueError(f"shots={shots} needs examples: allowed: shots_path=FILE, or hub.shots_split of a data set")
+    return Items(f"hub.shots_split={hub.shots_split}", hub.rows(hub.shots_split), hub.sha256(hub.shots_split))
+
+
+def first(shots: int, found: Sequence[T]) -> list[T]:
+    """The first `shots` of the examples; ValueError when they are fewer."""
+    if len(found) < shots:
+        raise ValueError(f"shots={shots} is out of range; allowed: 0 to {len(found)}, the examples there are")
+    return list(found[:shots])
+
+
+def _pinned(name: str | None) -> Path:
+    if name is None:
+        raise ValueError("path=null names no items, and the task brings none; allowed: a file, or hub.id=ID")
+    return pinned(name)
