@@ -57,8 +57,8 @@ def free_memory() -> int:
 class Room:
     """Memory for tensors up to `limit` bytes; those that come beyond it lie in mapped files.
 
-    The files have no name: nobody else can open them, and they are gone with their tensors or with the process,
-    however it ends. They lie in `folder`, or where temporary files go.
+    The files have no name once they are mapped: nobody else can open them, and they are gone with their tensors or with
+    the process, however it ends. They lie in `folder`, or where temporary files go.
     """
 
     def __init__(self, limit: float = math.inf, folder: Path | str | None = None) -> None:
@@ -111,13 +111,14 @@ class Room:
 
     def _mapped(self, like: Tensor) -> Tensor:
         """A tensor of that shape and kind in a file of its own."""
-        with tempfile.TemporaryFile(prefix="slimrun-", dir=self.folder) as file:
+        with tempfile.NamedTemporaryFile(prefix="slimrun-", dir=self.folder) as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, like.nbytes)  # a disk that is full later would end the process
             except OSError as error:
                 where = str(self.folder or tempfile.gettempdir())
                 raise OSError(error.errno, f"no room for {like.nbytes} bytes: {error.strerror}", where) from error
-            return torch.frombuffer(mmap.mmap(file.fileno(), like.nbytes), dtype=like.dtype).reshape(like.shape)
+            # mmap of Python would keep a descriptor, and a process has few
+            return torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype).reshape(like.shape)
 
 
 def release(tensors: Iterable[Tensor]) -> None:

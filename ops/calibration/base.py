@@ -172,6 +172,12 @@ class GradientNetwork(Network, Protocol):
         PassedBy where a block is given more than its state that gradients would flow through.
         """
 
+    def leave_part(self, part: int) -> None:
+        """The gradients of a part are taken: where memory is short its weights leave it."""
+
+    def own(self, weight: Tensor) -> None:
+        """A weight is about to change: where memory is short it leaves the file that it was read from."""
+
     @property
     def live(self) -> bool:
         """Whether what runs is the part that was asked for, not what is passed over before it."""

@@ -10,17 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from slimrun.ops.errors import first_line
-from slimrun.ops.memory import give_back
+from slimrun.ops.memory import Room, give_back
 
 from .base import Network, Sample
 
 
 class States:
-    """What samples have come to between two parts; in memory."""
+    """What samples have come to between two parts; torch tensors lie where the room has place."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, room: Room) -> None:
         self._states: list[Any] = [None] * count
+        self._room = room
+
+    def __getitem__(self, index: int) -> Any:
+        """The state of a sample."""
+        return self._states[index]
 
     def take(self, index: int) -> Any:
         """The state of a sample, which is forgotten here."""
@@ -29,7 +36,11 @@ class States:
 
     def put(self, index: int, state: Any) -> None:
         """Keep the state of a sample."""
-        self._states[index] = state
+        self._states[index] = self._room.keep(state) if isinstance(state, Tensor) else state
+
+    def leave(self) -> None:
+        """The states are not needed now: those in files leave memory."""
+        self._room.release(state for state in self._states if isinstance(state, Tensor))
 
 
 class Walk:
@@ -46,12 +57,15 @@ class Walk:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         count = len(self.samples)
-        states = States(count)
+        states = States(count, self.network.room)
         for part in range(self.parts):
             for index, sample in enumerate(self.samples):
                 self.sample = index
                 with failing(index, sample):
-                    states.put(index, self.network.run_part(part, sample, states.take(index)))
+                    out = self.network.run_part(part, sample, states.take(index))
+                if part + 1 < self.parts:
+                    states.put(index, out)
+                del out
                 if self.parts == 1:  # all of the model has run, and left as much behind
                     give_back()
                 yield part * count + index + 1, self.parts * count

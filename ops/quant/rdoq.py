@@ -175,14 +175,10 @@ class Importance:
     """What a weight error costs: sum_r rows_r E_r H E_r^T with H = (factor^T factor)^-1, columns in `order`."""
 
     factor: Tensor  # float32 [k, k], upper triangular: the Cholesky factor of the inverse
+    columns: Tensor  # float32 [k], in `order`: what a squared error costs that the later columns answer in the best way
     order: Tensor  # int64 [k], most important column first
     rows: Tensor  # float32 [n]
     correction: float = 1.0  # what errors were measured to cost, over what was estimated, against other linears
-
-    @property
-    def columns(self) -> Tensor:
-        """float32 [k]: what a squared error costs that the later columns answer in the best way, in `order`."""
-        return self.factor.diagonal().square().reciprocal()
 
     @property
     def slope(self) -> Tensor:
@@ -214,8 +210,9 @@ def importance(hessian: Tensor, rows: Tensor, damping: float) -> Importance:
         if not int(failed):
             # H = R R^T with R upper, the flipped factor, so R^-1 is the Cholesky factor of the inverse
             identity = torch.eye(len(order), dtype=dtype, device=moment.device)
-            factor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-            return Importance(factor.to(torch.float32), order, rows.to(torch.float32).clamp_min(0))
+            factor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True).to(torch.float32)
+            columns = factor.diagonal().square().reciprocal()
+            return Importance(factor, columns, order, rows.to(torch.float32).clamp_min(0))
         share *= 10
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimrun.ops.calibration.base import Arrays, Sample
+from slimrun.ops.calibration.base import Arrays, Sample, call, silent
 from slimrun.ops.calibration.blocks import PassedBy
-from slimrun.ops.calibration.rdoq import fisher, gradients
+from slimrun.ops.calibration.rdoq import gradients
 from slimrun.ops.calibration.rdoq.factors import Factors
-from slimrun.ops.calibration.rdoq.fisher import FisherStatistics, Statistics, head_gradient, surprise
+from slimrun.ops.calibration.rdoq.fisher import FisherStatistics, measure
+from slimrun.ops.calibration.rdoq.head import head_gradient, surprise
 from slimrun.ops.calibration.rdoq.inputs import new_inputs, worst_groups
-from slimrun.ops.calibration.wiring import first_readers
+from slimrun.ops.calibration.rdoq.statistics import Statistics
 from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.ops.framework.pytorch.network import TorchNetwork
+from slimrun.ops.memory import Room
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.quant.rdoq import RDOQ, importance
 
@@ -29,26 +30,26 @@ from ..conftest import tiny
 from .test_rate_distortion import CHANGES, calibrator
 
 
-def measured(model: TorchModel, *lengths: int, in_parts: bool = False) -> FisherStatistics:
+def measured(model: TorchModel, *lengths: int, in_parts: bool = False) -> Statistics:
     """The statistics of samples of these lengths."""
     module = model.module
     samples: list[Sample] = [{"input_ids": torch.arange(3, 3 + length).unsqueeze(0)} for length in lengths or [40]]
     names = list(linear_names(module))[:-1]
     with torch.no_grad():
-        network, generator = TorchNetwork(module), torch.Generator().manual_seed(0)
-        first = first_readers(module, names, partial(network.run, samples[0]))
-        parts = network.tell_parts(samples[0]) if in_parts else 1
-        statistics = FisherStatistics(network, names, first, parts)
-        for sample in samples:
-            statistics.add(sample, generator)
-    return statistics
+        network = TorchNetwork(module)
+        return measure(network, names, samples, network.tell_parts(samples[0]) if in_parts else 1, Room(), call, silent)
+
+
+def arrays(statistics: Statistics) -> dict[str, Tensor]:
+    """All that was found, but for which part it was in."""
+    return {key: part[key] for part in statistics.found for key in part if key != "part"}
 
 
 def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "fast_bfloat16", lambda device: False)
     model = tiny(**CHANGES)
     statistics = measured(model)
-    found = statistics.arrays()
+    found = arrays(statistics)
     # by hand, for one linear
     name, gate = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"
     kept: dict[str, Tensor] = {}
@@ -60,11 +61,11 @@ def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> No
     assert kept["out"].grad is not None
     x, gradient = kept["x"].detach()[0], kept["out"].grad[0]
     length = gradient.square().sum(dim=1)
-    torch.testing.assert_close(torch.from_numpy(found[f"{name}.rows"]), length.pow(-0.5) @ gradient.square())
+    torch.testing.assert_close(found[f"{name}.rows"], length.pow(-0.5) @ gradient.square())
     assert statistics.first[name] == gate
     assert f"{name}.moment" not in found
-    weights = torch.from_numpy(found[f"{gate}.weights"]).unsqueeze(1)
-    moment = Statistics(statistics.first, [found]).moment(gate)
+    weights = found[f"{gate}.weights"].unsqueeze(1)
+    moment = statistics.moment(gate)
     torch.testing.assert_close(moment, x.t() @ (x * weights), rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(found[f"{gate}.reach"], x.abs().amax(dim=0), rtol=1e-6)
     np.testing.assert_allclose(
@@ -76,11 +77,11 @@ def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> No
 def test_statistics_are_the_same_part_by_part() -> None:
     changes = {**CHANGES, "num_hidden_layers": 3}
     whole, in_parts = measured(tiny(**changes), 40, 7, 25), measured(tiny(**changes), 40, 7, 25, in_parts=True)
-    assert in_parts.parts == 4
-    expected, found = whole.arrays(), in_parts.arrays()
+    assert (whole.parts, in_parts.parts) == (1, 4)
+    expected, found = arrays(whole), arrays(in_parts)
     assert found.keys() == expected.keys()
     for key, array in expected.items():
-        np.testing.assert_array_equal(found[key], array, err_msg=key)
+        assert torch.equal(found[key], array), key
 
 
 def test_gradients_past_the_states_are_taken_of_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,36 +120,43 @@ def test_gradients_of_the_head_do_not_depend_on_the_chunks() -> None:
         torch.testing.assert_close(head_gradient(states, head, slope, chunk), expected.grad)
 
 
-def test_moments_that_do_not_fit_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    one, many = tiny(), tiny()
-    calibrator(one).quantize()
-    monkeypatch.setattr(fisher, "MOMENTS", 1)
-    monkeypatch.setattr(fisher, "SHARE", 0.0)
-    parts: list[str] = []
+def test_what_is_known_of_some_parts_is_not_measured_again(tmp_path: Path) -> None:
+    """And those that are not known are what they would be."""
+    computed: list[str] = []
 
     def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
-        parts.append(part)
-        np.savez(tmp_path / f"{part}.npz", **compute())
-        found: Arrays = np.load(tmp_path / f"{part}.npz")
+        file = tmp_path / f"{part}.npz"
+        if not file.exists():
+            computed.append(part)
+            np.savez(file, **compute())
+        found: Arrays = np.load(file)
         return found
 
-    calibrator(many).quantize(remember)
-    assert len(parts) == 2 * 4  # of each layer: inputs of attention, its output, MLP, its output
+    one, other = tiny(), tiny()
+    calibrator(one).quantize(remember)
+    assert computed == ["part 2 of 3", "part 1 of 3", "part 0 of 3"]
+    (tmp_path / "part 1 of 3.npz").unlink()
+    calibrator(other).quantize(remember)
+    assert computed[3:] == ["part 1 of 3"]
     for key, tensor in one.tensors().items():
-        assert torch.equal(tensor, many.tensors()[key]), key
+        assert torch.equal(tensor, other.tensors()[key]), key
 
 
-def test_factors_come_back_from_files() -> None:
-    factors = Factors()
-    known = importance(torch.eye(30) + 0.1, torch.ones(4), 0.1)
+@pytest.mark.parametrize("room", [Room(), Room(0)])
+def test_factors_come_back_from_where_there_is_room(room: Room) -> None:
+    factors = Factors(room)
+    known = importance(torch.eye(300) + 0.1, torch.ones(4), 0.1)
     factors["a"] = known
     factors.rows |= {"a": ("a", torch.ones(4)), "b": ("a", torch.full((5,), 2.0))}
+    factors.corrections["b"] = 3.0
     assert "b" in factors
     assert "c" not in factors
+    factors.leave("b")
     found = factors["b"]
     assert torch.equal(found.factor, known.factor)
     assert torch.equal(found.order, known.order)
     assert torch.equal(found.rows, torch.full((5,), 2.0))
+    assert torch.equal(factors.slope("b"), found.slope)
 
 
 def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +169,7 @@ def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch
 
     first, second = tiny(), tiny()
     calibrator(first).quantize(remember)
-    monkeypatch.setattr(FisherStatistics, "add", None)
+    monkeypatch.setattr(FisherStatistics, "_part_arrays", None)
     other = calibrator(second, RDOQ(target_bits=4.0))
     other.quantize(remember)
     assert second.quantized() == first.quantized()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,19 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.calibration import search
-from slimrun.ops.calibration.base import silent
-from slimrun.ops.calibration.rdoq.attribution import AttributedLinear, corrections, loss_shares
+from slimrun.ops.calibration.base import Sample, silent
+from slimrun.ops.calibration.rdoq.attribution import AttributedLinear, corrections, measured_shares
 from slimrun.ops.calibration.rdoq.calibrator import RateDistortionCalibrator
 from slimrun.ops.calibration.rdoq.factors import Factors
+from slimrun.ops.calibration.rdoq.head import Teacher
 from slimrun.ops.calibration.rdoq.rounding import Rounding
 from slimrun.ops.calibration.search import PASSES, next_level
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.framework.pytorch.network import TorchNetwork
+from slimrun.ops.memory import Room
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.model.tokenizer import byte_tokenizer
 from slimrun.ops.quant.base import Quantizer, round_to_grid
@@ -132,11 +134,11 @@ def test_steps_of_another_method(grid: Quantizer, tmp_path: Path) -> None:
 def test_steps_of_another_method_do_not_clip_what_smoothing_made_large() -> None:
     weight = torch.randn(8, 200, generator=torch.Generator().manual_seed(0)) * 0.02
     weight[:, 3] = 30.0
-    factors = Factors()
+    factors = Factors(Room())
     factors["a"] = importance(torch.eye(200), torch.ones(8), 0.1)
     factors.rows["a"] = ("a", torch.ones(8))
     assert float(Lowbit().quantize_weight(weight).scale.max()) * 127 < 2  # its own steps would
-    rounding = Rounding(RDOQ(grid=Lowbit(), price=0.0), {"a": weight}, factors, silent)
+    rounding = Rounding(RDOQ(grid=Lowbit(), price=0.0), {"a": weight}, factors, Room(), silent)
     found = rounding.at(None)["a"]
     assert float((found.values * found.scale - weight)[:, 3].abs().max()) <= 0.51 * float(found.scale.max())
 
@@ -145,7 +147,7 @@ def test_steps_of_another_method_do_not_clip_what_smoothing_made_large() -> None
 def test_a_target_that_is_missed_by_leaps_is_nearly_met(
     nearest: float, met: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounding = Rounding(RDOQ(), {"a": torch.ones(4, 64)}, Factors(), silent)
+    rounding = Rounding(RDOQ(), {"a": torch.ones(4, 64)}, Factors(Room()), Room(), silent)
     sizes = iter([3.6, nearest] * (PASSES // 2))
     monkeypatch.setattr(rounding, "bits", lambda weights: next(sizes))
     if met:
@@ -193,16 +195,18 @@ def test_shares_of_the_loss_add_up_to_it() -> None:
         linears[name] = AttributedLinear(QuantizedWeight(values, steps), weight, None)
         rounded.module.set_submodule(name, linears[name])
     ids = [torch.tensor([exact.encode(text)[:64]]) for text in TEXTS]
-    states = [partial(lambda one: rounded.module.base_model(input_ids=one).last_hidden_state, one) for one in ids]
+    head = exact.module.lm_head
     with torch.no_grad():
-        targets = [exact.module.base_model(input_ids=one).last_hidden_state[0] for one in ids]
-        log_probs = [
-            [torch.log_softmax(exact.module.lm_head(one), dim=-1) for one in (target, call()[0])]
-            for target, call in zip(targets, states)
-        ]
+        targets, states = (
+            [model.module.base_model(input_ids=one).last_hidden_state[0] for one in ids] for model in (exact, rounded)
+        )
+        log_probs = [[torch.log_softmax(head(one), dim=-1) for one in both] for both in zip(targets, states)]
     loss = sum(float((a.exp() * (a - b)).sum()) / len(a) for a, b in log_probs) / len(ids)
-    heads = exact.module.lm_head, exact.module.lm_head
-    shares = loss_shares(linears, states, targets, heads, lambda done, total: None)
+    samples: list[Sample] = [{"input_ids": one} for one in ids]
+    network = TorchNetwork(exact.module)
+    with torch.no_grad():
+        parts = network.tell_parts(samples[0])
+        shares = measured_shares(network, linears, Teacher(samples, targets, head), parts, Room(), silent)
     first, *others = shares
     assert shares[first] == 0
     assert all(shares[name] != 0 for name in others)

@@ -7,18 +7,17 @@ linears do together is in it, which an estimate linear by linear, at the float m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from slimrun.ops.calibration.base import GradientNetwork, Progress, Sample
+from slimrun.ops.calibration.base import GradientNetwork, Progress
 from slimrun.ops.format.arithmetic import QuantizedWeight
+from slimrun.ops.memory import Room
 
-from .fisher import head_gradient
 from .gradients import RoundedLinear, gradients, multiply
-from .tuning import Heads, divergence
+from .head import Teacher, divergence_walk
 
 CORRECTION = 4.0  # at most, either way, of what a linear's errors are estimated to cost
 
@@ -40,44 +39,30 @@ class AttributedLinear(RoundedLinear):
         return out if self.bias is None else out + self.bias
 
 
-def loss_shares(
-    linears: Mapping[str, AttributedLinear],
-    samples: Sequence[Callable[[], Tensor]],
-    targets: Sequence[Tensor],
-    heads: Heads,
-    progress: Progress,
-) -> dict[str, float]:
-    """KL(float || rounded) in nats a token by linear, the mean over samples; arguments as of `tuning.tuned_steps`.
-
-    A share is below zero where the errors of others make up for those of a linear.
-    """
-    for done, (sample, target) in enumerate(zip(samples, targets, strict=True)):
-        states = sample()
-        gradient = head_gradient(states, heads[0], partial(divergence, heads[1], target.to(states)))
-        torch.autograd.backward(states, gradient / len(target))  # sums over the samples
-        progress(done + 1, len(samples))
-    slopes = {name: 0.0 if linear.more.grad is None else float(linear.more.grad) for name, linear in linears.items()}
-    return {name: slope / 2 / len(samples) for name, slope in slopes.items()}
-
-
 def measured_shares(
     network: GradientNetwork,
     linears: Mapping[str, AttributedLinear],
-    samples: Sequence[Sample],
-    targets: Sequence[Tensor],
-    float_head: nn.Module,
+    teacher: Teacher,
+    parts: int,
+    room: Room,
     progress: Progress,
 ) -> dict[str, float]:
-    """`loss_shares` of these linears, which stand in the network meanwhile."""
+    """KL(float || rounded) in nats a token by linear, the mean over samples; arguments as of `tuning.tuned`.
+
+    The linears stand in the network meanwhile. A share is below zero where the errors of others make up for those of a
+    linear.
+    """
     exact: dict[str, nn.Module] = {name: network.model.get_submodule(name) for name in linears}
     for name, linear in linears.items():
         network.replace(name, linear)
-    runs = [partial(network.states, sample) for sample in samples]
-    with gradients(network.model, [linear.more for linear in linears.values()]):
-        shares = loss_shares(linears, runs, targets, (network.head(), float_head), progress)
+    walk = divergence_walk(network, teacher, parts, room)
+    with gradients(network.model, [linear.more for linear in linears.values()], again=parts == 1):
+        for done, _ in enumerate(walk.both_ways()):
+            progress(done + 1, walk.steps)
     for name, module in exact.items():
         network.replace(name, module)
-    return shares
+    slopes = {name: 0.0 if linear.more.grad is None else float(linear.more.grad) for name, linear in linears.items()}
+    return {name: slope / 2 / len(teacher.samples) for name, slope in slopes.items()}
 
 
 def corrections(losses: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:

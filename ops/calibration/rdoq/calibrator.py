@@ -8,7 +8,7 @@ from copy import deepcopy
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slimrun.ops.calibration.base import (
     FLOAT_SAMPLES,
@@ -28,16 +28,20 @@ from slimrun.ops.calibration.states import Walk
 from slimrun.ops.calibration.wiring import Fold, first_readers, skipped
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import quantized_linear
+from slimrun.ops.memory import Room
 from slimrun.ops.quant.rdoq import BITS, DYNAMIC_INPUTS, FLOAT_INPUTS, RDOQ
 
 from .attribution import AttributedLinear, corrections, measured_shares
 from .factors import Factors, factored
 from .fisher import measure
 from .folding import find_folds, smooth_inputs
+from .head import Teacher
 from .held_out import HeldOut, count_held_out
 from .inputs import FORMATS, Error, grid_error, input_losses, new_inputs, token_error, worst_groups
 from .rounding import Rounding
 from .tuning import TunedLinear, tuned
+
+BESIDE = 2**27  # bytes of what is measured that lie in memory, more in files
 
 
 class RateDistortionCalibrator(SequentialCalibrator):
@@ -64,11 +68,12 @@ class RateDistortionCalibrator(SequentialCalibrator):
         kept = len(samples) - count_held_out(quantizer, len(samples))
         super().__init__(network, quantizer, samples[:kept], dtype)
         self.held_out = samples[kept:]
+        self.room = Room(BESIDE, network.room.folder)  # for what is measured; what becomes the model has its own
         self._floats: dict[str, Tensor] = {}
         self._biases: dict[str, Tensor | None] = {}
-        self._targets: list[Tensor] = []  # last hidden states [T, H] of the float model, by sample
-        self._float_head: nn.Module
+        self._teacher: Teacher
         self._token_weights: dict[str, Tensor] = {}
+        self._gradient_parts = 1  # through which gradients are carried
         self._calibrated = False
 
     @torch.no_grad()
@@ -78,21 +83,21 @@ class RateDistortionCalibrator(SequentialCalibrator):
             raise ValueError("what errors cost is measured on calibration samples, and there are none")
         quantizer, selected = self.quantizer, self.select()
         folds = self._folds(selected)
-        shapes = {name: self.layers[name].shape for name in selected}
-        statistics = measure(self.network, shapes, self.samples, self._parts, remember, progress)
-        self._targets = statistics.states(len(self.samples))
+        statistics = measure(self.network, selected, self.samples, self._parts, self.room, remember, progress)
+        self._gradient_parts = statistics.parts
         head = self.network.head()
         folded = any(self.network.model.get_submodule(name) is head for name in selected)
-        self._float_head = deepcopy(head) if folded else head
+        states = [self.room.keep(one) for one in statistics.states(len(self.samples))]
+        self._teacher = Teacher(self.samples, states, deepcopy(head) if folded else head)
         smooth_inputs(self.network, folds, statistics, quantizer)
         for name in selected:
             self._floats[name], self._biases[name] = self.network.affine(name)
         self._token_weights = statistics.token_weights()
-        factors = factored(self.network, statistics, quantizer.damping)
+        factors = factored(self.network, statistics, quantizer.damping, self.room)
         del statistics
         if quantizer.measured_prompts and quantizer.grid is None:
             self._correct(factors, progress)
-        rounding = Rounding(quantizer, self._floats, factors, progress)
+        rounding = Rounding(quantizer, self._floats, factors, self.network.room, progress)
         if quantizer.target_kl is not None:
             self._meet_loss(rounding, quantizer.target_kl, progress)
         else:
@@ -123,14 +128,14 @@ class RateDistortionCalibrator(SequentialCalibrator):
 
     def _correct(self, factors: Factors, progress: Progress) -> None:
         """Correct what errors are estimated to cost by what a first rounding, at about the target, is seen to lose."""
-        rounding = Rounding(self.quantizer, self._floats, factors, progress)
+        rounding = Rounding(self.quantizer, self._floats, factors, self.network.room, progress)
         rounded = rounding.at(rounding.first_level(self.quantizer.bits or BITS))
         linears = {
             name: AttributedLinear(rounded[name], self._floats[name], self._biases[name]) for name in factors.rows
         }
         chosen = range(0, len(self.samples), math.ceil(len(self.samples) / self.quantizer.measured_prompts))
-        samples, targets = [self.samples[index] for index in chosen], [self._targets[index] for index in chosen]
-        shares = measured_shares(self.network, linears, samples, targets, self._float_head, progress)
+        teacher, parts = self._teacher.of(chosen), self._gradient_parts
+        shares = measured_shares(self.network, linears, teacher, parts, self.room, progress)
         factors.corrections = corrections(shares, {name: self._floats[name].numel() for name in shares})
 
     def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
@@ -168,8 +173,8 @@ class RateDistortionCalibrator(SequentialCalibrator):
                 del self._floats[name]
         if not self._floats:  # there are no further tries
             self._leave_floats()
-        rate = self.quantizer.tune_rate
-        factors = tuned(self.network, linears, self.samples, self._targets, self._float_head, rate, progress)
+        rate, parts = self.quantizer.tune_rate, self._gradient_parts
+        factors = tuned(self.network, linears, self._teacher, rate, parts, self.room, progress)
         return {name: QuantizedWeight(one.values, one.scale * factors[name]) for name, one in weights.items()}
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
@@ -197,5 +202,5 @@ class RateDistortionCalibrator(SequentialCalibrator):
 
     def _input_losses(self, ranges: dict[str, InputRange], error: Error = grid_error) -> dict[str, float]:
         walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
-        tokens = [len(states) for states in self._targets]
+        tokens = [len(states) for states in self._teacher.states]
         return input_losses(self.network, ranges, self._token_weights, walk, tokens, error)

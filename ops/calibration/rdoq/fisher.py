@@ -1,113 +1,112 @@
 """What a weight error costs, measured: second moments of the inputs and squared gradients of the outputs.
 
-One forward and one backward pass a prompt, part by part of the model, on labels that the model itself draws (so it is
-the Fisher information; the text's own labels would give the empirical one: Kunstner et al. 2019). No weight's gradient
-is computed, and logits exist for a few tokens at a time.
+All samples go forward and back through the parts of the model, on labels that the model itself draws (so it is the
+Fisher information; the text's own labels would give the empirical one: Kunstner et al. 2019). No weight's gradient is
+computed, and the sums of one part exist at a time.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import Arrays, GradientNetwork, Progress, Remember, Sample
 from slimrun.ops.calibration.blocks import PassedBy
 from slimrun.ops.calibration.wiring import first_readers
-from slimrun.ops.memory import give_back
+from slimrun.ops.memory import Room, give_back
 
-from .gradients import GIVE_BACK, gradients
-from .moments import add_moment, packed_size, unpacked
+from .gradient_walk import GradientWalk
+from .gradients import gradients
+from .head import CHUNK, head_gradient, surprise
+from .moments import add_moment, packed_size
+from .statistics import Statistics
 
 POWER = 0.5  # of the squared gradients: with 1 a few dozen of 8000 tokens make up the sums, and steps go astray
-CHUNK = 64  # tokens whose logits exist at once
-MOMENTS = 2**30  # bytes of moments in memory at once,
-SHARE = 0.5  # or this much of the model as float32, if that is more
 
 
 class FisherStatistics:
-    """Sums over samples for some linears; `first` says of each the first that reads the same input.
+    """Sums over samples for linears; `first` says of each the first that reads the same input.
 
     An input is kept once, under the first of its readers.
     """
 
     def __init__(
-        self, network: GradientNetwork, linears: Sequence[str], first: Mapping[str, str], parts: int = 1
+        self,
+        network: GradientNetwork,
+        first: Mapping[str, str],
+        samples: Sequence[Sample],
+        parts: int,
+        room: Room,
+        progress: Progress,
     ) -> None:
         self.network = network
-        self.linears = list(linears)
         self.first = dict(first)
-        self.parts = parts  # in which the network runs
-        self.moments: dict[str, Tensor] = {}  # first -> packed, tokens weighted by squared gradients
-        self.weights: dict[str, Tensor] = {}  # first -> float32 [tokens of all samples], their weights
-        self.reach: dict[str, Tensor] = {}  # first -> float32 [k], max|x|
-        self.rows: dict[str, Tensor] = {}  # linear -> float32 [n], squared gradients
+        self.parts = parts
+        self.room = room
         self.states: list[Tensor] = []  # of each sample, float32 [T, H]: the last hidden states
-        self._inputs: dict[str, Tensor] = {}  # of this sample, until all that read them have their gradients
-        self._sample: dict[str, Tensor] = {}
-        self._owed: Counter[str] = Counter()  # first -> readers whose gradients are still to come
-        self._forward = False  # the first time through the model, not a block again
+        self._moments: dict[str, Tensor] = {}  # first -> packed, tokens weighted by squared gradients
+        self._weights: dict[str, Tensor] = {}  # first -> float32 [tokens of all samples], their weights
+        self._reach: dict[str, Tensor] = {}  # first -> float32 [k], max|x|
+        self._rows: dict[str, Tensor] = {}  # linear -> float32 [n], squared gradients
+        self._inputs: dict[str, Tensor] = {}  # first -> of the sample that is under way
+        self._tokens: dict[tuple[str, int], Tensor] = {}  # first, sample -> weights, until the input is there
+        self._part_of: dict[str, int] = {}  # linear -> the part that runs it
+        self._walk = GradientWalk(network, samples, parts, room, self._head_gradient)
+        self._part, self._sample, self._done = parts, 0, 0
+        self._again = False  # what runs is a block once more, for its gradients
+        self._generator = torch.Generator().manual_seed(0)
+        self._progress = progress
 
-    def add(self, sample: Sample, generator: torch.Generator) -> None:
-        """One sample: forward part by part, and back from the last to the first, which run again for their gradients.
+    def arrays(self, part: int) -> Arrays:
+        """The arrays of one part in numpy; parts are asked for from the last on.
 
-        PassedBy where gradients would flow past the states between parts.
+        `moment` (packed), `weights` and `reach` of inputs, `rows` of linears; with the last part `states.0`... of
+        samples; `part` itself, so that none is empty. PassedBy where gradients would flow past the states between
+        parts, or parts share a linear.
         """
-        self._owed = Counter(self.first[name] for name in self.linears)
-        with gradients(self.network.model, again=self.parts == 1) as again, self._watching(again):
-            given: list[Tensor | None] = [None]  # to each part
-            with torch.no_grad():
-                for part in range(self.parts - 1):
-                    given.append(self._run(part, sample, given[-1]))
-            gradient = None
-            while given:
-                state = given.pop()
-                if state is not None:
-                    state.requires_grad_()
-                out = self._run(len(given), sample, state)
-                if gradient is None:
-                    gradient = self._head_gradient(out, generator)
-                torch.autograd.backward(out, gradient)
-                gradient = None if state is None else state.grad
-                if len(given) % GIVE_BACK == 0:
-                    give_back()
-        for name in self._inputs.keys() & self._sample.keys():  # not all of their readers had gradients
-            self._add_input(name)
-        self._inputs.clear()
+        found: Arrays = {}
+        while self._part > part:  # one that is known must be passed again all the same
+            with gradients(self.network.model, again=self.parts == 1) as again:
+                if self._part == self.parts:
+                    for _ in self._walk.forward():
+                        self._step()
+                self._part -= 1
+                with self._watching(again):
+                    for index in self._walk.back(self._part):
+                        self._add_inputs(index)
+                        self._step()
+            found = self._part_arrays()
+        return found
 
-    def _run(self, part: int, sample: Sample, state: Tensor | None) -> Tensor:
-        self._forward = True
-        if self.parts == 1:
-            out = self.network.states(sample)
-        else:  # a part may change its state in place
-            out = self.network.states_part(part, sample, None if state is None else state.clone())
-        self._forward = False
-        return out
-
-    def _head_gradient(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    def _head_gradient(self, index: int, hidden: Tensor) -> Tensor:
         """At the last hidden states [1, T, H], which are kept."""
         head = self.network.head()
-        own = any(self.network.model.get_submodule(name) is head for name in self.linears)  # it runs once a sample then
+        own = any(self.network.model.get_submodule(name) is head for name in self.first)  # it runs once a sample then
         chunk = hidden.shape[-2] if own else CHUNK
-        self.states.append(hidden.detach().float().flatten(0, -2))
-        return head_gradient(hidden, head, lambda logits, _: surprise(logits, generator), chunk)
+        self.states.append(self.room.keep(hidden.float().flatten(0, -2)))
+        gradient = head_gradient(hidden, head, lambda logits, _: surprise(logits, self._generator), chunk)
+        self._again = True
+        return gradient
 
-    def arrays(self) -> Arrays:
-        """In numpy: `moment` (packed), `weights` and `reach` of inputs, `rows` of linears, `states.0`... of samples."""
-        found = {f"states.{index}": states for index, states in enumerate(self.states)}
-        found |= {f"{name}.rows": rows for name, rows in self.rows.items()}
-        for name, weights in self.weights.items():
+    def _part_arrays(self) -> Arrays:
+        """What the sums are, which begin anew."""
+        found = {f"{name}.rows": rows for name, rows in self._rows.items()}
+        for name, weights in self._weights.items():
             total = weights.sum().clamp_min(1e-30)
-            found[f"{name}.moment"] = self.moments[name].div_(total)
+            found[f"{name}.moment"] = self._moments[name].div_(total)
             found[f"{name}.weights"] = weights / total
-            found[f"{name}.reach"] = self.reach[name]
-        return {key: tensor.cpu().numpy() for key, tensor in found.items()}
+            found[f"{name}.reach"] = self._reach[name]
+        if self._part + 1 == self.parts:
+            found |= {f"states.{index}": states for index, states in enumerate(self.states)}
+        for sums in (self._rows, self._weights, self._moments, self._reach):
+            sums.clear()
+        return {"part": np.array(self._part), **{key: tensor.cpu().numpy() for key, tensor in found.items()}}
 
     @contextmanager
     def _watching(self, again: Sequence[nn.Module]) -> Iterator[None]:
@@ -115,9 +114,9 @@ class FisherStatistics:
         model: Any = self.network.model
         later = {id(module) for block in again for module in block.modules()}
         handles = []
-        for name in self.linears:
+        for name, first in self.first.items():
             linear = model.get_submodule(name)
-            if self.first[name] == name:
+            if first == name:
                 handles.append(linear.register_forward_pre_hook(partial(self._read, name, id(linear) in later)))
             handles.append(linear.register_forward_hook(partial(self._gave, name, id(linear) in later)))
         handles += [table.register_forward_hook(_begin_gradients) for table in embeddings(model)]
@@ -128,13 +127,13 @@ class FisherStatistics:
                 handle.remove()
 
     def _read(self, name: str, later: bool, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if self._counts() and not (later and self._forward):
+        if self._counts() and (self._again or not later):
             self._inputs[name] = given[0].detach().float().flatten(0, -2)
-            if not self._owed[name]:
-                self._add_input(name)
 
     def _gave(self, name: str, later: bool, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> None:
-        if self._counts() and (self._forward or not later):
+        if self._counts() and not (self._again and later):
+            if self._part_of.setdefault(name, self._part) != self._part:
+                raise PassedBy
             tensor: Any = out  # torch leaves register_hook untyped
             tensor.register_hook(partial(self._backward, name))
 
@@ -143,69 +142,69 @@ class FisherStatistics:
         return torch.is_grad_enabled() and self.network.live
 
     def _backward(self, name: str, gradient: Tensor) -> None:
-        first = self.first[name]
+        key = self.first[name], self._sample
         squared = gradient.detach().float().flatten(0, -2).square()
         lengths = squared.sum(dim=1).clamp_min(1e-30)
         rows, weights = lengths.pow(POWER - 1) @ squared, lengths.pow(POWER)
-        self.rows[name] = self.rows[name].add_(rows) if name in self.rows else rows
-        self._sample[first] = self._sample[first] + weights if first in self._sample else weights
-        self._owed[first] -= 1
-        if not self._owed[first] and first in self._inputs:
-            self._add_input(first)
+        self._rows[name] = self._rows[name].add_(rows) if name in self._rows else rows
+        self._tokens[key] = self._tokens[key] + weights if key in self._tokens else weights
 
-    def _add_input(self, name: str) -> None:
-        """Add an input of this sample, its tokens weighted by the gradients of its readers."""
-        x, weights = self._inputs.pop(name), self._sample.pop(name)
-        if name not in self.moments:
-            self.moments[name] = x.new_zeros(packed_size(x.shape[1]))
-        add_moment(self.moments[name], x * weights.sqrt().unsqueeze(1))
-        self.weights[name] = torch.cat([self.weights.get(name, weights[:0]), weights])
-        reach = x.abs().amax(dim=0)
-        self.reach[name] = torch.maximum(self.reach.get(name, reach), reach)
+    def _add_inputs(self, index: int) -> None:
+        """Add the inputs of a sample in this part, their tokens weighted by the gradients of their readers."""
+        for name, x in self._inputs.items():
+            if (name, index) in self._tokens:
+                weights = self._tokens.pop((name, index))
+                if name not in self._moments:
+                    self._moments[name] = x.new_zeros(packed_size(x.shape[1]))
+                add_moment(self._moments[name], x * weights.sqrt().unsqueeze(1))
+                self._weights[name] = torch.cat([self._weights.get(name, weights[:0]), weights])
+                reach = x.abs().amax(dim=0)
+                self._reach[name] = torch.maximum(self._reach.get(name, reach), reach)
+        self._inputs.clear()
+        self._sample = (index + 1) % len(self._walk.samples)
+        self._again = False
+
+    def _step(self) -> None:
+        self._done += 1
+        self._progress(self._done, self._walk.steps)
 
 
 def measure(
     network: GradientNetwork,
-    shapes: Mapping[str, tuple[int, int]],
+    linears: Sequence[str],
     samples: Sequence[Sample],
     parts: int,
+    room: Room,
     remember: Remember,
     progress: Progress,
 ) -> Statistics:
-    """The Fisher statistics of linears of these shapes in the float model, in as many passes as moments need memory.
+    """The Fisher statistics of these linears in the float model, which runs in so many parts.
 
-    The network runs in so many parts, or as a whole where gradients flow past the states between them.
+    Where gradients flow past the states between parts it runs as a whole. The room has what is made beside it.
     """
-    first = first_readers(network.model, list(shapes), partial(network.glance, samples[0]))
-    model_bytes = 4 * sum(parameter.numel() for parameter in network.model.parameters())
-    passes: list[list[str]] = [[]]
-    size = 0
-    for name in dict.fromkeys(first.values()):
-        moment = 4 * packed_size(shapes[name][1])
-        if passes[-1] and size + moment > max(MOMENTS, SHARE * model_bytes):
-            passes.append([])
-            size = 0
-        passes[-1].append(name)
-        size += moment
+    first = first_readers(network.model, linears, partial(network.glance, samples[0]))
 
-    def measured(index: int, parts: int) -> Arrays:
-        readers = [name for name in first if first[name] in passes[index]]
-        statistics = FisherStatistics(network, readers, first, parts)
-        generator = torch.Generator().manual_seed(0)
-        for number, sample in enumerate(samples):
-            statistics.add(sample, generator)
-            progress(index * len(samples) + number + 1, len(passes) * len(samples))
-        return statistics.arrays()
+    def measured(parts: int) -> Statistics:
+        statistics = FisherStatistics(network, first, samples, parts, room, progress)
+        found = [
+            _kept(room, remember(partial(statistics.arrays, part), f"part {part} of {parts}"))
+            for part in reversed(range(parts))
+        ]
+        return Statistics(first, found, parts, room)
 
-    def measured_in_parts(index: int) -> Arrays:
-        try:
-            return measured(index, parts)
-        except PassedBy:
-            return measured(index, 1)
-
-    found = [remember(partial(measured_in_parts, index), f"part {index}") for index in range(len(passes))]
+    try:
+        found = measured(parts)
+    except PassedBy:
+        found = measured(1)
     give_back()
-    return Statistics(first, found)
+    return found
+
+
+def _kept(room: Room, arrays: Arrays) -> Mapping[str, Any]:
+    """Arrays that lie in memory go to the room; those of a file are read when they are asked for."""
+    if not isinstance(arrays, dict):
+        return arrays
+    return {key: room.keep(torch.from_numpy(array)) for key, array in arrays.items()}
 
 
 def embeddings(model: Any) -> list[nn.Module]:
@@ -220,64 +219,3 @@ def embeddings(model: Any) -> list[nn.Module]:
 
 def _begin_gradients(_: nn.Module, __: Any, out: Tensor) -> Tensor:
     return out.requires_grad_().clone()  # a model may change its embeddings in place
-
-
-@dataclass
-class Statistics:
-    """What was measured on the float model, and what folding makes of it."""
-
-    first: dict[str, str]  # linear -> the first that reads the same input
-    parts: Sequence[Arrays]  # of `FisherStatistics`; reading an array may mean reading a file
-    rows: dict[str, Tensor] = field(default_factory=dict)  # linear -> squared gradients of its rows, folded
-    scales: dict[str, Tensor] = field(default_factory=dict)  # first -> what its input is divided by
-
-    def __getitem__(self, key: str) -> Tensor:
-        """The array of this name; KeyError where no sample came by."""
-        for part in self.parts:
-            if key in part:
-                return torch.from_numpy(part[key])
-        raise KeyError(key)
-
-    def states(self, samples: int) -> list[Tensor]:
-        """The float model's last hidden states float32 [T, H] of each sample."""
-        return [torch.from_numpy(self.parts[0][f"states.{number}"]) for number in range(samples)]
-
-    def token_weights(self) -> dict[str, Tensor]:
-        """Linear -> float32 [tokens of all samples]: a token's share of the mean squared gradient of its outputs."""
-        return {name: self[f"{self.first[name]}.weights"] * rows.mean() for name, rows in self.rows.items()}
-
-    def moment(self, first: str) -> Tensor:
-        """float32 [k, k] of the folded model's input."""
-        moment = unpacked(self[f"{first}.moment"], len(self[f"{first}.reach"]))
-        scale = self.scales.get(first)
-        return moment if scale is None else moment.div_(scale).div_(scale.unsqueeze(1))
-
-
-def head_gradient(
-    states: Tensor, head: Callable[[Tensor], Tensor], slope: Callable[[Tensor, slice], Tensor], chunk: int = CHUNK
-) -> Tensor:
-    """Gradient of a loss at states [..., T, H], of which `head` makes logits.
-
-    `slope` gives the gradient at the logits of some tokens, float32 [t, V], and is told which they are.
-    """
-    give_back()  # what the blocks have freed, and below what is freed here
-    rows = states.detach().flatten(0, -2)
-    found = []
-    for start in range(0, len(rows), chunk):
-        where = slice(start, start + chunk)
-        part = rows[where].requires_grad_()
-        logits = head(part)
-        with torch.no_grad():
-            gradient = slope(logits.detach().float(), where).to(logits)
-        found.append(torch.autograd.grad(logits, part, gradient)[0])
-    give_back()
-    return torch.cat(found).reshape(states.shape)
-
-
-def surprise(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Gradient at logits [t, V] of -log p(label), the label of each token drawn from p = softmax(logits)."""
-    shares = logits.softmax(dim=-1)
-    cumulated = shares.cumsum(dim=-1)
-    drawn = torch.rand(len(logits), 1, generator=generator).to(cumulated) * cumulated[:, -1:]
-    labels = torch.searchsorted(cumulated, drawn).clamp_max(logits.shape[1] - 1)
-    return shares.scatter_add_(1, labels, -torch.ones_like(drawn))

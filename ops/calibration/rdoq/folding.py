@@ -27,7 +27,7 @@ from slimrun.ops.calibration.wiring import (
 )
 from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ, TENSOR_BALANCE, importance
 
-from .fisher import Statistics
+from .statistics import Statistics
 
 FLOAT_READER = "a linear that stays float reads it too"
 HEADS = ("head_dim", "v_head_dim", "kv_channels", "attention_head_size")  # what models call the width of a head
@@ -98,6 +98,7 @@ def fold(network: GradientNetwork, one: Fold, scale: Tensor) -> None:
     """Divide the inputs of a fold by its scale [k]."""
     producer: Any = network.model.get_submodule(one.producer)
     by_row = one.by_row(scale, producer.weight.shape[0])
+    network.own(producer.weight)
     if one.offset:
         producer.weight.copy_(divided(producer.weight, by_row.to(producer.weight.device), one.offset)[0])
     else:
@@ -105,8 +106,11 @@ def fold(network: GradientNetwork, one: Fold, scale: Tensor) -> None:
     if getattr(producer, "bias", None) is not None:
         producer.bias.div_(by_row.to(producer.bias))
     for reader in one.readers:
-        linear: Any = network.model.get_submodule(reader)
-        linear.weight.mul_(scale.to(linear.weight))
+        weight = network.affine(reader)[0]
+        network.own(weight)
+        weight.mul_(scale.to(weight))
+        network.room.release([weight])
+    network.room.release([producer.weight])
 
 
 def _scale(network: GradientNetwork, one: Fold, statistics: Statistics, quantizer: RDOQ) -> Tensor:

@@ -1,8 +1,4 @@
-"""Gradients of a whole model in little memory and time.
-
-Each block of the model keeps its inputs alone and runs once more when its gradients are due (Chen et al. 2016), no
-parameter's gradient is computed that nobody asks for, and linears multiply in bfloat16 where that is faster.
-"""
+"""Gradients of a model in little time: none of a parameter that nobody asks for, products in bfloat16 where faster."""
 
 from __future__ import annotations
 
@@ -28,8 +24,8 @@ def gradients(
 ) -> Iterator[Sequence[nn.Module]]:
     """Meanwhile graphs are recorded, and of the model's parameters only those of `of` get gradients; gives the blocks.
 
-    Blocks run `again` when their gradients are due, and hooks on what is in them fire again; without, or in a model
-    that names no blocks, everything is kept until then.
+    Blocks run `again` when their gradients are due, and hooks on what is in them fire again: for a model that runs as a
+    whole. Without, or in a model that names no blocks, everything is kept until then.
     """
     blocks = blocks_of(model) if again else []
     within = {id(module) for block in blocks_of(model) for module in block.modules()}
@@ -42,10 +38,8 @@ def gradients(
     for module in model.modules():
         # weights that are somewhere else come where their linear runs by a hook, which a forward of ours would pass by
         if type(module) is nn.Linear and not module.weight.is_meta and not hasattr(module, "_hf_hook"):
-            weight = module.weight
-            if id(module) not in within and weight.dtype == torch.float32:
-                weight = for_products(weight)  # once: the output head runs many times a sample
-            forwards[module] = partial(_forward, module, weight)
+            once = id(module) not in within and module.weight.dtype == torch.float32  # the head runs often a sample
+            forwards[module] = partial(_forward, module, cache(partial(for_products, module.weight)) if once else None)
     own = {module: vars(module)["forward"] for module in forwards if "forward" in vars(module)}  # accelerate's
     chosen = {id(parameter) for parameter in of}
     frozen = [one for one in model.parameters() if one.requires_grad and id(one) not in chosen]
@@ -111,6 +105,6 @@ def _block(forward: Callable[..., Any], number: int, *given: Any, **named: Any) 
     return forward(*given, **named)
 
 
-def _forward(linear: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
-    out = multiply(x, weight)
+def _forward(linear: nn.Linear, converted: Callable[[], Tensor] | None, x: Tensor) -> Tensor:
+    out = multiply(x, converted() if converted else linear.weight)
     return out if linear.bias is None else out + linear.bias

@@ -1,19 +1,23 @@
-"""Rounding all weights at one slope of loss against bits, and the slope at which they take the bits asked for."""
+"""Rounding all weights at one slope of loss against bits, and the slope at which they take the bits asked for.
+
+Each try rounds linear after linear: one weight and one factor are at hand, integers lie where the room has place.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
 
 from slimrun.ops.calibration.base import Progress
 from slimrun.ops.calibration.search import PASSES
-from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
-from slimrun.ops.memory import give_back
+from slimrun.ops.memory import Room, give_back
 from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, guarded, row_steps
 
@@ -27,18 +31,20 @@ GIVE_BACK = 8  # linears between two returns of memory
 
 
 class Rounding:
-    """Rounds the weights at a slope; `factors` has what errors in them cost."""
+    """Rounds the weights at a slope; `factors` has what errors in them cost, `room` the integers."""
 
     def __init__(
         self,
         quantizer: RDOQ,
         weights: Mapping[str, Tensor],
         factors: Factors,
+        room: Room,
         progress: Progress,
     ) -> None:
         self.quantizer = quantizer
         self.weights = weights
         self.factors = factors
+        self.room = room
         self.progress = progress
         self.count = sum(weight.numel() for weight in weights.values())
         self.overhead = SCALE_BITS * sum(weight.shape[0] for weight in weights.values()) / self.count
@@ -48,7 +54,9 @@ class Rounding:
         """Every weight rounded on steps of this level, None: on those of the quantizer's grid."""
         found = {}
         for done, (name, weight) in enumerate(self.weights.items()):
-            found[name] = self._round(name, weight.detach().float(), level)
+            rounded = self._round(name, weight.detach().float(), level)
+            found[name] = QuantizedWeight(self.room.keep(rounded.values), rounded.scale)
+            self.room.release([weight])
             self.progress(done + 1, len(self.weights))
             if done % GIVE_BACK == 0:  # the integers that stay lie between what is freed
                 give_back()
@@ -72,10 +80,15 @@ class Rounding:
 
     def bits(self, weights: dict[str, QuantizedWeight]) -> float:
         """Coded bits a weight, steps included."""
-        compressor = Compressor(Native())
-        for name, quantized in weights.items():
-            compressor.add(name, quantized.values.cpu().numpy())
-        size = sum(part.nbytes for parts in compressor.finish().values() for part in parts.values())
+        codec = Native()
+
+        def coded(values: Tensor) -> int:
+            size = sum(part.nbytes for part in codec.encode(values.cpu().numpy()).values())
+            self.room.release([values])
+            return size
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            size = sum(pool.map(coded, [quantized.values for quantized in weights.values()]))
         return 8 * size / self.count + self.overhead
 
     def first_level(self, target: float) -> float:
@@ -84,8 +97,9 @@ class Rounding:
         for name, weight in self.weights.items():
             if name in self.factors:
                 spread = weight.detach().float().std(dim=1, correction=0).clamp_min(1e-30)
-                slope = self.factors[name].slope.clamp_min(1e-30)
+                slope = self.factors.slope(name).clamp_min(1e-30)
                 bits += float((spread * slope.sqrt()).log2().sum()) * weight.shape[1]
+                self.room.release([weight])
         gaussian = 0.5 * math.log2(2 * math.pi * math.e)
         return float(2 ** (bits / self.count + gaussian - (target - self.overhead)))
 
@@ -106,4 +120,5 @@ class Rounding:
             bits = code_lengths(round_to_grid(weight, steps))
         values = feedback(weight, steps, known, bits, quantizer.price, level, quantizer.levels)
         self._lengths[name] = code_lengths(values)
+        self.factors.leave(name)
         return QuantizedWeight(values, steps)

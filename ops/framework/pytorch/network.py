@@ -114,6 +114,11 @@ class TorchNetwork(TorchSmoothable):
         """One part of the model on one sample, given what the part before gave of it."""
         return self._blocks.run(part, partial(self.run, sample), state)
 
+    def leave_part(self, part: int) -> None:
+        """The gradients of a part are taken: where memory is short its weights leave it."""
+        for block in self._blocks.blocks[max(0, part - 1) : part]:
+            self.room.release([*block.parameters(), *block.buffers()])
+
     def states(self, sample: Sample) -> Tensor:
         """The last hidden states [1, T, H] of a sample, before the output layer."""
         states = _base(self.model)(**_tokens(sample)).last_hidden_state

@@ -1,0 +1,82 @@
+"""Samples on their way forward through a model, and the gradients of a loss on their way back, part by part of it.
+
+Each part runs again when its gradients are due (Chen et al. 2016), so that one part's graph of one sample is all that
+lies in memory beside what each part is given of each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from slimrun.ops.calibration.base import GradientNetwork, Sample
+from slimrun.ops.calibration.states import States
+from slimrun.ops.memory import Room, give_back
+
+
+class GradientWalk:
+    """A walk of samples through a network of so many parts: `forward`, then `back` through each from the last on.
+
+    `at_head` makes of a sample's number and its last hidden states [1, T, H] the gradient there, and `room` has what
+    parts are given. To be taken within `gradients` of the model. PassedBy where gradients would flow past the states
+    between parts.
+    """
+
+    def __init__(
+        self,
+        network: GradientNetwork,
+        samples: Sequence[Sample],
+        parts: int,
+        room: Room,
+        at_head: Callable[[int, Tensor], Tensor],
+    ) -> None:
+        self.network = network
+        self.samples = samples
+        self.parts = parts
+        self.at_head = at_head
+        self.steps = (2 * parts - 1) * len(samples)  # that both ways give together
+        self._given = [States(len(samples), room) for _ in range(parts)]
+        self._gradients = States(len(samples), room)
+
+    def forward(self) -> Iterator[int]:
+        """All parts but the last; gives the number of each sample that has come through one."""
+        for part in range(self.parts - 1):
+            for index in range(len(self.samples)):
+                with torch.no_grad():
+                    state = self._run(part, index, self._given[part][index])
+                self._given[part + 1].put(index, state)
+                yield index
+            self._given[part].leave()
+            give_back()
+
+    def back(self, part: int) -> Iterator[int]:
+        """One part, with its gradients; gives the number of each sample once they are complete."""
+        for index in range(len(self.samples)):
+            state = self._given[part].take(index)
+            if state is not None:
+                state.requires_grad_()
+            out = self._run(part, index, state)
+            last = part + 1 == self.parts
+            gradient = self.at_head(index, out.detach()) if last else self._gradients.take(index)
+            if out.requires_grad or self.parts == 1:  # nothing before the blocks may want a gradient
+                torch.autograd.backward(out, gradient)
+            if state is not None:
+                self._gradients.put(index, state.grad)
+            del state, out, gradient  # before the next sample's come
+            yield index
+        self.network.leave_part(part)
+        give_back()
+
+    def both_ways(self) -> Iterator[int]:
+        """`forward`, then `back` through every part."""
+        yield from self.forward()
+        for part in reversed(range(self.parts)):
+            yield from self.back(part)
+
+    def _run(self, part: int, index: int, state: Tensor | None) -> Tensor:
+        if self.parts == 1:
+            return self.network.states(self.samples[index])
+        # a part may change its state in place
+        return self.network.states_part(part, self.samples[index], None if state is None else state.clone())
