@@ -22,6 +22,11 @@ from transformers.utils.deprecation import deprecate_kwarg
 ROTARY_BASE = 10000
 NOT_BUILT = {"fp32_residual_connection": False, "quantization_bit": 0, "pre_seq_len": None, "rope_ratio": 1}
 
+RESCALED = (
+    ", ChatGLM2-6B's and ChatGLM3-6B's (GLM-4 and the models of 32k tokens have others; of GLM-4 give the conversion "
+    "that transformers has itself, such as THUDM/glm-4-9b-chat-hf)"
+)
+
 
 class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers brings no types
     """The keys of the original's config.json; those that only say how its code computes are kept and not read."""
@@ -56,7 +61,8 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers bri
         others.pop("auto_map", None)  # the code it names is not needed
         for key, built in NOT_BUILT.items():
             if others.get(key, built) not in (built, None):
-                raise ValueError(f"config.json: {key}={others[key]} is not built; allowed: {built}")
+                hint = RESCALED if key == "rope_ratio" else ""
+                raise ValueError(f"config.json: {key}={others[key]} is not built; allowed: {built}{hint}")
         super().__post_init__(**others)
 
     @property

@@ -1,8 +1,13 @@
-"""ChatGLM2's tokenizer: sentencepiece, and five commands behind its vocabulary, two of which begin every text."""
+"""The tokenizer of ChatGLM2 and ChatGLM3: sentencepiece, and commands behind its vocabulary; two begin every text.
+
+ChatGLM3 talks in roles, which are commands too; ChatGLM2, whose vocabulary has nothing in their places, does not.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,10 +16,21 @@ from transformers import PreTrainedTokenizer
 
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 PREFIX = ("[gMASK]", "sop")
+ASSISTANT = "<|assistant|>"
+ROLES = ("<|system|>", "<|user|>", ASSISTANT, "<|observation|>")
+ENDS_OF_TURN = ("<|user|>", "<|observation|>")  # an answer is over where somebody else speaks
+CODE = "tokenization_chatglm.py"  # the original's, which is never run: it only tells that there are roles
+TEMPLATE = (
+    "[gMASK]sop{% for turn in messages %}<|{{ turn['role'] }}|>\n {{ turn['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
-    """Reads `tokenizer.model`; commands decode to nothing."""
+    """Reads `tokenizer.model`; commands decode to nothing.
+
+    Roles are there where the folder has a chat template that speaks of them, or ChatGLM3's own code beside.
+    """
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.model"}
     model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask", "position_ids"]
@@ -23,7 +39,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         self.vocab_file = vocab_file
         self._pieces = SentencePieceProcessor(model_file=vocab_file)
         count = self._pieces.vocab_size()
-        self._commands = {name: count + place for place, name in enumerate(COMMANDS)}
+        code = Path(vocab_file).with_name(CODE)
+        if others.get("chat_template") is None and code.is_file() and ASSISTANT in code.read_text(encoding="utf-8"):
+            others["chat_template"] = TEMPLATE
+        roles = ROLES if ASSISTANT in str(others.get("chat_template")) else ()
+        self._commands = {name: count + place for place, name in enumerate((*COMMANDS, *roles))}
+        self._spoken = re.compile(f"({'|'.join(map(re.escape, self._commands))})") if roles else None
         for fixed in ("unk_token", "pad_token", "eos_token", "clean_up_tokenization_spaces", "auto_map"):
             others.pop(fixed, None)  # older files name others, which the original does not read either
         super().__init__(
@@ -38,7 +59,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     @property
     def vocab_size(self) -> int:
         """Pieces and commands."""
-        return self._pieces.vocab_size() + len(COMMANDS)
+        return self._pieces.vocab_size() + len(self._commands)
+
+    @property
+    def ends_of_turn(self) -> list[int]:
+        """Commands that end an answer, beside the end of the text."""
+        return [self._commands[name] for name in ENDS_OF_TURN if name in self._commands]
 
     def get_vocab(self) -> dict[str, int]:
         """Every piece and command with its number."""
@@ -64,8 +90,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return (str(copy),)
 
     def _tokenize(self, text: str, **others: Any) -> list[str]:
-        pieces: list[str] = self._pieces.EncodeAsPieces(text)
-        return pieces
+        parts = self._spoken.split(text) if self._spoken else [text]  # a chat template writes commands as text
+        return list(chain(*([part] if part in self._commands else self._pieces.EncodeAsPieces(part) for part in parts)))
 
     def _convert_token_to_id(self, token: str) -> int:
         return self._commands.get(token, self._pieces.PieceToId(token))

@@ -61,7 +61,7 @@ class TextModel:
         for holder in (self._generation_config, self._config, self.tokenizer):
             ids = getattr(holder, "eos_token_id", None)
             stop.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-        return stop
+        return stop | set(getattr(self.tokenizer, "ends_of_turn", ()))  # ChatGLM3's
 
     def check_request(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         """ValueError when the prompts are no tokens of the model, or fewer than none are asked for."""

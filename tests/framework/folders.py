@@ -38,6 +38,15 @@ def chatglm2(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def chatglm3(folder: Path, **changes: Any) -> Path:
+    """As THUDM/chatglm3-6b: the same architecture, its own code beside, of which only the roles are told from."""
+    chatglm2(folder, padded_vocab_size=PIECES + 12, seq_length=8192, **changes)
+    (folder / "tokenization_chatglm.py").write_text(
+        'roles = ["<|system|>", "<|user|>", "<|assistant|>"]; raise OSError'
+    )
+    return folder
+
+
 LLAMA = {  # config.json as transformers 4.28 wrote it
     "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1,
     "hidden_act": "silu", "hidden_size": 64, "initializer_range": 0.02, "intermediate_size": 96,

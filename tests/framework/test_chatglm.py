@@ -14,6 +14,7 @@ from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.model.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from slimrun.ops.model.pretrained import Pretrained
+from slimrun.ops.model.tokenizer import load_tokenizer
 from tests.conftest import CPU
 from tests.framework import folders
 from tests.framework.golden import chatglm as golden
@@ -61,6 +62,30 @@ def test_texts_begin_with_the_commands_and_come_back(folder: Path, tmp_path: Pat
     padded = reader.tokenizer(["中国", text], padding=True)
     assert (padded["input_ids"][0][0], padded["attention_mask"][0][0]) == (0, 0)
     assert reader.stop_tokens() == {2}
+
+
+def test_chatglm3_speaks_in_roles(tmp_path: Path) -> None:
+    folder = folders.chatglm3(tmp_path / "chatglm3-6b")
+    reader = Pretrained("glm3", str(folder)).open(tmp_path).reader()
+    assert reader is not None
+    mask, sop, user, assistant, observation = (folders.PIECES + place for place in (1, 3, 6, 7, 8))
+    asked = reader.encode_prompt("中国")
+    assert asked == [mask, sop, user, *reader.encode("\n 中国"), assistant]
+    assert reader.tokenizer("中国")["input_ids"] == [mask, sop, *reader.encode("中国")]
+    assert reader.stop_tokens() == {2, user, observation}
+    assert reader.decode(asked) == "\n 中国"
+    reader.tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert (type(again), again.get_vocab()) == (type(reader.tokenizer), reader.tokenizer.get_vocab())
+    assert again.chat_template == reader.tokenizer.chat_template
+    assert len(PyTorch().check(Pretrained("glm3", str(folder)).open(tmp_path), CPU).linears) == 9
+
+
+def test_glm4_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_ratio": 500, "num_hidden_layers": 2}))
+    with pytest.raises(Unavailable, match=r"rope_ratio=500 is not built; .*GLM-4 .* such as THUDM/glm-4-9b-chat-hf"):
+        PyTorch().check(Pretrained("glm", str(folder)).open(tmp_path), CPU)
 
 
 @pytest.mark.parametrize(
