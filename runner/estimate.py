@@ -27,6 +27,7 @@ INT8_COPIES = 1.4  # of the int8 weights
 REPORT_BYTES = 1_000_000  # tables, pictures, outputs of a run
 SCALE_BITS = 32  # a row's step
 EXPONENT_BITS = 5.3  # of the 8 of a number that coding saves, where floats are coded too
+TABLE_BITS = 7.4  # of a number of quantized embeddings: gaussian rows of 576 to 4096, the largest on 127
 ROW_BYTES = 8  # its deq_scale and quant_bias in the bundle
 NAME_BYTES = 1750  # of a linear's tensors in header, description and manifest
 
@@ -183,11 +184,13 @@ class Estimate:
         """What the bundle takes on disk: coded weights, grids, what stays float, config and tokenizer."""
         rows = sum(rows for rows, _ in self.covered.values())
         saved = EXPONENT_BITS / 8 if self.weights and getattr(self.experiment.compress, "floats", False) else 0.0
-        kept_float = round((self.outline.parameters - self.weights) * (self.width - saved))
+        tables = self.outline.tables if self.experiment.quant.embeddings else 0
+        kept_float = round((self.outline.parameters - self.weights - tables) * (self.width - saved))
         folder = self.folder
         beside = [] if folder is None else [file for file in folder.iterdir() if file.suffix in {".json", ".model"}]
         named = NAME_BYTES * len(self.covered) + sum(file.stat().st_size for file in beside)
-        return self.compressed_bytes + ROW_BYTES * rows + kept_float + named
+        coded = TABLE_BITS if self.experiment.compress.container else 8.0
+        return self.compressed_bytes + ROW_BYTES * rows + kept_float + named + round(tables * coded / 8)
 
     @property
     def folder(self) -> Path | None:

@@ -68,13 +68,13 @@ def size_metrics(
 ) -> Sizes:
     """Sizes as the results.json keys define them, over the linears that the method covers.
 
-    The table also has the others that a note is about (gates, routers), which no sum counts. Compressed bytes hold
-    everything that restores the weights: the coded parts (header, index, tables, checksums) and one float32 scale a
-    row; a linear that stayed float counts with the bytes of its float weights.
+    The table also has the others that a note is about (gates, routers, quantized embeddings), which no sum counts.
+    Compressed bytes hold everything that restores the weights: the coded parts (header, index, tables, checksums) and
+    one float32 scale a row; a linear that stayed float counts with the bytes of its float weights.
     """
     rows: list[dict[str, object]] = []
     weights = compressed = linears = kept_float = 0
-    entropy_sum = 0.0
+    entropy_sum, quantized = 0.0, 0
     listed = [layer for layer in layers if layer.name in covered or (layer.note and f"{layer.name}.weight" in tensors)]
     for layer in listed:
         count = layer.shape[0] * layer.shape[1]
@@ -85,7 +85,6 @@ def size_metrics(
             scales = tensors[scale].numel()
             size = sum(part.nbytes for part in coded[layer.name].values()) + 4 * scales
             row["entropy"] = entropy_bits(stored.numpy())
-            entropy_sum += float(row["entropy"]) * count  # type: ignore[arg-type]
         else:
             size, row["entropy"] = stored.numel() * stored.element_size(), float("nan")
         row["bits"] = 8 * size / count
@@ -93,6 +92,9 @@ def size_metrics(
         if layer.name not in covered:
             continue
         linears += 1
+        if layer.quantized:
+            entropy_sum += float(row["entropy"]) * count  # type: ignore[arg-type]
+            quantized += count
         kept_float += layer.fallback or not layer.quantized  # fallback: its input
         weights, compressed = weights + count, compressed + size
     metrics: Metrics = {
@@ -105,7 +107,6 @@ def size_metrics(
         "size/file_bytes": artifact_bytes,
         "compress/ratio": weights / compressed if compressed else 1.0,
     }
-    quantized = sum(layer.shape[0] * layer.shape[1] for layer in layers if layer.quantized)
     if quantized:
         metrics["size/entropy_bits"] = entropy_sum / quantized
     return Sizes(metrics, rows)

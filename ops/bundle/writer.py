@@ -23,7 +23,7 @@ from torch import Tensor
 from slimrun.ops.compress.base import Codec, Parts
 from slimrun.ops.compress.native import Native
 from slimrun.ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
-from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, FORMATS, WeightOnlyLinear
+from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, FORMATS, Int8Table, WeightOnlyLinear
 from slimrun.ops.scratch import ScratchFolder
 from slimrun.ops.weights import ckpt
 
@@ -97,8 +97,13 @@ def settle(scratch: Path, folder: Path, weights: Collection[Path]) -> None:
 
 
 def format_of(name: str, tensors: Mapping[str, Tensor], quant_type: str) -> str:
-    """The format of a quantized linear: the model's, or weights alone where it keeps a step but no input grid."""
+    """The format of a quantized linear: the model's, or weights alone where it keeps a step but no input grid.
+
+    Tables have a step and nothing else.
+    """
     alone = f"{name}.{WeightOnlyLinear.scale}" in tensors and f"{name}.input_scale" not in tensors
+    if alone and f"{name}.weight_offset" not in tensors:
+        return Int8Table.quant_type
     lacks_grid = alone and quant_type in FORMATS and FORMATS[quant_type].has_grid
     return WeightOnlyLinear.quant_type if lacks_grid else quant_type
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.memory import Room
+from slimrun.ops.model.tables import Table
 
 from .wiring import Fold, Observations
 
@@ -128,10 +129,19 @@ class Network(Smoothable, Protocol):
         """Linear -> why it cannot be replaced: what the model does with it beside calling it, while `run` runs."""
 
     def linear(self, name: str) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
-        """Weight and bias of a float linear, good until the context ends."""
+        """Weight and bias of a float linear, or of a table, good until the context ends."""
 
     def replace(self, name: str, linear: QuantizedLinear) -> Callable[[], None]:
         """Put a quantized linear in the place of the one that is there; calling what is returned puts it back."""
+
+    def tables(self, sample: Sample | None) -> list[Table]:
+        """Embeddings and output layer, with why they cannot be replaced, for which the model runs on the sample.
+
+        None where the model does not say which they are.
+        """
+
+    def replace_table(self, table: Table, quantized: QuantizedLinear) -> None:
+        """Put a quantized table in all places of the float one."""
 
     def leave(self, count: int) -> None:
         """Let go of the memory that replaced float linears, of `count` numbers, took."""

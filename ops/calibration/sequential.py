@@ -22,6 +22,7 @@ from .ranges import InputRange, input_statistics
 from .selection import UNREACHED, calibration_notes, check_float, select
 from .smoothing import smooth
 from .states import Walk, failing
+from .tables import quantize_tables
 
 
 class SequentialCalibrator:
@@ -86,7 +87,13 @@ class SequentialCalibrator:
             if not self.layers[name].fallback:
                 self._quantize_layer(name)
             progress(done + 1, len(selected))
+        self._quantize_tables()
         self._leave_floats()
+
+    def _quantize_tables(self) -> None:
+        """Embeddings and output head, where the method is to take them."""
+        if self.quantizer.embeddings is not None:
+            self.notes += quantize_tables(self.network, self.layers, self.samples, self.dtype)
 
     def select(self) -> list[str]:
         """Begin the table of layers; the linears to quantize, in module order."""

@@ -51,11 +51,13 @@ TAKEN = {"model_type": "llama", "hidden_act": "silu", "rope_type": "default"}
 
 @dataclass(frozen=True)
 class Gguf(Target):
-    """One GGUF file of a LLaMA; `dtype` is that of embeddings and float linears, auto: float16 for float32."""
+    """One GGUF file of a LLaMA; `dtype` is that of float embeddings and linears, auto: float16 for float32."""
 
     name: ClassVar[str] = "gguf"
     abilities: ClassVar[Abilities] = Abilities(
-        dict.fromkeys(("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16"), Q8_0.name), fuses=False, quantizes_head=True
+        dict.fromkeys(("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16", "W8_TABLE"), Q8_0.name),
+        fuses=False,
+        quantizes_head=True,
     )
 
     def check(self, config: Mapping[str, Any]) -> None:

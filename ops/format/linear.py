@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -18,9 +17,11 @@ from .arithmetic import (
     rows_beyond_int32,
     with_larger_steps,
 )
+from .stored import scale_tensors, stored_grid, stored_scale
 
 FLOAT = "FLOAT"  # what a description calls a tensor that is not quantized
 FLOAT_CODED = "FLOATC"  # and one whose bytes are coded, bit for bit
+TABLE_ROWS = 4096  # of a table that are floats at once: they stay in the processor's cache
 
 
 class QuantizedLinear(nn.Module):
@@ -141,7 +142,7 @@ class Int8Linear(QuantizedLinear):
         if stored["quant_bias"].shape != (self.out_features,) or stored["quant_bias"].dtype != torch.int32:
             raise ValueError("does not hold an int8 matrix with one quant_bias a row")
         self.quant_bias = stored["quant_bias"]
-        self.grid = _stored_grid(stored["input_scale"], stored["input_offset"])
+        self.grid = stored_grid(stored["input_scale"], stored["input_offset"])
 
 
 class ScaledInt8Linear(Int8Linear):
@@ -175,7 +176,7 @@ class WeightOnlyLinear(QuantizedLinear):
     """W8A16: weights are dequantized for each product, activations stay float."""
 
     quant_type = "W8A16"
-    suffixes = ("weight", "weight_scale", "weight_offset")
+    suffixes: ClassVar[tuple[str, ...]] = ("weight", "weight_scale", "weight_offset")
 
     weight_scale: Tensor  # [n, 1] or [1], in the dtype it is stored in: what runs is what is read back
 
@@ -214,8 +215,39 @@ class DynamicInt8Linear(WeightOnlyLinear):
         return dynamic_linear(x, self.weight, self.weight_scale, self.bias)
 
 
+class Int8Table(WeightOnlyLinear):
+    """W8_TABLE: embeddings [V, H] as int8 rows with a step each, looked up by tokens and multiplied with states.
+
+    Where embeddings are tied, the same module stands in both places.
+    """
+
+    quant_type = "W8_TABLE"
+    suffixes = ("weight", "weight_scale")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [...] -> rows [..., H]; states [..., H] -> logits [..., V]."""
+        if not x.is_floating_point():
+            return self.weight[x] * self.weight_scale[x]
+        parts = [
+            nn.functional.linear(x, rows.to(x.dtype)) * steps.reshape(-1).to(x.dtype)
+            for rows, steps in zip(torch.split(self.weight, TABLE_ROWS), torch.split(self.weight_scale, TABLE_ROWS))
+        ]
+        logits = torch.cat(parts, dim=-1)
+        return logits if self.bias is None else logits + self.bias.to(x.dtype)
+
+    def stored(self) -> dict[str, Tensor]:
+        """Weight and weight_scale."""
+        return {**QuantizedLinear.stored(self), "weight_scale": self.weight_scale}
+
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Take the stored tensors."""
+        super().restore(stored)
+        if self.weight_scale.shape != (self.out_features, 1):
+            raise ValueError(f"has {self.weight_scale.numel()} steps, expected one of each of {self.out_features} rows")
+
+
 FORMATS: dict[str, type[QuantizedLinear]] = {
-    kind.quant_type: kind for kind in (Int8Linear, ScaledInt8Linear, DynamicInt8Linear, WeightOnlyLinear)
+    kind.quant_type: kind for kind in (Int8Linear, ScaledInt8Linear, DynamicInt8Linear, WeightOnlyLinear, Int8Table)
 }
 
 
@@ -255,28 +287,7 @@ def restored_linear(quant_type: str, stored: Mapping[str, Tensor], shape: tuple[
     return module
 
 
-def _stored_grid(scale: Tensor, offset: Tensor) -> ActivationGrid:
-    """The grid of its two stored numbers; ValueError when they are none."""
-    if scale.numel() != 1 or offset.numel() != 1:
-        raise ValueError(f"has {scale.numel()} input_scale and {offset.numel()} input_offset, expected one of each")
-    step, zero = float(scale), float(offset)
-    if not (0 < step < math.inf and -128 <= zero <= 127 and zero.is_integer()):
-        raise ValueError(f"has the input_scale {step:g} and the input_offset {zero:g}, which are no grid of int8")
-    return ActivationGrid(step, int(zero))
-
-
 def float_product(linear: QuantizedLinear, x: Tensor) -> Tensor:
     """x [..., k] times the dequantized weight, plus bias: [..., n]."""
     weight, bias = linear.floats()
     return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-
-def stored_scale(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
-    """The step as the files hold it: [n, 1], or [1] for one a tensor, in the model's dtype."""
-    scale = weight.scale if weight.scale.numel() > 1 or weight.values.shape[0] == 1 else weight.scale.reshape(1)
-    return scale.to(dtype)
-
-
-def scale_tensors(scale: Tensor) -> dict[str, Tensor]:
-    """weight_scale and the zero weight_offset of a symmetric grid."""
-    return {"weight_scale": scale, "weight_offset": torch.zeros_like(scale)}

@@ -25,6 +25,7 @@ class Outline:
     notes: tuple[str, ...] = ()  # what a person must know of it before it loads, one line each
     experts: int = 0  # numbers in weights of experts that are no linear
     kept: Mapping[str, str] = field(default_factory=dict)  # linears that stay float whatever the method, and why
+    tables: int = 0  # numbers in embeddings and output layer that can be quantized, tied ones once
 
 
 class Model(ABC):

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def outline_of(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outl
         notes = tuple(map(str, found["notes"]))
         kept = {str(name): str(why) for name, why in found["kept"].items()}
         sizes = int(found["parameters"]), int(found["float_bytes"])
-        return Outline(linears, *sizes, notes, int(found["experts"]), kept)
+        return Outline(linears, *sizes, notes, int(found["experts"]), kept, int(found["tables"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         measured = measure(model, stored)
     store_object(file, asdict(measured))
@@ -59,6 +60,7 @@ def measure(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline
     from slimrun.ops.model.fit import check_weights  # transformers and the model's code take seconds to import
     from slimrun.ops.model.linears import expert_parameters, float_linears, linear_names
     from slimrun.ops.model.output_head import check_head
+    from slimrun.ops.model.tables import tables
 
     config = model.config()
     check_float(config.to_dict(), f"model={model.name}")
@@ -72,7 +74,12 @@ def measure(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline
     experts = sum(parameter.numel() for parameter in expert_parameters(module).values())
     check_head(module, model.name)
     return Outline(
-        linear_names(module), parameters, parameters * dtype.itemsize, experts=experts, kept=float_linears(module)
+        linear_names(module),
+        parameters,
+        parameters * dtype.itemsize,
+        experts=experts,
+        kept=float_linears(module),
+        tables=sum(prod(table.shape) for table in tables(module) if not table.kept),
     )
 
 

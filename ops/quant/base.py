@@ -20,6 +20,7 @@ from slimrun.ops.errors import nearest
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
 
 OBSERVERS = ("auto", "minmax", "histogram")
+TABLES = ("int8",)  # what embeddings and output head can be, but float
 NORMAL_LEVELS = 7  # the positive half of a 4-bit grid
 
 
@@ -35,12 +36,20 @@ class Quantizer:
     ignore_last_linear: bool = True
     fallback_level: int = 0
     samples: int = 16  # calibration prompts that a run takes where it is not told how many
+    embeddings: str | None = None  # of TABLES: embeddings and output head, each row with a step; None: float
 
     def __post_init__(self) -> None:
         """Validate the knobs; ValueError names the key, the value and what is allowed."""
         for name, low in (("fallback_level", 0), ("samples", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: {low} or more")
+        if self.embeddings is not None and self.embeddings not in TABLES:
+            raise ValueError(f"embeddings={self.embeddings} is not known; allowed: {', '.join(TABLES)}, or null: float")
+        if self.embeddings is not None and not self.ignore_last_linear:
+            raise ValueError(
+                f"embeddings={self.embeddings} takes the output head too, and ignore_last_linear=false gives it to the "
+                "method; allowed: one of them"
+            )
 
     @property
     def quant_type(self) -> str:

@@ -16,10 +16,16 @@ from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.native import Native
 from slimrun.ops.compress.none import NoCompression
 from slimrun.ops.compress.nz import NZ
+from slimrun.ops.export.base import Target
 from slimrun.ops.export.checks import Held
 from slimrun.ops.export.compressed_tensors import CompressedFiles, CompressedTensors
+from slimrun.ops.export.mindie import MindIE
+from slimrun.ops.export.plan import Change
 from slimrun.ops.export.source import step_of
+from slimrun.ops.export.vllm_ascend import VllmAscend
+from slimrun.ops.export.vllm_ascend_310p import VllmAscend310P
 from slimrun.ops.quant.none import NoQuantization
+from slimrun.ops.quant.w8a8 import W8A8
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.runner import export
 
@@ -144,6 +150,21 @@ def test_bundles_of_every_codec_are_read(tmp_path: Path, codec: Codec) -> None:
     )
     for name in model.quantized():
         assert torch.equal(tensors[f"{name}.weight"], model.module.get_submodule(name).weight), name
+
+
+@pytest.mark.parametrize("target", [CompressedTensors(), MindIE(), VllmAscend(), VllmAscend310P()], ids=repr)
+@pytest.mark.parametrize("tied", [True, False])
+def test_quantized_embeddings_become_float_and_that_is_said(tmp_path: Path, target: Target, tied: bool) -> None:
+    model = written(tmp_path / "artifact", W8A8(embeddings="int8"), "float16", tie_word_embeddings=tied)
+    export = target.run(tmp_path / "artifact", tmp_path / "export")
+    changes = [("model.embed_tokens", "W8_TABLE is not written there")]
+    changes += [] if tied else [("lm_head", "the output layer is float there")]
+    for where, why in changes:
+        assert Change("W8_TABLE -> FLOAT", where, why) in export.changes
+    table = model.module.model.embed_tokens
+    tensors = load_file(next(export.folder.glob("*.safetensors")))
+    assert torch.equal(tensors["model.embed_tokens.weight"], table(torch.arange(259)))
+    assert ("lm_head.weight" in tensors) is not tied
 
 
 def test_a_float_model_is_exported_as_it_is(tmp_path: Path) -> None:

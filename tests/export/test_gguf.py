@@ -39,7 +39,7 @@ def exported(
     model.tokenizer.backend_tokenizer.pre_tokenizer = cut
     write(tmp_path / "artifact", model, quantizer)
     state = {key: tensor for key, tensor in model.module.state_dict().items() if tensor.is_floating_point()}
-    for name, child in model.module.named_modules():
+    for name, child in model.module.named_modules(remove_duplicate=False):
         if isinstance(child, QuantizedLinear):
             state[f"{name}.weight"] = child.floats()[0]
     Gguf().run(tmp_path / "artifact", tmp_path / "export")
@@ -53,6 +53,8 @@ def exported(
         (W8A8S(ignore_last_linear=False), {"tie_word_embeddings": False}),
         (W8A8Dynamic(), {"head_dim": 32, "tie_word_embeddings": False}),
         (W8A16(per_channel=False), {"num_key_value_heads": 4}),
+        (W8A8S(embeddings="int8"), {}),
+        (W8A16(embeddings="int8"), {"tie_word_embeddings": False}),
         (NoQuantization(), {}),
     ],
     ids=repr,

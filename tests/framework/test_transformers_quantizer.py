@@ -25,7 +25,9 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quantizer", [W8A8S(), W8A8Dynamic(ignore_last_linear=False), NoQuantization()])
+@pytest.mark.parametrize(
+    "quantizer", [W8A8S(embeddings="int8"), W8A8Dynamic(ignore_last_linear=False), NoQuantization()]
+)
 def test_the_model_is_the_bundles(tmp_path: Path, quantizer: Quantizer, dtype: str, tied: bool) -> None:
     model = written(tmp_path / "b", quantizer, dtype, tie_word_embeddings=tied)
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "b", attn_implementation="eager", device_map="cpu")

@@ -103,6 +103,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         else:
             weights = rounding.at_bits(quantizer.bits) if quantizer.bits else rounding.at(None)
             del rounding, factors  # memory that tuning needs
+            self._quantize_tables()
             self._install(weights, progress)
         self._floats.clear()
         self._leave_floats()
@@ -141,6 +142,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
     def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
         """Round at the slope where the whole quantized model loses `target` on the samples held out."""
         held_out = HeldOut(self.network, self.held_out)
+        self._quantize_tables()
 
         def loss_at(level: float) -> float:
             self._calibrated = False

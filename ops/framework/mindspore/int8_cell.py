@@ -15,7 +15,7 @@ import torch
 from mindspore import Parameter, Tensor, nn, ops
 
 from slimrun.ops.format.arithmetic import EXACT_FLOAT32_DEPTH, ActivationGrid, dynamic_linear, int8_linear
-from slimrun.ops.format.linear import DynamicInt8Linear, Int8Linear, QuantizedLinear, WeightOnlyLinear
+from slimrun.ops.format.linear import DynamicInt8Linear, Int8Linear, Int8Table, QuantizedLinear, WeightOnlyLinear
 from slimrun.ops.weights.mindspore import from_torch
 
 Array = npt.NDArray[Any]
@@ -108,11 +108,30 @@ class WeightOnly(QuantizedCell):
         return self.finish(rows.reshape((*x.shape[:-1], weight.shape[0])))
 
 
+class LookedUp(QuantizedCell):
+    """W8_TABLE: rows are looked up by tokens, and multiplied with states."""
+
+    def __init__(self, table: Int8Table) -> None:
+        super().__init__(table)
+        self.weight_scale = _parameter("weight_scale", table.weight_scale)
+        self.bias = _parameter("bias", _float_bias(table))
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Tokens [...] -> rows [..., H]; states [..., H] -> logits [..., V]."""
+        if x.dtype == ms.int32:
+            return ops.gather(self.weight, x, 0).astype(self.weight_scale.dtype) * ops.gather(self.weight_scale, x, 0)
+        rows = ops.MatMul(transpose_b=True)(x.reshape(-1, x.shape[-1]), self.weight.astype(x.dtype))
+        logits = rows * self.weight_scale.reshape(-1).astype(x.dtype) + self.bias.astype(x.dtype)
+        return logits.reshape((*x.shape[:-1], self.weight.shape[0]))
+
+
 def quantized_cell(name: str, linear: QuantizedLinear, activation: Any = None) -> QuantizedCell:
     """The cell that runs a quantized linear; its parameters are named after it."""
     cell: QuantizedCell
     if isinstance(linear, Int8Linear):
         cell = StaticInt8(linear, activation)
+    elif isinstance(linear, Int8Table):
+        cell = LookedUp(linear)
     elif isinstance(linear, DynamicInt8Linear):
         cell = DynamicInt8(linear, activation)
     else:

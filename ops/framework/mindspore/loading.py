@@ -18,7 +18,7 @@ from slimrun.ops import bundle
 from slimrun.ops.bundle.description import read_object
 from slimrun.ops.bundle.references import CONFIG
 from slimrun.ops.errors import Unavailable, nearest
-from slimrun.ops.format.linear import restored_linear
+from slimrun.ops.format.linear import Int8Table, restored_linear
 from slimrun.ops.framework.mindspore.cells import activation_of, add_bias, cell_of, gates, linear_names, put
 from slimrun.ops.framework.mindspore_llama import Llama, rope
 from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer
@@ -31,6 +31,7 @@ from slimrun.ops.weights.misfit import Misfit, check_finite
 
 from .int8_cell import quantized_cell
 from .language_model import LOADER_KEY, LlamaModel, MindSporeModel
+from .tables import put_table, stored_tables
 
 FORMATS = (".safetensors", ".ckpt", ".bin")  # of weight files
 FILES = ["*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -79,7 +80,8 @@ def restore(folder: Path, trust_remote_code: bool) -> MindSporeModel:
     else:
         network = Llama(config, DTYPES[dtype_name("auto", config)])
         model = LlamaModel(network, tokenizer, folder.name, "bundle", generation)
-    decoded = bundle.decode(stored, linear_names(network))
+    shapes = {table.name: table.shape for table in stored_tables(network, stored.types, stored.tensors)}
+    decoded = bundle.decode(stored, linear_names(network) | shapes)
     fill(network, decoded.tensors, decoded.types, stored.weights)
     return model
 
@@ -105,7 +107,8 @@ def fill(
 
     ValueError when they do not fit.
     """
-    known = linear_names(network)
+    stored = {table.name: table for table in stored_tables(network, quantized, tensors)}
+    known = linear_names(network) | {name: table.shape for name, table in stored.items()}
     for name, quant_type in quantized.items():
         prefix = f"{name}."
         own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
@@ -113,6 +116,9 @@ def fill(
             linear = restored_linear(quant_type, own, known.get(name))
         except ValueError as error:
             raise ValueError(f"{source}: {name} {error}") from error
+        if isinstance(linear, Int8Table):
+            put_table(network, stored[name], linear)
+            continue
         put(network, name, quantized_cell(name, linear, activation_of(cell_of(network, name))))
     for key in tensors.keys() - {parameter.name for parameter in network.get_parameters()}:
         owner, _, suffix = key.rpartition(".")

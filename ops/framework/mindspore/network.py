@@ -16,6 +16,7 @@ from slimrun.ops.calibration.smoothing import foldable_by_runs
 from slimrun.ops.calibration.wiring import Observations
 from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.memory import Room, give_back
+from slimrun.ops.model.tables import Table
 from slimrun.ops.weights.mindspore import from_torch, to_torch
 
 from .cells import (
@@ -32,6 +33,7 @@ from .cells import (
     put,
 )
 from .int8_cell import QuantizedCell, quantized_cell
+from .tables import put_table, tables
 
 
 class MindSporeNetwork:
@@ -82,6 +84,14 @@ class MindSporeNetwork:
         activation = old.activation if isinstance(old, QuantizedCell) else activation_of(old)
         put(self.network, name, quantized_cell(name, linear, activation))
         return lambda: put(self.network, name, old)
+
+    def tables(self, sample: Sample | None) -> list[Table]:
+        """Embeddings and output layer of a LLaMA that is built here."""
+        return tables(self.network)
+
+    def replace_table(self, table: Table, quantized: QuantizedLinear) -> None:
+        """Put a quantized table in all places of the float one."""
+        put_table(self.network, table, quantized)
 
     def leave(self, count: int) -> None:
         """Return what the float linears took to the system."""

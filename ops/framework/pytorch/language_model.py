@@ -16,7 +16,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.dynamic_module_utils import custom_object_save
 
-from slimrun.ops.format.linear import QuantizedLinear, float_product
+from slimrun.ops.format.linear import Int8Table, QuantizedLinear, float_product
 from slimrun.ops.memory import Room
 from slimrun.ops.model.output_head import output_layer
 from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
@@ -56,8 +56,12 @@ class TorchModel(AsModule, TextModel):
         self.room = room or Room()
         self.device = device or torch.device(module.device)
         self._base = module.base_model
-        self._head = output_layer(module)
         self._steps = CachedSteps(self._base, module.config, self.device)
+
+    @property
+    def _head(self) -> Any:
+        """The output layer; a quantized one takes the place of the float one."""
+        return output_layer(self.module)
 
     @torch.inference_mode()
     def hidden(self, ids: IntArray) -> FloatArray:
@@ -128,7 +132,7 @@ class TorchModel(AsModule, TextModel):
         return digest.hexdigest()
 
     def quantized(self) -> list[str]:
-        """Names of the quantized linears, in module order."""
+        """Names of the quantized linears and tables, in module order."""
         return [name for name, module in self.module.named_modules() if isinstance(module, QuantizedLinear)]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -171,6 +175,7 @@ class TorchModel(AsModule, TextModel):
 def float_products(module: nn.Module) -> Iterator[None]:
     """Meanwhile quantized linears leave their inputs float."""
     linears = [child for child in module.modules() if isinstance(child, QuantizedLinear)]
+    linears = [child for child in linears if not isinstance(child, Int8Table)]  # which leaves them float anyway
     # accelerate's hooks, which move inputs between devices, keep what they call under another name
     places = [(vars(linear), "_old_forward" if hasattr(linear, "_hf_hook") else "forward") for linear in linears]
     own = [place.get(name) for place, name in places]
@@ -187,7 +192,7 @@ def float_products(module: nn.Module) -> Iterator[None]:
 
 
 def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Quantized linears in their file format, every other tensor untouched; tied ones once, offloaded ones read."""
+    """Quantized linears and tables in their file format, all else untouched; tied tensors once, offloaded ones read."""
     quantized = {name: child for name, child in module.named_modules() if isinstance(child, QuantizedLinear)}
     stored: dict[str, Tensor] = {}
     for name, linear in quantized.items():
@@ -197,10 +202,11 @@ def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
     offloaded = {key for key, tensor in state.items() if tensor.is_meta}
     tied = getattr(module, "all_tied_weights_keys", {})  # what is read from disk twice has two addresses
     state |= _read_offloaded(module, offloaded)
+    inside = {name for name, child in module.named_modules(remove_duplicate=False) if child in quantized.values()}
     seen = set()
     for key, tensor in state.items():
         identity = tied.get(key, key) if key in offloaded else (tensor.device, tensor.data_ptr(), tensor.numel())
-        if key.rpartition(".")[0] in quantized or identity in seen:
+        if key.rpartition(".")[0] in inside or identity in seen:
             continue
         seen.add(identity)
         stored[key] = tensor

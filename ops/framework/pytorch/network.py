@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.memory import Room, give_back
 from slimrun.ops.model.linears import float_linears
 from slimrun.ops.model.output_head import output_layer
+from slimrun.ops.model.tables import Table, tables
 
 from .mapped import move, release_after_use
 from .smoothable import TorchSmoothable, while_live
@@ -58,9 +60,10 @@ class TorchNetwork(TorchSmoothable):
     def linear(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Weight and bias; an offloaded weight comes to where its linear runs."""
         linear = self.model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
+        assert isinstance(linear, nn.Linear | nn.Embedding)
         with align_module_device(linear):
-            yield linear.weight.detach(), None if linear.bias is None else linear.bias.detach().clone()
+            bias = getattr(linear, "bias", None)
+            yield linear.weight.detach(), None if bias is None else bias.detach().clone()
         self.room.release([linear.weight])
 
     def replace(self, name: str, linear: nn.Module) -> Callable[[], None]:
@@ -73,6 +76,23 @@ class TorchNetwork(TorchSmoothable):
         setattr(owner, child, linear)
         release_after_use(linear, self.room)
         return lambda: setattr(owner, child, old)
+
+    def tables(self, sample: Sample | None) -> list[Table]:
+        """Embeddings and output layer; on the first tokens of the sample the model shows what it does with them."""
+        found = tables(self.model)
+        if sample is None or not found:
+            return found
+        places = [place for table in found if not table.kept for place in table.places]
+        watched: Any = {place: self.model.get_submodule(place) for place in places}
+        with torch.no_grad(), watched_use(watched) as misused:
+            self.glance(sample)
+        reasons = {table.name: next(filter(None, map(misused.get, table.places)), table.kept) for table in found}
+        return [replace(table, kept=reasons[table.name]) for table in found]
+
+    def replace_table(self, table: Table, quantized: QuantizedLinear) -> None:
+        """Put a quantized table in all places of the float one."""
+        for place in table.places:
+            self.replace(place, quantized)
 
     def leave(self, count: int) -> None:
         """Copy the float tensors that stay, where they are the smaller part beside `count` numbers that went.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import convert_file_size_to_int, get_balanced_memory, get_max_memory
 from torch import nn
 
+from slimrun.ops.format.linear import Int8Table
 from slimrun.ops.framework.base import Device
 from slimrun.ops.memory import Room, free_memory
 from slimrun.ops.scratch import ScratchFolder
@@ -21,13 +25,14 @@ def place(module: Any, device: Device) -> Any:
     """A model in memory, moved to the device or spread as its device_map says."""
     if device.device_map is None:
         return module.to(device.type)
-    return dispatch_model(
-        module,
-        find_device_map(module, device, offload_buffers=True),
-        offload_dir=private_folder(device),
-        offload_buffers=True,  # the weights of quantized linears are buffers
-        skip_keys=getattr(module, "_skip_keys_device_placement", None),
-    )
+    with _tables_once(module):
+        return dispatch_model(
+            module,
+            find_device_map(module, device, offload_buffers=True),
+            offload_dir=private_folder(device),
+            offload_buffers=True,  # the weights of quantized linears are buffers
+            skip_keys=getattr(module, "_skip_keys_device_placement", None),
+        )
 
 
 def find_device_map(module: Any, device: Device, *, offload_buffers: bool = False) -> dict[str, int | str]:
@@ -70,7 +75,26 @@ def input_device(module: Any, device: Device) -> torch.device:
         where = getattr(part, "execution_device", None)
         if where is not None:
             return torch.device(device.type, where) if isinstance(where, int) else torch.device(where)
-    return next(embeddings.parameters()).device
+    return next(chain(embeddings.parameters(), embeddings.buffers())).device  # quantized ones are buffers
+
+
+@contextmanager
+def _tables_once(module: nn.Module) -> Iterator[None]:
+    """Meanwhile a quantized table that stands in two places stands in the first, so that one way leads to it."""
+    placed = [
+        (owner, name, child)
+        for owner in module.modules()
+        for name, child in owner.named_children()
+        if isinstance(child, Int8Table)
+    ]
+    again = [place for index, place in enumerate(placed) if place[2] in [child for *_, child in placed[:index]]]
+    for owner, name, _ in again:
+        setattr(owner, name, nn.Identity())
+    try:
+        yield
+    finally:
+        for owner, name, child in again:
+            setattr(owner, name, child)
 
 
 def room_of(device: Device) -> Room:

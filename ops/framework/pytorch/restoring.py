@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slimrun.ops import bundle
 from slimrun.ops.bundle.references import CONFIG
-from slimrun.ops.format.linear import restored_linear
+from slimrun.ops.format.linear import Int8Table, restored_linear
 from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer, own_code
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.model.skeleton import skeleton
+from slimrun.ops.model.tables import table_shapes
 
 from .smoothable import add_bias
 
@@ -29,7 +31,7 @@ class Opened:
 def restore(folder: Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer) of a bundle folder; ValueError names the file that is damaged or does not fit the others."""
     opened = bundle.undisturbed(folder, lambda place: _open(place, trust_remote_code))
-    decoded = bundle.decode(opened.stored, linear_names(opened.module))
+    decoded = bundle.decode(opened.stored, _shapes(opened.module, opened.stored.types))
     with bundle.named(opened.stored.weights):
         return _filled(opened.module, decoded, opened.stored.weights), opened.tokenizer
 
@@ -37,7 +39,7 @@ def restore(folder: Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
 def fill(module: Any, folder: Path) -> None:
     """Give a module without weights those of a bundle folder; ValueError names the file that does not fit it."""
     stored = bundle.undisturbed(folder, bundle.open_stored)
-    decoded = bundle.decode(stored, linear_names(module))
+    decoded = bundle.decode(stored, _shapes(module, stored.types))
     with bundle.named(stored.weights):
         _filled(module, decoded, stored.weights)
 
@@ -56,7 +58,7 @@ def _open(folder: Path, trust_remote_code: bool) -> Opened:
 
 def _filled(module: Any, decoded: bundle.Bundle, weights: Path) -> Any:
     """The skeleton with quantized linears and all other tensors in their places."""
-    shapes = linear_names(module)
+    shapes = _shapes(module, decoded.types)
     rest = dict(decoded.tensors)
     for name in decoded.quantized:
         prefix = f"{name}."
@@ -65,17 +67,24 @@ def _filled(module: Any, decoded: bundle.Bundle, weights: Path) -> Any:
             linear = restored_linear(decoded.types[name], own, shapes.get(name))
         except ValueError as error:
             raise bundle.damage(weights, f"{name} {error}") from error
-        parent, _, child = name.rpartition(".")
-        setattr(module.get_submodule(parent), child, linear)
+        _put(module, name, linear)
     for key in rest.keys() - module.state_dict().keys():
         owner, _, suffix = key.rpartition(".")
         if owner.endswith(".module") and f"{owner.removesuffix('.module')}.{suffix}" in decoded.tensors:
             del rest[key]  # msModelSlim's files hold a smoothed norm twice
         elif suffix == "bias" and f"{owner}.weight" in rest:  # smoothing gave it one
             add_bias(module.get_submodule(owner), rest.pop(key))
+    for key, source in module.all_tied_weights_keys.items():  # a quantized table stands in all its places
+        place, table = _owner(key), _owner(source)
+        if table in decoded.quantized and key not in decoded.tensors:
+            _put(module, place, module.get_submodule(table))
     unexpected = module.load_state_dict(rest, strict=False, assign=True).unexpected_keys
     tied = module.all_tied_weights_keys  # a quantized output layer is no longer the embeddings
-    module.all_tied_weights_keys = {key: source for key, source in tied.items() if key not in decoded.tensors}
+    module.all_tied_weights_keys = {
+        key: source
+        for key, source in tied.items()
+        if key not in decoded.tensors and _owner(source) not in decoded.quantized
+    }
     module.tie_weights(recompute_mapping=False)
     missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
     if missing or unexpected:
@@ -83,3 +92,16 @@ def _filled(module: Any, decoded: bundle.Bundle, weights: Path) -> Any:
             weights, f"does not fit {CONFIG}: missing {missing[:3]}, unexpected {sorted(unexpected)[:3]}"
         )
     return module
+
+
+def _shapes(module: Any, types: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Name -> shape of what may be quantized, by the types of what is."""
+    return linear_names(module) | table_shapes(module, types, Int8Table.quant_type)
+
+
+def _put(module: Any, name: str, child: Any) -> None:
+    setattr(module.get_submodule(_owner(name)), name.rpartition(".")[2], child)
+
+
+def _owner(key: str) -> str:
+    return key.rpartition(".")[0]

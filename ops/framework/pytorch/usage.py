@@ -17,12 +17,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from slimrun.ops.calibration.base import OTHER_INPUTS, OTHER_PRODUCT, WEIGHT_READ
 
+OWN = (nn.Linear.forward, nn.Embedding.forward)  # which compute nothing else
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @contextmanager
-def watched_use(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, str]]:
-    """Fills the dictionary, while the model runs, with the linears that cannot be replaced, and why."""
+def watched_use(linears: Mapping[str, nn.Linear | nn.Embedding]) -> Iterator[dict[str, str]]:
+    """Fills the dictionary, while the model runs, with the linears and tables that cannot be replaced, and why."""
     found = {
         name: WEIGHT_READ for name, linear in linears.items() if isinstance(linear, NonDynamicallyQuantizableLinear)
     }
@@ -33,13 +34,13 @@ def watched_use(linears: Mapping[str, nn.Linear]) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def _watched(linear: nn.Linear, say: Callable[[str], object]) -> Iterator[None]:
+def _watched(linear: nn.Linear | nn.Embedding, say: Callable[[str], object]) -> Iterator[None]:
     """Meanwhile `say` is told how the linear is used otherwise than by `linear(x)`.
 
     By another class, because torch's encoder layers compute otherwise while there are hooks.
     """
     kind: Any = type(linear)
-    own = kind.forward is nn.Linear.forward and ("forward" not in vars(linear) or hasattr(linear, "_hf_hook"))
+    own = kind.forward in OWN and ("forward" not in vars(linear) or hasattr(linear, "_hf_hook"))
     calls = 0  # of the linear that are under way
 
     class Watched(kind):  # type: ignore[misc]

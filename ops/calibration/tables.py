@@ -1,0 +1,49 @@
+"""Embeddings and output head as int8 rows, each with the step that its largest number asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from slimrun.ops.format.arithmetic import QuantizedWeight
+from slimrun.ops.format.linear import Int8Table, quantized_linear
+from slimrun.ops.quant.base import check_finite, minmax_scale, round_to_grid
+
+from .base import Layer, Network, Sample, weight_error
+
+LOOKED_UP, MULTIPLIED, BOTH = "embeddings", "output head", "embeddings and output head in one"
+
+
+def quantize_tables(
+    network: Network, layers: dict[str, Layer], samples: Sequence[Sample], dtype: torch.dtype | None
+) -> list[str]:
+    """Replace embeddings and output head by their integers, with a row of `layers` each; notes on what stays float.
+
+    `dtype` is the one in which steps are stored, None for each table's own.
+    """
+    found = network.tables(samples[0] if samples else None)
+    notes = [f"embeddings=int8: {table.name} stays float, because {table.kept}" for table in found if table.kept]
+    if not found:
+        notes.append("embeddings=int8: embeddings stay float, because the model does not say which they are")
+    for place, table in enumerate(found):
+        layer = layers.setdefault(table.name, Layer(table.name, table.shape, quantized=False))
+        if table.kept:
+            layer.note = f"kept float, because {table.kept}"
+            continue
+        with network.linear(table.name) as (weight, _), network.linear(table.places[-1]) as (_, bias):
+            stored = dtype or weight.dtype
+            rows = rounded_rows(weight, stored)
+            layer.sqnr_db, layer.clipped = weight_error(weight, rows)
+        layer.quantized = True
+        layer.note = BOTH if len(table.places) > 1 else MULTIPLIED if place else LOOKED_UP
+        network.replace_table(table, quantized_linear(Int8Table.quant_type, rows, bias, stored))
+    return notes
+
+
+def rounded_rows(weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
+    """int8 rows of a table [V, H] with steps [V, 1] that are numbers of `dtype`, in float32."""
+    weight = check_finite(weight)
+    step = minmax_scale(weight, per_channel=True).to(dtype).clamp_min(torch.finfo(dtype).tiny).to(torch.float32)
+    return QuantizedWeight(round_to_grid(weight, step), step)
