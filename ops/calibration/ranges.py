@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +16,11 @@ from slimrun.ops.quant.observer import make_observer, range_parameter
 from .base import Arrays, Layer, Watcher
 from .states import Walk
 
+EXPERT = re.compile(r"\bexperts\.\d+\.")  # in the name of a linear
+EXPERT_TOKENS = 32  # that an expert must see: the range of fewer is none of the tokens to come
+UNREACHED = "no calibration sample reached it"  # why a linear has no input grid
+BARELY_REACHED = f"calibration routed fewer than {EXPERT_TOKENS} tokens to it"
+
 
 class InputRange:
     """The input of one quantized linear, whose grid follows every batch at once.
@@ -22,11 +28,14 @@ class InputRange:
     `put_back` makes the linear float again where there is no other format for one that no sample reaches.
     """
 
-    def __init__(self, linear: Int8Linear, weight: QuantizedWeight, put_back: Callable[[], None] | None) -> None:
+    def __init__(
+        self, name: str, linear: Int8Linear, weight: QuantizedWeight, put_back: Callable[[], None] | None
+    ) -> None:
         self.linear = linear
         self.weight = weight
         self.put_back = put_back
-        self.reached = False
+        self.tokens = 0
+        self.least_tokens = EXPERT_TOKENS if EXPERT.search(name) else 1
 
     def observe(self, kind: str, layer: Layer) -> None:
         """Begin with an observer of this kind."""
@@ -37,11 +46,21 @@ class InputRange:
         """What runs the weight in a format that fixes no grid for its inputs."""
         return quantized_linear(quant_type, self.weight, self.linear.bias, self.linear.dtype)
 
+    @property
+    def reached(self) -> bool:
+        """Whether it saw enough to have a grid."""
+        return self.tokens >= self.least_tokens
+
+    @property
+    def lack(self) -> str:
+        """Why it has none."""
+        return BARELY_REACHED if self.tokens else UNREACHED
+
     def update(self, x: Tensor) -> None:
         """Take an input [..., k]."""
         if not x.numel():  # an expert without tokens
             return
-        self.reached = True
+        self.tokens += x.numel() // x.shape[-1]
         self.observer.update(x)
         self.linear.set_grid(self.weight, activation_grid(*self.observer.range(), self.linear.dtype))
 

@@ -10,8 +10,7 @@ from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.quant.base import Quantizer
 
 from .base import Layer, Network
-
-UNREACHED = "no calibration sample reached it"  # why a linear has no input grid
+from .ranges import BARELY_REACHED, UNREACHED
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def check_float(network: Network, quantizer: Quantizer) -> None:
 
 def calibration_notes(layers: Mapping[str, Layer], raised: Mapping[str, int]) -> list[str]:
     """What calibrating has found, `raised` being how many rows of a linear got a larger step: its layer says so."""
-    notes = grouped(layer for layer in layers.values() if layer.note.endswith(UNREACHED))
+    notes = grouped(layer for layer in layers.values() if layer.note.endswith((UNREACHED, BARELY_REACHED)))
     raised = {name: rows for name, rows in raised.items() if not layers[name].fallback}
     for name, rows in raised.items():
         layers[name].note = f"a larger step in {rows} rows, so that int32 holds their bias"

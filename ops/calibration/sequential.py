@@ -19,7 +19,7 @@ from slimrun.ops.quant.base import Quantizer
 
 from .base import FLOAT_SAMPLES, Layer, Network, Progress, Remember, Sample, call, silent, weight_error
 from .ranges import InputRange, input_statistics
-from .selection import UNREACHED, calibration_notes, check_float, select
+from .selection import calibration_notes, check_float, select
 from .smoothing import smooth
 from .states import Walk, failing
 from .tables import quantize_tables
@@ -115,7 +115,7 @@ class SequentialCalibrator:
             with self.network.watching({name: one.update for name, one in self._ranges.items()}):
                 for done, total in Walk(self.network, self.samples, self._parts):
                     progress(done, total)
-        if self._ranges and not any(one.reached for one in self._ranges.values()):
+        if self._ranges and not any(one.tokens for one in self._ranges.values()):
             raise ValueError("no calibration sample reaches a linear that was quantized; give others")
         self._raised = {}
         for name, one in self._ranges.items():
@@ -133,7 +133,7 @@ class SequentialCalibrator:
         """What a linear becomes of whose inputs nothing is known."""
         layer = self.layers[name]
         layer.fallback, layer.quantized = True, one.put_back is None
-        layer.note = f"{'inputs ' if layer.quantized else ''}kept float, because {UNREACHED}"
+        layer.note = f"{'inputs ' if layer.quantized else ''}kept float, because {one.lack}"
         if one.put_back is not None:
             one.put_back()
         else:
@@ -169,7 +169,7 @@ class SequentialCalibrator:
         self.layers[name].note = self.layers[name].format = ""
         put_back = self.network.replace(name, linear)
         if isinstance(linear, Int8Linear):
-            self._ranges[name] = InputRange(linear, weight, put_back if self.one_format else None)
+            self._ranges[name] = InputRange(name, linear, weight, put_back if self.one_format else None)
 
     def _leave_floats(self) -> None:
         """What the float linears took is free then."""

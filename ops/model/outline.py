@@ -57,6 +57,7 @@ def measure(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline
     """
     import torch
 
+    from slimrun.ops.model.experts import unstack
     from slimrun.ops.model.fit import check_weights  # transformers and the model's code take seconds to import
     from slimrun.ops.model.linears import expert_parameters, float_linears, linear_names
     from slimrun.ops.model.output_head import check_head
@@ -68,6 +69,7 @@ def measure(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline
     module.tie_weights()
     if stored is not None:
         check_weights(module, config, stored, model.origin())
+    unstack(module)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     named = None if model.dtype == "auto" else getattr(torch, model.dtype)
     dtype = named or getattr(config, "dtype", None) or torch.float32

@@ -35,11 +35,14 @@ class Random(Model):
         import torch
 
         from slimrun.ops.model.auto import AutoModelForCausalLM
+        from slimrun.ops.model.experts import unstack
 
         dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return AutoModelForCausalLM.from_config(config_of(self.architecture), dtype=dtype)
+            module = AutoModelForCausalLM.from_config(config_of(self.architecture), dtype=dtype)
+        unstack(module)
+        return module
 
     def config(self) -> Any:
         """The transformers config of the architecture."""

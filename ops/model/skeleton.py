@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from slimrun.ops.model.auto import AutoModelForCausalLM
+from slimrun.ops.model.experts import unstack
 from slimrun.ops.model.linears import linear_names
 
 
@@ -54,6 +55,7 @@ def shapes_of(config: Any, most: float = math.inf) -> Shapes:
         _building.left = most
         try:
             module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            unstack(module)
         finally:
             _building.left = math.inf
     stored = module.state_dict()

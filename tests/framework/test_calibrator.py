@@ -173,7 +173,7 @@ class Experts(nn.Module):
 def test_a_linear_that_no_sample_reaches_keeps_float_inputs(quantizer: Quantizer, empty: bool) -> None:
     model = Experts(empty)
     weight = model.experts[1][0].weight.detach().clone()
-    calibrator = Calibrator(model, quantizer, [[torch.arange(9).reshape(1, 9)]])
+    calibrator = Calibrator(model, quantizer, [[torch.arange(9).repeat(1, 4)]])
     layers = {layer.name: layer for layer in calibrator.run()}
     unreached = ["experts.1.0", "experts.1.1"]
     assert [name for name, layer in layers.items() if layer.fallback] == unreached
@@ -190,7 +190,7 @@ def test_a_linear_that_no_sample_reaches_stays_float_where_the_format_has_nothin
     model = Experts()
     before = model.experts[1]
     linear = before[0]
-    calibrator = Calibrator(model, W8A8(), [[torch.arange(9).reshape(1, 9)]], one_format=True)
+    calibrator = Calibrator(model, W8A8(), [[torch.arange(9).repeat(1, 4)]], one_format=True)
     layers = {layer.name: layer for layer in calibrator.run()}
     assert model.experts[1][0] is linear
     assert not layers["experts.1.0"].quantized
@@ -202,7 +202,7 @@ def test_a_linear_that_no_sample_reaches_stays_float_where_the_format_has_nothin
 
 def test_samples_that_reach_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="no calibration sample reaches a linear"):
-        Calibrator(Experts(), W8A8(), [[torch.arange(9).reshape(1, 9)]], forward=lambda ids: None).run()
+        Calibrator(Experts(), W8A8(), [[torch.arange(9).repeat(1, 4)]], forward=lambda ids: None).run()
 
 
 @pytest.mark.parametrize("method", [W8A8S(fraction=0.1), RDOQ(target_bits=4.0)], ids=["w8a8s", "rdoq"])

@@ -10,10 +10,11 @@ import torch
 from slimrun.ops.framework.base import Device
 from slimrun.ops.model.auto import AutoConfig, AutoModelForCausalLM
 from slimrun.ops.model.base import Model
+from slimrun.ops.model.experts import is_stack, unstack
 from slimrun.ops.model.fit import check_loaded, quiet
 from slimrun.ops.model.skeleton import skeleton
 
-from .placement import find_device_map, private_folder
+from .placement import find_device_map, place, private_folder
 
 
 def load_pretrained(path: Path | str, model: Model, device: Device) -> Any:
@@ -30,7 +31,8 @@ def load_pretrained(path: Path | str, model: Model, device: Device) -> Any:
             config.dtype = dtype  # what the skeleton is measured in
         empty = skeleton(config, trust_remote_code=model.trust_remote_code)
         empty.tie_weights()
-        spread = {"device_map": find_device_map(empty, device), "offload_folder": private_folder(device)}
+        if not any(map(is_stack, empty.modules())):  # parts of stacks have no place of their own before they are loaded
+            spread = {"device_map": find_device_map(empty, device), "offload_folder": private_folder(device)}
     try:
         with quiet():
             module, found = AutoModelForCausalLM.from_pretrained(
@@ -41,4 +43,7 @@ def load_pretrained(path: Path | str, model: Model, device: Device) -> Any:
             raise ValueError(f"{path}: experts lack weights, or have them in other shapes; get it again") from error
         raise
     check_loaded(module, found, str(path))
-    return module if spread else module.to(device.type)
+    if spread:
+        return module
+    unstack(module)
+    return place(module, device)

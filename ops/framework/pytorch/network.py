@@ -17,6 +17,7 @@ from slimrun.ops.calibration.base import Sample, Watcher
 from slimrun.ops.calibration.wiring import blocks_of
 from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.memory import Room, give_back
+from slimrun.ops.model.experts import unstack
 from slimrun.ops.model.linears import float_linears
 from slimrun.ops.model.output_head import output_layer
 from slimrun.ops.model.tables import Table, tables
@@ -39,6 +40,7 @@ class TorchNetwork(TorchSmoothable):
 
     def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None, room: Room | None = None) -> None:
         super().__init__(model, room or Room())
+        unstack(self.model)
         self.forward = forward or model
 
     def kept(self) -> dict[str, str]:

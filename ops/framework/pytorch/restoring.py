@@ -11,6 +11,7 @@ from slimrun.ops import bundle
 from slimrun.ops.bundle.references import CONFIG
 from slimrun.ops.format.linear import Int8Table, restored_linear
 from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer, own_code
+from slimrun.ops.model.experts import unstack
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.model.skeleton import skeleton
 from slimrun.ops.model.tables import table_shapes
@@ -51,6 +52,7 @@ def _open(folder: Path, trust_remote_code: bool) -> Opened:
     generation = open_generation_config(folder)
     with bundle.named(folder / CONFIG), own_code(folder):
         module = skeleton(config, trust_remote_code=trust_remote_code)
+        unstack(module, kept=stored.tensors)  # older bundles hold stacks
     if generation is not None:
         module.generation_config = generation
     return Opened(stored, config, module, tokenizer)

@@ -1,0 +1,100 @@
+"""Experts of a mixture are linears of their own: the same function, quantized, stored, read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from slimrun import load_bundle
+from slimrun.ops.calibration.ranges import BARELY_REACHED, UNREACHED
+from slimrun.ops.export.compressed_tensors import CompressedTensors
+from slimrun.ops.model.experts import unstack
+from slimrun.ops.model.linears import expert_parameters
+from slimrun.ops.model.tokenizer import byte_tokenizer
+from slimrun.runner.config import build, composed
+from slimrun.runner.display import Stages
+from slimrun.runner.result import Result
+
+from .architectures import config_of, save
+
+KINDS = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss", "granitemoe", "phimoe", "hunyuan_v1_moe")
+EXPERTS = {  # of each layer
+    "mixtral": (4, 4), "qwen2_moe": (4, 4), "qwen3_moe": (8, 8), "deepseek_v3": (8,), "gpt_oss": (4, 4),
+}  # fmt: skip
+HEAD_TOO = "quant.ignore_last_linear=false"  # a third of these tiny models
+IDS = torch.arange(3, 37).reshape(2, 17)
+
+
+def model(kind: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    made: torch.nn.Module = AutoModelForCausalLM.from_config(config_of(kind), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:  # gpt_oss leaves its biases as they come
+                parameter.normal_(std=0.05)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linears_compute_what_stacks_do(kind: str) -> None:
+    mixture = model(kind)
+    with torch.no_grad():
+        stacked = mixture(input_ids=IDS).logits
+        memory = {parameter.untyped_storage().data_ptr() for parameter in mixture.parameters()}
+        unstack(mixture)
+        torch.testing.assert_close(mixture(input_ids=IDS).logits, stacked, rtol=1e-5, atol=2e-6)
+    assert expert_parameters(mixture) == {}
+    if kind != "gpt_oss":  # whose stacks lie transposed
+        assert {parameter.untyped_storage().data_ptr() for parameter in mixture.parameters()} == memory
+
+
+def run(kind: str, tmp_path: Path, *overrides: str) -> Result:
+    folder = tmp_path / kind
+    if not folder.exists():
+        save(kind, folder)
+        byte_tokenizer().save_pretrained(folder)
+    settings = [
+        "model=hf", f"model.path={folder}", "tracking=none", f"cache.dir={tmp_path / 'cache'}", "calibration.samples=2",
+        "task=[perplexity]", "task.perplexity.windows=2", "task.perplexity.window=32",
+    ]  # fmt: skip
+    experiment = build(composed([*settings, *overrides]))
+    with Stages() as stages:
+        return experiment.run(tmp_path, stages, experiment.check())
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"])
+def test_every_expert_is_quantized_and_read_back(kind: str, tmp_path: Path) -> None:
+    result = run(kind, tmp_path, HEAD_TOO)
+    assert float(result.metrics["size/covered_share"]) > 0.95
+    experts = [layer for layer in result.layers if ".experts." in str(layer["name"])]
+    assert len(experts) == sum(3 * count for count in EXPERTS[kind])
+    assert all(layer["quantized"] for layer in experts)
+    restored = load_bundle(tmp_path / "artifact")
+    assert restored.logits_checksum() == result.metrics["artifact/logits_sha256"]
+    plain = run(kind, tmp_path, "quant=none")
+    assert plain.metrics["perplexity/quant"] == plain.metrics["perplexity/float"]
+    assert plain.metrics["fidelity/kl_mean"] == 0
+
+
+def test_rdoq_measures_what_errors_in_an_expert_cost(tmp_path: Path) -> None:
+    result = run("qwen3_moe", tmp_path, "quant=rdoq", HEAD_TOO, "quant.target_bits=5", "quant.samples=2")
+    assert result.metrics["size/bits_per_weight"] == pytest.approx(5, rel=0.01)
+    assert float(result.metrics["size/covered_share"]) > 0.95
+
+
+def test_an_expert_that_sees_few_tokens_keeps_float_inputs(tmp_path: Path) -> None:
+    result = run("mixtral", tmp_path, "calibration.samples=1", "calibration.length=32")
+    inputs = {str(layer["name"]): layer["note"] for layer in result.layers if layer["note"]}
+    assert inputs
+    assert all(".experts." in name for name in inputs)
+    assert set(inputs.values()) <= {f"inputs kept float, because {reason}" for reason in (UNREACHED, BARELY_REACHED)}
+    assert any("calibration routed fewer than 32 tokens to it" in warning for warning in result.warnings)
+
+
+def test_no_export_writes_names_that_engines_may_not_know(tmp_path: Path) -> None:
+    run("mixtral", tmp_path)
+    with pytest.raises(ValueError, match=r"experts\.0\.down_proj.* is not written for mixtures of experts"):
+        CompressedTensors().run(tmp_path / "artifact", tmp_path / "export")
