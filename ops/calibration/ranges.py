@@ -26,13 +26,20 @@ class InputRange:
     """The input of one quantized linear, whose grid follows every batch at once.
 
     `put_back` makes the linear float again where there is no other format for one that no sample reaches.
+    `reciprocal_scale` is that of `activation_grid`.
     """
 
     def __init__(
-        self, name: str, linear: Int8Linear, weight: QuantizedWeight, put_back: Callable[[], None] | None
+        self,
+        name: str,
+        linear: Int8Linear,
+        weight: QuantizedWeight,
+        put_back: Callable[[], None] | None,
+        reciprocal_scale: bool = False,
     ) -> None:
         self.linear = linear
         self.weight = weight
+        self.reciprocal_scale = reciprocal_scale
         self.put_back = put_back
         self.tokens = 0
         self.least_tokens = EXPERT_TOKENS if EXPERT.search(name) else 1
@@ -62,7 +69,9 @@ class InputRange:
             return
         self.tokens += x.numel() // x.shape[-1]
         self.observer.update(x)
-        self.linear.set_grid(self.weight, activation_grid(*self.observer.range(), self.linear.dtype))
+        low, high = self.observer.range()
+        grid = activation_grid(low, high, self.linear.dtype, reciprocal_scale=self.reciprocal_scale)
+        self.linear.set_grid(self.weight, grid)
 
 
 class InputStatistics:

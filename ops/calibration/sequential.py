@@ -15,7 +15,7 @@ import torch
 
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, quantized_linear
-from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.base import Quantizer, StaticQuantizer
 
 from .base import FLOAT_SAMPLES, Layer, Network, Progress, Remember, Sample, call, silent, weight_error
 from .ranges import InputRange, input_statistics
@@ -169,7 +169,8 @@ class SequentialCalibrator:
         self.layers[name].note = self.layers[name].format = ""
         put_back = self.network.replace(name, linear)
         if isinstance(linear, Int8Linear):
-            self._ranges[name] = InputRange(name, linear, weight, put_back if self.one_format else None)
+            reciprocal = isinstance(self.quantizer, StaticQuantizer) and self.quantizer.reciprocal_scale
+            self._ranges[name] = InputRange(name, linear, weight, put_back if self.one_format else None, reciprocal)
 
     def _leave_floats(self) -> None:
         """What the float linears took is free then."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.bundle.description import read_object
+from slimrun.ops.format.arithmetic import INT8_LEVELS, reciprocal_miss
 from slimrun.ops.format.linear import FLOAT
 
 from .base import Target, cast
@@ -30,7 +31,6 @@ DESCRIPTION, STEM = "quant_model_description.json", "quant_model_weights"
 VERSION = "1.0.0"  # of the description
 DYNAMIC = "W8A8_DYNAMIC"
 SUFFIXES = ("weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")
-LEVELS = 127  # of an input, as far as its grid reaches
 INT32_MAX = 2**31 - 1
 
 
@@ -62,7 +62,7 @@ class Ascend(Target):
                 writer.add(f"{name}.{suffix}", tensor)
                 types[f"{name}.{suffix}"] = FLOAT if suffix == "bias" else kind
                 if suffix == "input_scale":
-                    widest = max(widest, _missed(tensor))
+                    widest = max(widest, float(reciprocal_miss(tensor)))
         for key in source.floats:
             writer.add(key, self.cast(source, key))
             types[key] = FLOAT
@@ -74,7 +74,7 @@ class Ascend(Target):
         changes = write_description(source, dtype, folder, **self.config(quant_type))
         if widest:
             number = str(dtype).removeprefix("torch.")
-            why = f"the device multiplies by it in {number}: up to {widest:.2g} of a step at {LEVELS}"
+            why = f"the device multiplies by it in {number}: up to {widest:.2g} of a step at {INT8_LEVELS}"
             changes.append(Change("1 / input_scale is rounded", "static inputs", why))
         return changes
 
@@ -172,8 +172,3 @@ def _folded(linear: Linear, dtype: torch.dtype) -> dict[str, Tensor]:
         "quant_bias": quant_bias,
         "deq_scale": deq_scale if dtype == torch.bfloat16 else deq_scale.view(torch.int32).to(torch.int64),
     }
-
-
-def _missed(scale: Tensor) -> float:
-    """By how much of a step the input at 127 steps is missed, when 1 / scale is rounded to the dtype of scale."""
-    return abs(float((1 / scale.float()).to(scale.dtype)) * float(scale) - 1) * LEVELS

@@ -26,6 +26,9 @@ INT8_LEVELS = 127
 INT32_MAX = 2**31 - 1
 LEAST_ROOM = 2**24  # of a bias in int32, however long the sums are
 EXACT_FLOAT32_DEPTH = 1024  # 1024 * 128 * 127 < 2**24: a float32 sum of that many products is exact
+GROWTH = 1.05  # of an input scale, for a reciprocal that its dtype holds
+RECIPROCALS = 128  # scales that are looked at: in float16 the 5 % are 51 to 102 numbers
+LEAST_MISS = 0.002  # of a step: the least that every float16 has within the 5 %
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,38 @@ class ActivationGrid:
     offset: int
 
 
-def activation_grid(low: float, high: float, dtype: torch.dtype) -> ActivationGrid:
+def activation_grid(low: float, high: float, dtype: torch.dtype, *, reciprocal_scale: bool = False) -> ActivationGrid:
     """Asymmetric 8-bit grid that covers [low, high] and zero; the scale is rounded to the model's dtype.
 
     The dtype matters: the scale is stored in it, so the device, our evaluation and deq_scale must all use the
     rounded number. In float32 throughout. Source: per-tensor asymmetric quantization as in msModelSlim's W8A8S.
+    With `reciprocal_scale` it is a little larger, see there.
     """
     bounds = torch.tensor([min(low, 0.0), max(high, 0.0)])
     exact = ((bounds[1] - bounds[0]) / 255).clamp_min(torch.finfo(torch.float32).eps)
+    if reciprocal_scale:
+        exact = with_reciprocal(exact.to(dtype)).float()
     offset = int((-bounds[0] / exact).round()) - 128
     return ActivationGrid(float(exact.to(dtype)), max(-128, min(127, offset)))
+
+
+def with_reciprocal(scale: Tensor) -> Tensor:
+    """The first scale from this one on, at most 5 % larger, that stands for division and multiplication alike.
+
+    Ascend multiplies inputs by 1 / scale, rounded to the dtype of the scale (a tensor of one number). Taken is the
+    first by which the outermost level of the grid is missed by no more than LEAST_MISS, else the best there is.
+    """
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[scale.element_size()]
+    numbers = (scale.view(words) + torch.arange(RECIPROCALS, dtype=words)).view(scale.dtype)
+    numbers = numbers[numbers.float() <= GROWTH * scale.float()]
+    missed = reciprocal_miss(numbers)
+    good = (missed <= LEAST_MISS).nonzero()
+    return numbers[good[0, 0] if len(good) else missed.argmin()]
+
+
+def reciprocal_miss(scale: Tensor) -> Tensor:
+    """By how much of a step the outermost level is missed when 1 / scale is rounded to the dtype of the scale."""
+    return ((1 / scale.float()).to(scale.dtype).double() * scale.double() - 1).abs() * INT8_LEVELS
 
 
 def dequantization(weight: QuantizedWeight, bias: Tensor | None, grid: ActivationGrid) -> tuple[Tensor, Tensor]:

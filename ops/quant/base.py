@@ -124,6 +124,7 @@ class StaticQuantizer(Quantizer):
     """A method with static activations: calibration fixes the range of each linear's input."""
 
     observer: str = "auto"
+    reciprocal_scale: bool = False
 
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""

@@ -104,7 +104,7 @@ class RDOQ(StaticQuantizer):
             raise ValueError(
                 f"{given[0]} and quant.{given[1]} both say how large the result may be; allowed: one of them"
             )
-        for name in ("ignore", "fallback_level", "do_smooth", "embeddings"):
+        for name in ("ignore", "fallback_level", "do_smooth", "embeddings", "reciprocal_scale"):
             if getattr(self.grid, name, None):
                 raise ValueError(
                     f"grid.{name}={getattr(self.grid, name)} has no effect, only steps are taken of a grid"

@@ -6,6 +6,7 @@ The tables are those of the loaders' code (vllm-ascend of August 2026, MindIE-LL
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,6 +204,14 @@ def test_inputs_without_a_grid_are_what_the_engine_can_hold(
     for layer in range(4):
         for group in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
             assert len({types[f"model.layers.{layer}.{member}.weight"] for member in group}) == 1
+
+
+def test_scales_chosen_for_the_device_are_exact_there(tmp_path: Path) -> None:
+    for chosen, most in ((False, "0.0[3-6]"), (True, "0.00[12]")):
+        written(tmp_path / "artifact", W8A8S(reciprocal_scale=chosen), "float16")
+        changes = VllmAscend().run(tmp_path / "artifact", tmp_path / "export").changes
+        [why] = [change.why for change in changes if change.what == "1 / input_scale is rounded"]
+        assert re.search(rf"in float16: up to {most}\d* of a step at 127", why), why
 
 
 def test_a_quantized_output_layer_is_float_and_no_longer_tied(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from slimrun.ops.format.arithmetic import (
     int8_linear,
     int8_matmul,
     quantize_activation,
+    reciprocal_miss,
+    with_reciprocal,
 )
 
 
@@ -148,3 +150,32 @@ def test_integer_and_fake_quantized_forward_agree_to_rounding(dtype: torch.dtype
     # the bias is rounded to a multiple of deq_scale: half a step; the rest is the output dtype's rounding
     allowed = 0.5 * deq_scale.double() + fake.abs() * torch.finfo(dtype).eps + 1e-6
     assert ((deployed.double() - fake).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize(("dtype", "least", "as_it_is"), [(torch.float16, 0.002, 0.05), (torch.bfloat16, 0.07, 0.4)])
+def test_scales_stand_for_their_reciprocals(dtype: torch.dtype, least: float, as_it_is: float) -> None:
+    scales = (2.0**-6 * torch.arange(1, 2, torch.finfo(dtype).eps)).to(dtype)
+    chosen = torch.stack([with_reciprocal(scale) for scale in scales])
+    assert float(reciprocal_miss(scales).max()) > as_it_is
+    assert float(reciprocal_miss(chosen).max()) < least
+    assert bool((chosen >= scales).all())
+    assert float((chosen.float() / scales.float()).max()) <= 1.05
+    assert float((chosen.float() / scales.float()).mean()) < 1.025
+
+
+def test_a_device_that_multiplies_finds_the_same_integers() -> None:
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).half().float()
+    differ = {}
+    for chosen in (False, True):
+        grid = activation_grid(-3.7, 4.1, torch.float16, reciprocal_scale=chosen)
+        reciprocal = (1 / torch.tensor(grid.scale)).half().float()
+        theirs = ((x * reciprocal).round() + grid.offset).clamp(-128, 127)
+        differ[chosen] = int((theirs != quantize_activation(x, grid).float()).sum())
+        low, high = (-128 - grid.offset) * grid.scale, (127 - grid.offset) * grid.scale
+        assert low <= -3.7 + grid.scale
+        assert high >= 4.1 - grid.scale
+    assert differ[False] > 10 * differ[True]
+
+
+def test_a_float32_scale_needs_no_other() -> None:
+    assert activation_grid(-1, 3, torch.float32, reciprocal_scale=True) == activation_grid(-1, 3, torch.float32)
