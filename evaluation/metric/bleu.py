@@ -10,29 +10,40 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
+from slimrun.evaluation.language import normalized
 from slimrun.evaluation.statistics import Values
-from slimrun.evaluation.text import cjk_share
+from slimrun.evaluation.text import CJK, HANGUL, SOUTH_EAST, share
 
-# Those that need no download; 13a and intl split at spaces and punctuation, which Chinese does not have.
+# Those that need no download; 13a, intl and none go by spaces, which Chinese does not have, and which Korean has
+# between words with all their endings.
 BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "none")
-WITHOUT_CJK = ("13a", "intl", "none")
-CJK_LIMIT = 0.2
+BY_SPACES = ("13a", "intl", "none")
+LIMIT = 0.2
+SCRIPTS = {  # what they are called, their characters, the tokenizers that can split them
+    "Chinese or Japanese": (CJK, "zh, char, ja-mecab"),
+    "Korean": (HANGUL, "ko-mecab, char"),
+    "Thai, Lao, Burmese or Khmer": (SOUTH_EAST, "char"),
+}
 
 
 def bleu_tokenizer(language: str) -> str:
     """sacrebleu's tokenizer for a target language; it never chooses one by itself from Python."""
-    match language:
+    match normalized(language):
         case "zh":
             return "zh"
         case "ja":
             return "ja-mecab" if find_spec("MeCab") else "char"
+        case "ko":
+            return "ko-mecab" if find_spec("mecab_ko") else "char"
+        case "th" | "lo" | "my" | "km":
+            return "char"
         case _:
             return "13a"
 
 
 def translation_metrics(language: str, tokenizer: str) -> dict[str, Any]:
     """The four metrics by their key, each with the settings the language needs."""
-    asian = language in ("zh", "ja")
+    asian = normalized(language) in ("zh", "ja")
     return {
         "bleu": BLEU(tokenize=tokenizer),
         "chrf": CHRF(),
@@ -42,19 +53,22 @@ def translation_metrics(language: str, tokenizer: str) -> dict[str, Any]:
     }
 
 
-def require_cjk_tokenizer(tokenizer: str, references: Sequence[str]) -> None:
-    """Refuse to score Chinese or Japanese by words between spaces: identical halves would count for nothing."""
-    share = cjk_share(references)
-    if tokenizer in WITHOUT_CJK and share > CJK_LIMIT:
-        raise ValueError(
-            f"tokenizer={tokenizer} cannot score text with {share:.0%} Chinese or Japanese characters; "
-            "allowed: zh, char, ja-mecab (or set the target language)"
-        )
+def require_tokenizer(tokenizer: str, references: Sequence[str]) -> None:
+    """Refuse to score by words between spaces what has no such words: identical halves would count for nothing."""
+    if tokenizer not in BY_SPACES:
+        return
+    for language, (characters, able) in SCRIPTS.items():
+        found = share(characters, references)
+        if found > LIMIT:
+            raise ValueError(
+                f"tokenizer={tokenizer} cannot score text with {found:.0%} {language} characters; allowed: {able} "
+                "(or set the target language)"
+            )
 
 
 def corpus_score(metric: Any, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
     """Score and signature of a sacrebleu metric, one reference or several each."""
-    require_cjk_tokenizer(getattr(metric, "tokenizer_signature", ""), [several[0] for several in references])
+    require_tokenizer(getattr(metric, "tokenizer_signature", ""), [several[0] for several in references])
     score = float(metric.corpus_score(list(hypotheses), list(map(list, zip_longest(*references)))).score)
     return score, str(metric.get_signature())
 

@@ -16,7 +16,7 @@ from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.source.table import Row
 from slimrun.evaluation.statistics import Values
 
-PINNED = ("mmlu", "socialiqa")
+PINNED = ("mmlu", "socialiqa", "parables")
 Tokens = list[int]
 
 

@@ -14,14 +14,16 @@ from slimrun.evaluation.base import (
     Reference,
     at_least,
     batches,
+    one_of,
     protocol_of,
 )
 from slimrun.evaluation.comparison import Report
 from slimrun.evaluation.metric import fidelity
 from slimrun.evaluation.source import file, items, table
 from slimrun.evaluation.source.hub import Hub
+from slimrun.evaluation.source.items import Items
 
-PINNED = "wikipedia_evaluation"
+PINNED = {"wikipedia": "wikipedia_evaluation", "stories": "stories"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Perplexity:
     scored, so a window of T tokens gives T - 1 scores.
     """
 
+    data: str | None = "wikipedia"
     path: str | None = None
     hub: Hub | None = None
     text: str = "{{ text }}"
@@ -43,6 +46,8 @@ class Perplexity:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        if self.data is not None:
+            one_of("data", self.data, list(PINNED))
         at_least("windows", self.windows, 1)
         at_least("window", self.window, 2)
         at_least("batch", self.batch, 1)
@@ -63,13 +68,13 @@ class Perplexity:
         own = table.read_rows_or_text(self.path) if self.path else None
         if isinstance(own, str):
             return [own]
-        found = items.items(self.path, self.hub, PINNED)
+        found = self._items()
         documents = found.made(lambda row: prompt.filled("text", self.text, row))
         return ["\n\n".join(documents)] if self.path or self.hub else documents
 
     def protocol(self) -> str:
         """Settings and the hash of the text."""
-        return protocol_of(self, self._sha256(), without=["margin_pct"])
+        return protocol_of(self, self._sha256(), without=["data", "margin_pct"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """Float model: log_probs [W, T-1], hidden [W, T-1, H]. With a reference: log_probs, kl, agree [W, T-1].
@@ -129,7 +134,10 @@ class Perplexity:
         )
 
     def _sha256(self) -> str:
-        return file.sha256(self.path) if self.path else items.items(None, self.hub, PINNED).sha256
+        return file.sha256(self.path) if self.path else self._items().sha256
+
+    def _items(self) -> Items:
+        return items.items(self.path, self.hub, PINNED[self.data] if self.data else None)
 
     def _tokens(self, model: Reader) -> IntArray:
         """The windows as token ids [W, T]: as many as asked for, fewer if the text ends before, at least one."""

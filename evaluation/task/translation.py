@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrun.evaluation import generation, prompt, statistics
+from slimrun.evaluation import generation, language, prompt, statistics
 from slimrun.evaluation.base import (
     LanguageModel,
     Outputs,
@@ -16,6 +16,7 @@ from slimrun.evaluation.base import (
     protocol_of,
 )
 from slimrun.evaluation.comparison import Margin, Report, Score, scored
+from slimrun.evaluation.language import normalized
 from slimrun.evaluation.metric import bleu, fidelity
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.hub import Hub
@@ -23,17 +24,7 @@ from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.source.table import Row
 
 PINNED = "udhr"
-LANGUAGES = {
-    "en": "English",
-    "fr": "French",
-    "de": "German",
-    "es": "Spanish",
-    "it": "Italian",
-    "pt": "Portuguese",
-    "zh": "Chinese",
-    "ja": "Japanese",
-    "ru": "Russian",
-}
+PINNED_LANGUAGES = ("en", "fr", "de", "es", "it", "pt", "zh", "ja", "ru")
 BLEU_FLOOR = 5.0  # below it the output is no translation: such a score has nothing left to lose
 
 
@@ -61,9 +52,10 @@ class Translation:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if self._pinned:
-            one_of("source", self.source, list(LANGUAGES))
-            one_of("target", self.target, list(LANGUAGES))
-        if self.source == self.target:
+            for key in ("source", "target"):
+                if normalized(getattr(self, key)) not in PINNED_LANGUAGES:
+                    one_of(key, getattr(self, key), PINNED_LANGUAGES)
+        if normalized(self.source) == normalized(self.target):
             raise ValueError(f"target={self.target} is the source language; allowed: another one")
         if self.tokenizer is not None:
             one_of("tokenizer", self.tokenizer, bleu.BLEU_TOKENIZERS)
@@ -81,7 +73,7 @@ class Translation:
     def check(self) -> None:
         """Read the pairs once, and refuse a tokenizer that cannot score the references."""
         references = [several[0] for _, several in self._pairs()]
-        bleu.require_cjk_tokenizer(self._tokenizer(), references)
+        bleu.require_tokenizer(self._tokenizer(), references)
         try:
             bleu.translation_metrics(self.target, self._tokenizer())
         except (ImportError, RuntimeError) as error:
@@ -173,8 +165,7 @@ class Translation:
         return self.tokenizer or bleu.bleu_tokenizer(self.target)
 
     def _prompt(self, text: str) -> str:
-        languages = [LANGUAGES.get(code, code) for code in (self.source, self.target)]
-        columns = {"source": languages[0], "target": languages[1], "text": text}
+        columns = {"source": language.name(self.source), "target": language.name(self.target), "text": text}
         return prompt.text("prompt", self.prompt, columns)
 
     @property
@@ -192,5 +183,5 @@ class Translation:
 
     def _pair(self, row: Row) -> tuple[str, list[str]]:
         if self._pinned:  # a column a language
-            row = {"source": row[self.source], "target": row[self.target]}
+            row = {"source": row[normalized(self.source)], "target": row[normalized(self.target)]}
         return prompt.text("text", self.text, row), prompt.texts("reference", self.reference, row)

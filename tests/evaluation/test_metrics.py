@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sacrebleu.metrics.bleu import BLEU
 
+from slimrun.evaluation.language import name, normalized
 from slimrun.evaluation.metric import bleu, fidelity
 from slimrun.evaluation.metric.rouge import rouge
 from slimrun.evaluation.source.pinned import pinned
@@ -64,14 +65,32 @@ def test_translation_golden(  # the values were computed apart, from the formula
     assert signature in said
 
 
-@pytest.mark.parametrize("tokenizer", bleu.WITHOUT_CJK)
+@pytest.mark.parametrize("tokenizer", bleu.BY_SPACES)
 def test_chinese_is_never_scored_between_spaces(tokenizer: str) -> None:
     with pytest.raises(ValueError, match=rf"^tokenizer={tokenizer} cannot score .* zh, char"):
         bleu.corpus_score(BLEU(tokenize=tokenizer), [ZH_HYPOTHESIS], [[ZH_REFERENCE]])
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "allowed"),
+    [("ko", "모든 인간은 태어날 때부터 자유롭다", "ko-mecab, char"), ("th", "มนุษย์ทั้งหลายเกิดมามีอิสระ", "char")],
+)
+def test_korean_and_thai_are_guarded_too(language: str, text: str, allowed: str) -> None:
+    with pytest.raises(ValueError, match=rf"^tokenizer=13a cannot score text with .*; allowed: {allowed}"):
+        bleu.require_tokenizer("13a", [text])
+    bleu.require_tokenizer(bleu.bleu_tokenizer(language), [text])
+    assert {float(values[0]) for values in rouge([text], [[text]]).values()} == {100}
+
+
+@pytest.mark.parametrize("code", ["zh", "zh-CN", "zh_Hant", "ZH", "zho_Hans", "cmn"])
+def test_languages_by_any_of_their_codes(code: str) -> None:
+    assert (normalized(code), name(code), bleu.bleu_tokenizer(code)) == ("zh", "Chinese", "zh")
+    assert "asian:yes" in bleu.corpus_score(bleu.translation_metrics(code, "zh")["ter"], ["中文"], [["中文"]])[1]
+    assert (normalized("eng_Latn"), name("xx"), normalized("pt-BR")) == ("en", "xx", "pt")
+
+
 def test_some_chinese_words_in_french_are_no_error() -> None:
-    bleu.require_cjk_tokenizer("13a", ["Le mot 自由 veut dire liberté, rien de plus."])
+    bleu.require_tokenizer("13a", ["Le mot 自由 veut dire liberté, rien de plus."])
 
 
 @pytest.mark.parametrize("kept", [3, 30])  # three words of each leave no 4-gram: the smoothing must be the same

@@ -317,6 +317,14 @@ def test_perfect_translation(target: str, floor: bool) -> None:
     assert f"tok:{'zh' if target == 'zh' else '13a'}" in str(found["t/signature"])
 
 
+def test_the_code_of_a_language_chooses_the_pinned_column_and_the_tokenizer() -> None:
+    plain, flores = Translation(target="zh", limit=5), Translation(source="eng_Latn", target="zho_Hans", limit=5)
+    assert flores._pairs() == plain._pairs()
+    assert flores._prompt("x") == plain._prompt("x")
+    with pytest.raises(ValueError, match="target=zh-CN is the source language"):
+        Translation(source="zh", target="zh-CN")
+
+
 def test_translation_at_the_floor_concludes_nothing() -> None:
     outputs = {"texts": np.array(["", "la", "", "", "!"]), "reference_log_probs": np.zeros(5)}
     found = Translation(limit=5).compare("t", outputs, outputs).metrics

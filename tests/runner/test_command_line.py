@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from slimrun.evaluation.text import CJK, share
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.runner.config import build, composed
 from tests.conftest import cache_folder
@@ -267,6 +268,15 @@ def test_presets_compose() -> None:
         experiment = build(config)
         assert experiment.calibration.texts()[-1] == "中国最值得去的几个景点"
         assert bool(experiment.quant.ignore) == (name == "chatglm2_6b")
+
+
+def test_a_chinese_model_is_asked_in_chinese_or_answers_in_it() -> None:
+    tasks = build(composed(["experiment=chatglm2_6b", "model.path=./here"])).task
+    asked = {name: share(CJK, task.texts()) for name, task in tasks.items()}
+    assert asked.pop("translation_enzh") == 0
+    assert asdict(tasks["translation_enzh"])["target"] == "zh"
+    assert list(asked) == ["perplexity_zh", "parables", "translation_zhen"]
+    assert min(asked.values()) > 0.8
 
 
 def test_the_default_tasks_fit_the_tiny_model(tmp_path: Path) -> None:
