@@ -32,6 +32,7 @@ PRESENT, SWAPPED, IN_FILE = 63, 62, 61  # its bits; the last is of pages of file
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the container, in bytes
 
 Array = TypeVar("Array", bound=npt.NDArray[Any])
+Numbers = Tensor | npt.NDArray[Any]  # an array being contiguous
 
 
 def give_back() -> None:
@@ -96,14 +97,15 @@ class Room:
         """The same of an array."""
         if self.holds(array, array.nbytes):
             return array
-        kept = self._mapped(torch.from_numpy(array)).copy_(torch.from_numpy(array))
-        release([kept])
-        return cast(Array, kept.numpy())
+        copy = self._mapped(torch.from_numpy(array)).numpy()
+        copy[...] = array
+        release([copy])
+        return cast(Array, copy)
 
-    def release(self, tensors: Iterable[Tensor]) -> None:
+    def release(self, numbers: Iterable[Numbers]) -> None:
         """`release`, once something did not fit."""
         if self.full:
-            release(tensors)
+            release(numbers)
 
     def _give_back(self, size: int) -> None:
         with self._lock:
@@ -121,8 +123,8 @@ class Room:
             return torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype).reshape(like.shape)
 
 
-def release(tensors: Iterable[Tensor]) -> None:
-    """Take the pages that these tensors have of mapped files out of this process's memory; reading brings them back.
+def release(numbers: Iterable[Numbers]) -> None:
+    """Take the pages that these numbers have of mapped files out of this process's memory; reading brings them back.
 
     A page that no file has, since it was written and is not shared, stays. Nobody may write meanwhile. Does nothing
     on systems other than Linux.
@@ -131,9 +133,9 @@ def release(tensors: Iterable[Tensor]) -> None:
         return
     advise = ctypes.CDLL(None).madvise
     with PAGES.open("rb", buffering=0) as words:
-        for tensor in tensors:
-            if tensor.device.type == "cpu" and tensor.untyped_storage().nbytes():
-                first, last = _pages(tensor)
+        for one in numbers:
+            first, last = _pages(one)
+            if first < last:
                 words.seek(8 * first)
                 for begin, end in _droppable(np.frombuffer(words.read(8 * (last - first)), np.uint64)):
                     start = ctypes.c_void_p((first + begin) * PAGE)
@@ -149,12 +151,16 @@ def in_files(tensors: Iterable[Tensor]) -> list[bool]:
     return [lines[bisect_right(starts, tensor.data_ptr()) - 1][4] != "0" for tensor in tensors]
 
 
-def _pages(tensor: Tensor) -> tuple[int, int]:
-    """The first page of a tensor's numbers, and the one after the last."""
-    span = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.data_ptr()
-    end = start + (span + 1) * tensor.element_size() if tensor.numel() else start
-    return start // PAGE, -(-end // PAGE)
+def _pages(numbers: Numbers) -> tuple[int, int]:
+    """The first page of numbers in main memory, and the one after the last."""
+    if isinstance(numbers, Tensor):
+        if numbers.device.type != "cpu" or not numbers.numel():
+            return 0, 0
+        span = sum((size - 1) * step for size, step in zip(numbers.shape, numbers.stride(), strict=True)) + 1
+        start, size = numbers.data_ptr(), span * numbers.element_size()
+    else:
+        start, size = numbers.ctypes.data, numbers.nbytes
+    return start // PAGE, -(-(start + size) // PAGE)
 
 
 def _droppable(pages: npt.NDArray[np.uint64]) -> list[tuple[int, int]]:

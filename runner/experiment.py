@@ -55,7 +55,7 @@ class Experiment(Choices):
         with stages("compress") as tick:
             tensors = model.tensors()
             weights = {name: tensors[f"{name}.weight"].numpy() for name in model.quantized()}
-            coded = Compressor(self.compress, tick).run(weights)
+            coded = Compressor(self.compress, tick, model.room).run(weights)
         with stages("write"):
             weight_file = bundle.write(
                 artifact,
@@ -66,11 +66,12 @@ class Experiment(Choices):
                 model.save_description,
                 self.framework.weight_file,
                 {layer.name: layer.format for layer in layers if layer.format},
+                model.room,
             )
         readable = bundle.can_decode(self.compress)
         if readable:
             with stages("decode"):
-                bundle.verify(artifact, tensors)
+                bundle.verify(artifact, tensors, model.room)
         exports = export.write(self.export, artifact, output, stages)
         sizes = size_metrics(layers, self.covered(outline), tensors, coded, artifact)
         notes = [*known, *(as_typed("quant", self.quant, note) for note in calibrator.notes)]

@@ -18,6 +18,7 @@ from slimrun.ops.calibration.base import Layer
 from slimrun.ops.compress import entropy_bits
 from slimrun.ops.compress.base import Parts
 from slimrun.ops.export import Exported
+from slimrun.ops.memory import release
 from slimrun.ops.model.base import Outline
 
 Metrics = dict[str, float | int | str]
@@ -85,6 +86,7 @@ def size_metrics(
             scales = tensors[scale].numel()
             size = sum(part.nbytes for part in coded[layer.name].values()) + 4 * scales
             row["entropy"] = entropy_bits(stored.numpy())
+            release([stored])
         else:
             size, row["entropy"] = stored.numel() * stored.element_size(), float("nan")
         row["bits"] = 8 * size / count

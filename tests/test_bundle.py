@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.compress.base import Codec
@@ -29,6 +30,7 @@ from slimrun.ops.quant.w8a8 import W8A8
 from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.ops.quant.w8a16 import W8A16
+from slimrun.ops.weights import safetensors
 
 from .conftest import CPU, TEXTS, tiny
 
@@ -124,7 +126,23 @@ def test_writing_again_replaces_and_leaves_nothing_else(artifact: Path) -> None:
     assert load_bundle(artifact).logits_checksum() == model.logits_checksum()
 
 
-@pytest.mark.parametrize("at", ["save_file", "os.fsync", "os.rename", "description"])
+def test_the_weight_file_is_what_its_library_writes(tmp_path: Path) -> None:
+    shapes = [(), (0, 3), (3,), (2, 5)]
+    tensors = {
+        f'{name}"\\ä{len(shape)}': torch.full(shape, 1).to(dtype)
+        for name in ("b", "a", "model.é", "model.z")
+        for shape, dtype in zip(shapes, [torch.bool, torch.uint8, torch.bfloat16, torch.int64], strict=True)
+    }
+    for dtype in (torch.int8, torch.int16, torch.int32, torch.float16, torch.float32, torch.float64):
+        tensors[f"{dtype}"] = torch.rand(7).mul(9).to(dtype)
+    done: list[Tensor] = []
+    safetensors.write(tmp_path / "ours", tensors, done.extend)
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert sorted(map(id, done)) == sorted(map(id, tensors.values()))
+
+
+@pytest.mark.parametrize("at", ["safetensors.write", "os.fsync", "os.rename", "description"])
 def test_a_full_disk_leaves_no_half_bundle_and_keeps_the_old_one(
     artifact: Path, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,8 +151,8 @@ def test_a_full_disk_leaves_no_half_bundle_and_keeps_the_old_one(
     model = tiny()
 
     def fail(*arguments: object, **_: object) -> None:
-        if at == "save_file":
-            Path(str(arguments[1])).write_bytes(b"half")
+        if at == "safetensors.write":
+            Path(str(arguments[0])).write_bytes(b"half")
         if at != "os.rename" or arguments[0] == artifact:
             raise full
         os.replace(*map(str, arguments))

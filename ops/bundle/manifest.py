@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from slimrun.ops import _native
+from slimrun.ops.memory import release
 
 from .description import damage, read_object
 
@@ -88,9 +89,10 @@ def check_contents(manifest: Mapping[str, Any], weights: Path, tensors: Mapping[
 
 
 def _described(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Type, shape and checksum of each tensor, in their order."""
+    """Type, shape and checksum of each tensor, in their order; those of mapped files leave memory again."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (name, tensor), checksum in zip(tensors.items(), pool.map(_checksum, tensors.values()), strict=True):
+            release([tensor])
             dtype = str(tensor.dtype).removeprefix("torch.")
             yield name, {"dtype": dtype, "shape": list(tensor.shape), "crc32c": checksum}
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from slimrun.ops import compress
 from slimrun.ops.compress.base import Arena, Codec, Int8Array, Limited
 from slimrun.ops.format.linear import FLOAT, FLOAT_CODED
+from slimrun.ops.memory import Room, release
 from slimrun.ops.weights import ckpt
 
 from .description import CKPT, damage, named, read_description, weight_file
@@ -97,66 +99,104 @@ def open_stored(folder: Path) -> Stored:
     return Stored(tensors, floats, coded, codec, formats, weights)
 
 
-def decode(stored: Stored, shapes: Shapes | None = None) -> Bundle:
-    """Decode the weights; ValueError names the one that is damaged, or has another shape than in `shapes`.
+def decode(stored: Stored, shapes: Shapes | None = None, room: Room | None = None) -> Bundle:
+    """Decode the weights into the room; ValueError names the one that is damaged, or has a shape not that of `shapes`.
 
     Nothing is allocated for a shape that is wrong.
     """
-    arena = Arena()
-    limited = Limited(
-        sum(part.nbytes for parts in stored.coded.values() for part in parts.values())
-        + sum(packed.nbytes for packed in stored.floats.values())
-    )
-
-    def weight(name: str) -> Tensor:
-        def allocate(shape: tuple[int, ...]) -> Int8Array:
-            if shapes is None:
-                return limited(shape)
-            if shape != shapes[name]:
-                raise ValueError(f"has the shape {shape}, the model's has {shapes[name]}")
-            return arena(shape)
-
-        try:
-            if shapes is not None and name not in shapes:
-                raise ValueError("is no linear of the model")
-            return torch.from_numpy(stored.codec.decode(stored.coded[name], allocate))
-        except (ValueError, KeyError) as error:
-            raise damage(stored.weights, f"{name}: {error}") from error
-
-    def number(key: str) -> Tensor:
-        try:
-            return decode_float(stored.floats[key], limited)
-        except ValueError as error:
-            raise damage(stored.weights, f"{key}: {error}") from error
-
+    decoder = Decoder(stored, shapes, room or Room())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        weights = dict(zip(stored.coded, pool.map(weight, stored.coded), strict=True))
-        floats = dict(zip(stored.floats, pool.map(number, stored.floats), strict=True))
+        weights = dict(zip(stored.coded, pool.map(decoder.weight, stored.coded), strict=True))
+        floats = dict(zip(stored.floats, pool.map(decoder.number, stored.floats), strict=True))
     tensors = stored.tensors | floats | {f"{name}.weight": weight for name, weight in weights.items()}
     return Bundle(tensors, list(stored.coded), stored.types)
 
 
-def decode_float(packed: npt.NDArray[np.uint8], limited: Limited) -> Tensor:
+class Decoder:
+    """Decodes the tensors of a bundle one by one, on any number of threads."""
+
+    def __init__(self, stored: Stored, shapes: Shapes | None, room: Room) -> None:
+        self.stored = stored
+        self.shapes = shapes
+        self.room = room
+        self._arena = Arena(lambda shape: room.empty(shape, torch.int8).numpy())
+        coded = [part for parts in stored.coded.values() for part in parts.values()]
+        self._limited = Limited(sum(part.nbytes for part in (*coded, *stored.floats.values())))
+
+    def tensor(self, key: str) -> Tensor:
+        """Any of the tensors that the bundle stands for."""
+        name = key.removesuffix(".weight")
+        if name != key and name in self.stored.coded:
+            return self.weight(name)
+        return self.number(key) if key in self.stored.floats else self.stored.tensors[key]
+
+    def weight(self, name: str) -> Tensor:
+        """The int8 weight of a quantized linear; ValueError when it is damaged, or has another shape."""
+        parts = self.stored.coded[name]
+        try:
+            if self.shapes is not None and name not in self.shapes:
+                raise ValueError("is no linear of the model")
+            decoded = self.stored.codec.decode(parts, partial(self._allocate, name))
+        except (ValueError, KeyError) as error:
+            raise damage(self.stored.weights, f"{name}: {error}") from error
+        release(parts.values())
+        self.room.release([decoded])
+        return torch.from_numpy(decoded)
+
+    def number(self, key: str) -> Tensor:
+        """A coded floating-point tensor; ValueError when it is damaged."""
+        packed = self.stored.floats[key]
+        try:
+            decoded = decode_float(packed, self._limited, self.room)
+        except ValueError as error:
+            raise damage(self.stored.weights, f"{key}: {error}") from error
+        release([packed])
+        self.room.release([decoded])
+        return decoded
+
+    def _allocate(self, name: str, shape: tuple[int, ...]) -> Int8Array:
+        if self.shapes is None:
+            return self._limited(shape)
+        if shape != self.shapes[name]:
+            raise ValueError(f"has the shape {shape}, the model's has {self.shapes[name]}")
+        return self._arena(shape)
+
+
+def decode_float(packed: npt.NDArray[np.uint8], limited: Limited, room: Room | None = None) -> Tensor:
     """The floating-point tensor of its coded bytes; ValueError when they are damaged, or claim too much."""
-    dtype, shape = compress.float_header(packed)
-    limited((*shape, getattr(torch, dtype).itemsize))
-    tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+    name, shape = compress.float_header(packed)
+    dtype = getattr(torch, name)
+    limited((*shape, dtype.itemsize))
+    tensor = (room or Room()).empty(shape, dtype)
     compress.decode(packed, out=tensor)
     return tensor
 
 
-def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Read the written bundle and compare every tensor bit for bit; ValueError names the first that differs."""
+def verify(folder: Path, tensors: Mapping[str, Tensor], room: Room | None = None) -> None:
+    """Read the written bundle and compare every tensor bit for bit; ValueError names the first that differs.
+
+    Of what is read a few tensors are in memory at a time; `room` is where the others lie.
+    """
     matrices = {key.removesuffix(".weight"): tensor.shape for key, tensor in tensors.items() if tensor.ndim == 2}
     shapes = {name: (rows, columns) for name, (rows, columns) in matrices.items()}
-    found = read(folder, shapes).tensors
-    if found.keys() != tensors.keys():
-        different = sorted(found.keys() ^ tensors.keys())
+    stored = undisturbed(folder, open_stored)
+    decoder, room = Decoder(stored, shapes, Room()), room or Room()
+    found = stored.tensors.keys() | {f"{name}.weight" for name in stored.coded}
+    if found != tensors.keys():
+        different = sorted(found ^ tensors.keys())
         raise ValueError(f"{folder} does not hold the model's tensors: {', '.join(different[:3])}")
-    for key, tensor in tensors.items():
-        same = found[key].dtype == tensor.dtype and found[key].shape == tensor.shape
-        if not same or not np.array_equal(_bytes(found[key]), _bytes(tensor)):
-            raise ValueError(f"{folder}: {key} read back differs from what was written")
+
+    def same(key: str) -> bool:
+        read, written = decoder.tensor(key), tensors[key]
+        equal = read.dtype == written.dtype and read.shape == written.shape
+        equal = equal and torch.equal(_bytes(read), _bytes(written))
+        room.release([read, written])
+        return equal
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for key, equal in zip(tensors, pool.map(same, tensors), strict=True):
+            if not equal:
+                raise ValueError(f"{folder}: {key} read back differs from what was written")
 
 
 def undisturbed(folder: Path, work: Callable[[Path], Read]) -> Read:
@@ -210,5 +250,5 @@ def _read_tensors(weights: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
 
 
-def _bytes(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return tensor.reshape(-1).view(torch.uint8).numpy()
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)

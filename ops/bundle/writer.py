@@ -17,15 +17,15 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from slimrun.ops.compress.base import Codec, Parts
 from slimrun.ops.compress.native import Native
 from slimrun.ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
 from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, FORMATS, Int8Table, WeightOnlyLinear
+from slimrun.ops.memory import Room
 from slimrun.ops.scratch import ScratchFolder
-from slimrun.ops.weights import ckpt
+from slimrun.ops.weights import ckpt, safetensors
 
 from .description import QUANT_METHOD, SAFETENSORS, file_name, read_object
 from .manifest import write_manifest
@@ -45,13 +45,14 @@ def write(
     save_description: Callable[[Path], None],
     suffix: str = SAFETENSORS,
     formats: Mapping[str, str] = MappingProxyType({}),
+    room: Room | None = None,
 ) -> Path:
     """Write the bundle atomically and return the weight file's path.
 
     `tensors` is everything the model stores, `coded` the coded parts of its int8 weights (by linear),
     `save_description` writes config and tokenizer into a folder, `suffix` is the kind of the weight file, `formats` are
-    those of linears that have another one than `format_of` tells. An existing bundle is replaced only once the new one
-    is complete on disk; on any failure nothing of the new one is left.
+    those of linears that have another one than `format_of` tells, `room` is where the tensors lie. An existing bundle
+    is replaced only once the new one is complete on disk; on any failure nothing of the new one is left.
     """
     coded_sign = "C" if codec.container and coded else ""
     own = {name: formats.get(name, format_of(name, tensors, quant_type)) + coded_sign for name in coded}
@@ -61,11 +62,11 @@ def write(
         f"{name}.{suffix}": torch.from_numpy(part) for name, parts in coded.items() for suffix, part in parts.items()
     }
     types = {key: FLOAT if key.endswith(".bias") else own.get(_owner(key), FLOAT) for key in stored}
+    room = room or Room()
     if coded and isinstance(codec, Native):
-        for key, tensor in stored.items():
-            packed = codec.encode_float(tensor) if types[key] == FLOAT and tensor.is_floating_point() else None
-            if packed is not None:
-                types[key], stored[key] = FLOAT_CODED, torch.from_numpy(packed.copy())
+        coded_floats = _coded_floats({key: stored[key] for key, kind in types.items() if kind == FLOAT}, codec, room)
+        stored |= coded_floats
+        types |= dict.fromkeys(coded_floats, FLOAT_CODED)
     description: dict[str, Any] = {"model_quant_type": quant_type, **dict(sorted(types.items()))}
     if codec.container and coded:
         description["container"] = {"name": codec.container, "version": codec.version}
@@ -76,7 +77,7 @@ def write(
         save_description(scratch)
         _name_quantizer(scratch / CONFIG)
         weights = scratch / file_name("weight", quant_type, suffix)
-        _write_tensors(weights, stored)
+        _write_tensors(weights, stored, room)
         text = json.dumps(description, indent=2)
         (scratch / file_name("description", quant_type, ".json")).write_text(text + "\n", encoding="utf-8")
         write_manifest(scratch, weights, stored)
@@ -113,9 +114,21 @@ def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
-def _write_tensors(weights: Path, tensors: Mapping[str, Tensor]) -> None:
+def _coded_floats(tensors: Mapping[str, Tensor], codec: Native, room: Room) -> dict[str, Tensor]:
+    """The bytes of those that coding makes smaller."""
+    found = {}
+    for key, tensor in tensors.items():
+        packed = codec.encode_float(tensor) if tensor.is_floating_point() else None
+        if packed is not None:
+            found[key] = room.empty(packed.shape, torch.uint8)
+            found[key].numpy()[...] = packed
+        room.release([tensor, *found.values()])
+    return found
+
+
+def _write_tensors(weights: Path, tensors: Mapping[str, Tensor], room: Room) -> None:
     if weights.suffix == SAFETENSORS:
-        save_file(dict(tensors), weights, metadata={"format": "pt"})
+        safetensors.write(weights, tensors, room.release)
     else:
         ckpt.write(weights, tensors)
 

@@ -77,14 +77,15 @@ class Arena:
     """Cuts arrays from blocks of 64 MiB, for any number of threads.
 
     The system gives a block huge pages. Small arrays of their own would cost a page fault every 4 KiB, which takes
-    longer than decoding those 4 KiB does. A block lives as long as one of its arrays.
+    longer than decoding those 4 KiB does. A block lives as long as one of its arrays. `allocate` gives the blocks.
     """
 
     BLOCK: Final = 1 << 26
     ALIGNMENT: Final = 64
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Allocate = empty) -> None:
         """Nothing is taken before the first array."""
+        self._allocate = allocate
         self._lock = threading.Lock()
         self._rest = empty((0,))
 
@@ -92,10 +93,10 @@ class Arena:
         """A C-contiguous array of that shape, its content undefined."""
         size = math.prod(shape)
         if size > self.BLOCK // 2:
-            return empty(shape)
+            return self._allocate(shape)
         with self._lock:
             if self._rest.size < size:
-                self._rest = empty((self.BLOCK,))
+                self._rest = self._allocate((self.BLOCK,))
             array, self._rest = self._rest[:size], self._rest[-(-size // self.ALIGNMENT) * self.ALIGNMENT :]
         return array.reshape(shape)
 

@@ -1,7 +1,9 @@
-"""Tensors of a .safetensors file."""
+"""Tensors of a .safetensors file. Source of the format: https://github.com/huggingface/safetensors, "Format"."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ DTYPES = {  # of the header; others are those of quantized weights
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
 }  # fmt: skip
+WRITTEN = ("BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64")  # the last come first: the widest
+ALIGNMENT = 8  # of the first tensor, by spaces after the header
 
 
 class SafetensorsFile:
@@ -34,3 +38,25 @@ class SafetensorsFile:
         """The numbers of one tensor."""
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], done: Callable[[Iterable[Tensor]], None]) -> None:
+    """Write dense tensors (on the CPU), `done` with each once it is written: the bytes that `save_file` writes.
+
+    `save_file` would have all of them in memory at its end, mapped ones too.
+    """
+    kinds = {(torch.uint8 if kind == "U8" else DTYPES[kind]): kind for kind in WRITTEN}
+    order = sorted(tensors, key=lambda name: (-WRITTEN.index(kinds[tensors[name].dtype]), name.encode()))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": kinds[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            done([tensors[name]])

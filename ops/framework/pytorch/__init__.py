@@ -81,12 +81,15 @@ class PyTorch:
         """The running model of a bundle folder, from nothing but its files."""
         from . import restoring
         from .language_model import TorchModel
-        from .placement import input_device, place
+        from .mapped import release_after_use
+        from .placement import input_device, place, room_of
 
         check_device(device)
-        module, tokenizer = restoring.restore(folder, trust_remote_code)
+        room = room_of(device)
+        module, tokenizer = restoring.restore(folder, room, trust_remote_code)
+        release_after_use(module, room)
         module = place(module, device)
-        return TorchModel(module, tokenizer, folder.name, "bundle", input_device(module, device))
+        return TorchModel(module, tokenizer, folder.name, "bundle", input_device(module, device), room)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from slimrun.ops import bundle
 from slimrun.ops.bundle.references import CONFIG
 from slimrun.ops.format.linear import Int8Table, restored_linear
 from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer, own_code
+from slimrun.ops.memory import Room
 from slimrun.ops.model.experts import unstack
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.model.skeleton import skeleton
@@ -29,10 +30,13 @@ class Opened:
     tokenizer: Any
 
 
-def restore(folder: Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """(model, tokenizer) of a bundle folder; ValueError names the file that is damaged or does not fit the others."""
+def restore(folder: Path, room: Room, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """(model, tokenizer) of a bundle folder, its tensors in `room`.
+
+    ValueError names the file that is damaged or does not fit the others.
+    """
     opened = bundle.undisturbed(folder, lambda place: _open(place, trust_remote_code))
-    decoded = bundle.decode(opened.stored, _shapes(opened.module, opened.stored.types))
+    decoded = bundle.decode(opened.stored, _shapes(opened.module, opened.stored.types), room)
     with bundle.named(opened.stored.weights):
         return _filled(opened.module, decoded, opened.stored.weights), opened.tokenizer
 
