@@ -95,37 +95,8 @@ class QuantConfig:
             raise ValueError(
                 f"Please check the `disable_level` configuration: {disable_level!r}; allowed: 'L0', 'L1', ..."
             )
-        method = self._method()
+        method = _method(self)
         return type(method)(**{**vars(method), "fallback_level": int(disable_level[1:])})
-
-    def _method(self) -> Quantizer:
-        shared: dict[str, Any] = {
-            "ignore": list(self.disable_names or []),
-            "ignore_last_linear": self.disable_last_linear,
-            "per_channel": not self.mm_tensor,
-        }
-        static = shared | {"observer": OBSERVERS[self.act_method]}
-        if self.co_sparse:
-            return W8A8S(**static, fraction=self.fraction)
-        if self._lowbit:
-            return Lowbit(
-                **static,
-                fraction=self.fraction,
-                use_sigma=self.use_sigma,
-                sigma_factor=self.sigma_factor,
-                open_outlier=self.open_outlier,
-                do_smooth=self.do_smooth,
-            )
-        if (self.w_bit, self.a_bit) == (8, 8):
-            return W8A8Dynamic(**shared) if self.is_dynamic else W8A8(**static)
-        if (self.w_bit, self.a_bit) == (8, 16):
-            return W8A16(**shared)
-        if (self.w_bit, self.a_bit) == (16, 16):
-            return NoQuantization()
-        raise ValueError(
-            f"w_bit = {self.w_bit} with a_bit = {self.a_bit} is not built; allowed: w_bit=4 with co_sparse=True or "
-            "is_lowbit=True (sparse), w_bit=8 with a_bit=8 or 16, w_bit=16 with a_bit=16 (float)."
-        )
 
     def weight_quant(self, **keywords: Any) -> QuantConfig:
         """Weights alone: a_bit becomes 16. Takes w_method, w_sym, mm_tensor, group_size, percdamp."""
@@ -166,7 +137,8 @@ class QuantConfig:
         raise ValueError("simulate_tp is not built: there is no tensor-parallel calibration.")
 
     @property
-    def _lowbit(self) -> bool:
+    def sparse_lowbit(self) -> bool:
+        """Whether the method is lowbit, which 4 and 8 bits alone have."""
         return self.is_lowbit and self.w_bit == 4 and self.a_bit == 8
 
     def _check_together(self) -> None:
@@ -181,26 +153,11 @@ class QuantConfig:
             self.w_bit, self.a_bit = 4, 8
         if self.a_bit == 8 and not self.w_sym:
             raise TypeError("w_sym should be True when a_bit = 8, please check it.")
-        if self.is_dynamic and (self.co_sparse or self._lowbit):
+        if self.is_dynamic and (self.co_sparse or self.sparse_lowbit):
             raise ValueError("is_dynamic = True is not built for sparse weights (W4A8_DYNAMIC); allowed: False.")
-        if self._lowbit:
+        if self.sparse_lowbit:
             check_range("pr", self.pr, 0.0, 1.0)
-        if self.pr != 1.0:
-            log.warning("pr=%s has no effect: calibration always quantizes every activation (pr=1.0)", self.pr)
-        for name, neutral in NO_EFFECT.items():
-            if getattr(self, name) != neutral:
-                log.warning("%s=%s has no effect with this method", name, getattr(self, name))
-        if self.is_lowbit and not self._lowbit:
-            log.warning(
-                "is_lowbit=True has no effect with w_bit=%d, a_bit=%d: sparse is 4, 8, and neither tuning nor steps "
-                "by group are built",
-                self.w_bit,
-                self.a_bit,
-            )
-        for name, neutral in {} if self._lowbit else OF_LOWBIT.items():
-            if getattr(self, name) != neutral:
-                wanted = "is_lowbit=True, w_bit=4, a_bit=8"
-                log.warning("%s=%s has no effect without %s", name, getattr(self, name), wanted)
+        _say_what_has_no_effect(self)
 
     def _set(self, method: str, allowed: Sequence[str], values: Mapping[str, Any]) -> QuantConfig:
         unknown = [name for name in values if name not in (*allowed, "a_bit", "w_bit", "co_sparse")]
@@ -212,3 +169,52 @@ class QuantConfig:
             setattr(self, name, value)
         self.__post_init__()
         return self
+
+
+def _method(config: QuantConfig) -> Quantizer:
+    shared: dict[str, Any] = {
+        "ignore": list(config.disable_names or []),
+        "ignore_last_linear": config.disable_last_linear,
+        "per_channel": not config.mm_tensor,
+    }
+    static = shared | {"observer": OBSERVERS[config.act_method]}
+    if config.co_sparse:
+        return W8A8S(**static, fraction=config.fraction)
+    if config.sparse_lowbit:
+        return Lowbit(
+            **static,
+            fraction=config.fraction,
+            use_sigma=config.use_sigma,
+            sigma_factor=config.sigma_factor,
+            open_outlier=config.open_outlier,
+            do_smooth=config.do_smooth,
+        )
+    if (config.w_bit, config.a_bit) == (8, 8):
+        return W8A8Dynamic(**shared) if config.is_dynamic else W8A8(**static)
+    if (config.w_bit, config.a_bit) == (8, 16):
+        return W8A16(**shared)
+    if (config.w_bit, config.a_bit) == (16, 16):
+        return NoQuantization()
+    raise ValueError(
+        f"w_bit = {config.w_bit} with a_bit = {config.a_bit} is not built; allowed: w_bit=4 with co_sparse=True or "
+        "is_lowbit=True (sparse), w_bit=8 with a_bit=8 or 16, w_bit=16 with a_bit=16 (float)."
+    )
+
+
+def _say_what_has_no_effect(config: QuantConfig) -> None:
+    if config.pr != 1.0:
+        log.warning("pr=%s has no effect: calibration always quantizes every activation (pr=1.0)", config.pr)
+    for name, neutral in NO_EFFECT.items():
+        if getattr(config, name) != neutral:
+            log.warning("%s=%s has no effect with this method", name, getattr(config, name))
+    if config.is_lowbit and not config.sparse_lowbit:
+        log.warning(
+            "is_lowbit=True has no effect with w_bit=%d, a_bit=%d: sparse is 4, 8, and neither tuning nor steps "
+            "by group are built",
+            config.w_bit,
+            config.a_bit,
+        )
+    for name, neutral in {} if config.sparse_lowbit else OF_LOWBIT.items():
+        if getattr(config, name) != neutral:
+            wanted = "is_lowbit=True, w_bit=4, a_bit=8"
+            log.warning("%s=%s has no effect without %s", name, getattr(config, name), wanted)
