@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from .arrays import Int8Array, sparse_quantized
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,3 +41,13 @@ def _build(build: Path) -> None:
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def executor(built: Path) -> Path:
+    return built / "compress_executor"
+
+
+@pytest.fixture
+def weight() -> Int8Array:
+    return sparse_quantized(200 * 300).reshape(200, 300)
