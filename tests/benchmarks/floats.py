@@ -22,7 +22,7 @@ from safetensors import safe_open
 from slimrun import compress
 from slimrun.ops.model import embedded
 from slimrun.runner.display import print_table
-from tests.benchmarks.codec import Codec, Zstd
+from tests.benchmarks.peers import Codec, Zstd
 from tests.conftest import cache_folder
 
 EMBEDDINGS = "model.embed_tokens.weight"
