@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -83,6 +84,15 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space left"):
         compressor.export_safetensors(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_script_says_what_compression_took_away(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = Compressor(CompressConfig(), weight=WEIGHT).run()
+    raw = sum(math.prod(matrix.shape) for matrix in WEIGHT.values())
+    packed = sum(array.nbytes for part in parts for array in part.values())
+    said = capsys.readouterr()
+    assert f"{raw:,} bytes of weights are {packed:,} compressed, ratio {raw / packed:.3f}" in said.err
+    assert not said.out
 
 
 def test_details_say_what_each_matrix_takes(tmp_path: Path) -> None:
