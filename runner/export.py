@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slimrun.evaluation.source.file import decoded
 from slimrun.ops.export import Exported, Target, targets
 from slimrun.ops.export.base import AUTO
 from slimrun.ops.model.base import Model
@@ -39,14 +40,24 @@ def main() -> None:
     parser.add_argument(
         "--weights-alone", metavar="KIND", help="linears with float inputs: int8, or float for vLLM-CPU"
     )
+    parser.add_argument(
+        "--verify-text", type=Path, metavar="FILE", help="compare how well bundle and export predict it"
+    )
     arguments = parser.parse_args()
     try:
+        text = _text(arguments.verify_text)
         if arguments.to not in known:
             raise ValueError(f"--to {arguments.to}: no such target; allowed: {', '.join(known)}")
         target = built(known[arguments.to], {name: getattr(arguments, name) for name in OPTIONS})
         if arguments.out.exists() and not (arguments.out.is_dir() and not any(arguments.out.iterdir())):
             raise ValueError(f"{arguments.out} is there already; remove it, or give another folder")
-        show(target.run(arguments.bundle, arguments.out))
+        exported = target.run(arguments.bundle, arguments.out)
+        show(exported)
+        if text is not None:
+            from slimrun.ops.export.text import check_text
+
+            found = check_text(target, arguments.bundle, exported, text)
+            print_table(f"{target.name}: the text", ["what", "found"], [[check.what, check.found] for check in found])
     except (ValueError, OSError) as error:
         print(f"slimrun-export: {as_typed(str(error))}", file=sys.stderr)
         sys.exit(WRONG)
@@ -106,6 +117,14 @@ def _named(target: str) -> Iterator[None]:
     except ValueError as error:
         told = f"export.{target}.{error}" if str(error).startswith("dtype=") else f"export={target}: {error}"
         raise ValueError(told) from error
+
+
+def _text(file: Path | None) -> str | None:
+    """What the file holds; ValueError names it as it was given."""
+    try:
+        return None if file is None else decoded(file, "UTF-8 text")
+    except ValueError as error:
+        raise ValueError(str(error).replace("path=", "--verify-text ", 1)) from error
 
 
 def show(exported: Exported) -> None:

@@ -44,6 +44,7 @@ class Target:
     name: ClassVar[str]  # as a user types it
     abilities: ClassVar[Abilities]
     dtypes: ClassVar[tuple[str, ...]] = tuple(DTYPES)  # of a model there
+    float_inputs: ClassVar[bool] = False  # whatever grid the bundle has for them
 
     dtype: str = AUTO
 
@@ -77,6 +78,13 @@ class Target:
     def files(self, folder: Path) -> Files:
         """What `write` left in the folder."""
         raise NotImplementedError
+
+    def load(self, folder: Path) -> Any:
+        """The model of the folder as transformers runs it, None where it does not read such files.
+
+        ImportError when it would with another package.
+        """
+        return None
 
     def command(self, folder: Path) -> str:
         """What a person types to serve it."""

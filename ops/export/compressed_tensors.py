@@ -80,6 +80,15 @@ class CompressedTensors(Target):
         """Read by safetensors."""
         return CompressedFiles(folder)
 
+    def load(self, folder: Path) -> Any:
+        """As transformers runs it, which emulates the integers."""
+        from slimrun.ops.model.auto import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.inference_mode():
+            model(torch.zeros(1, 1, dtype=torch.long))  # unpacks weights, where its parts would not
+        return model
+
     def command(self, folder: Path) -> str:
         """For vLLM."""
         return f"vllm serve {folder}"

@@ -54,6 +54,7 @@ class Gguf(Target):
     """One GGUF file of a LLaMA; `dtype` is that of float embeddings and linears, auto: float16 for float32."""
 
     name: ClassVar[str] = "gguf"
+    float_inputs: ClassVar[bool] = True
     abilities: ClassVar[Abilities] = Abilities(
         dict.fromkeys(("W8A8S", "W8A8", "W8A8_DYNAMIC", "W8A16", "W8_TABLE"), Q8_0.name),
         fuses=False,
@@ -107,6 +108,12 @@ class Gguf(Target):
     def files(self, folder: Path) -> GgufFiles:
         """Read by the package gguf."""
         return GgufFiles(folder / FILE)
+
+    def load(self, folder: Path) -> Any:
+        """As transformers reads it: weights times their steps."""
+        from slimrun.ops.model.auto import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
 
     def command(self, folder: Path) -> str:
         """For llama.cpp."""

@@ -17,6 +17,7 @@ from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.none import NoQuantization
 from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
 from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.ops.quant.w8a16 import W8A16
 
 from ..export.bundles import written
 
@@ -36,6 +37,20 @@ def test_the_model_is_the_bundles(tmp_path: Path, quantizer: Quantizer, dtype: s
     assert torch.equal(found(IDS).logits, model.module(IDS).logits)
     tokens = found.generate(IDS, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     assert tokens[0, 5:].tolist() == model.module.generate(IDS, max_new_tokens=3, min_new_tokens=3)[0, 5:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "changes"),
+    [
+        (W8A8S(embeddings="int8"), {}),
+        (W8A16(), {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}),
+    ],
+    ids=["embeddings", "experts"],
+)
+def test_so_are_its_embeddings_and_experts(tmp_path: Path, quantizer: Quantizer, changes: dict[str, Any]) -> None:
+    model = written(tmp_path / "b", quantizer, **changes)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+    assert torch.equal(found(IDS).logits, model.module(IDS).logits)
 
 
 def test_without_slimrun_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

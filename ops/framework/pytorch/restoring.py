@@ -44,6 +44,7 @@ def restore(folder: Path, room: Room, trust_remote_code: bool = False) -> tuple[
 def fill(module: Any, folder: Path) -> None:
     """Give a module without weights those of a bundle folder; ValueError names the file that does not fit it."""
     stored = bundle.undisturbed(folder, bundle.open_stored)
+    unstack(module, kept=stored.tensors)
     decoded = bundle.decode(stored, _shapes(module, stored.types))
     with bundle.named(stored.weights):
         _filled(module, decoded, stored.weights)

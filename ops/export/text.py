@@ -1,0 +1,90 @@
+"""How well an export predicts a text where something here runs it, beside how far the bundle itself moves.
+
+With static int8 inputs a model is chaotic: a change of 1e-6 moves its predictions. So an export is held against the
+spread of the bundle's own runs with noise that small, and one whose inputs are float against the bundle's with float
+inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimrun.ops.errors import first_line
+from slimrun.ops.framework.base import Device
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.framework.pytorch.language_model import float_products
+
+from .base import Exported, Target
+from .checks import Check
+
+TOKENS = 512  # of the text, at most
+RUNS = 4  # with noise
+NOISE = 1e-6  # of what the embeddings give; of a coarser dtype its last digit
+
+
+def check_text(target: Target, artifact: Path, exported: Exported, text: str) -> list[Check]:
+    """Nats a token of the text, after its first: the bundle's, those of its runs with noise, and the export's.
+
+    ValueError when the text has fewer than two tokens.
+    """
+    ours = PyTorch().restore(artifact, Device("cpu", "cpu"))
+    tokens = ours.encode(text)[: min(TOKENS, ours.context)]
+    if len(tokens) < 2:
+        raise ValueError("the text has fewer than two tokens; give a longer one")
+    what = f"of {len(tokens)} tokens, nats a token"
+    found = [Check(f"the bundle {what}", f"{loss(ours, tokens):.4f}")]
+    if target.float_inputs:
+        with float_products(ours.module):
+            found.append(Check("with float inputs", f"{loss(ours, tokens):.4f}"))
+    else:
+        runs = [_disturbed(ours, tokens, seed) for seed in range(RUNS)]
+        noise = f"{_noise(ours.module.dtype):.0e}"
+        found.append(Check(f"with noise of {noise}, {RUNS} runs", f"{min(runs):.4f} to {max(runs):.4f}"))
+    tokenizer = ours.tokenizer
+    del ours  # two models at once are one too many
+    try:
+        module = target.load(exported.folder)
+    except ImportError as error:
+        return [*found, Check("the export", f"not run: {first_line(error)}")]
+    if module is None:
+        return [*found, Check("the export", f"not run: nothing here runs files of {target.name}")]
+    theirs = TorchModel(module, tokenizer, target.name, "export")
+    return [*found, Check("the export, in transformers", f"{loss(theirs, tokens):.4f}")]
+
+
+def loss(model: TorchModel, tokens: list[int]) -> float:
+    """Mean negative log-probability of the tokens after the first."""
+    log_probs = model.log_probs(model.hidden(np.array([tokens]))[0, :-1])
+    return float(-log_probs[np.arange(len(tokens) - 1), tokens[1:]].mean(dtype=np.float64))
+
+
+def _disturbed(model: TorchModel, tokens: list[int], seed: int) -> float:
+    with _noisy(model.module, seed):
+        return loss(model, tokens)
+
+
+@contextmanager
+def _noisy(module: Any, seed: int) -> Iterator[None]:
+    """Meanwhile what the embeddings give is multiplied by 1 + noise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def disturb(_: Any, __: Any, out: Tensor) -> Tensor:
+        noise = torch.randn(out.shape, generator=generator) * _noise(out.dtype)
+        return (out.float() * (1 + noise)).to(out.dtype)
+
+    handle = module.get_input_embeddings().register_forward_hook(disturb)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _noise(dtype: torch.dtype) -> float:
+    return max(NOISE, torch.finfo(dtype).eps)
