@@ -17,8 +17,9 @@ from slimrun.runner.display import print_table
 from slimrun.runner.folder import RESULTS, SWEEP, read_json, write_json
 from slimrun.runner.job import OK, STOPPED
 from slimrun.runner.overrides import command_of, short_name
+from slimrun.runner.pairs import told_apart
 from slimrun.runner.report import sweep as report
-from slimrun.runner.report.pareto import jobs
+from slimrun.runner.report.pareto import jobs, panels
 from slimrun.runner.status import DONE, FAILED, GATED
 from slimrun.runner.tracking.base import Tracker
 
@@ -96,15 +97,18 @@ def conclude(folder: Path, tracker: Tracker) -> int:
     record["jobs"] = ended(folder, record["jobs"])
     write_json(folder / SWEEP, record)
     found = jobs(folder)
+    drawn = told_apart(folder, found, panels(found))
     common = set.intersection(*(set(job.overrides) for job in found)) if len(found) > 1 else set()
     record["summary"] = report.summary(folder, found, common)
-    record["tags"] = report.best(found, record["summary"])
-    record["files"] = [os.path.relpath(file, folder) for file in report.write(folder, found)]
+    record["tags"] = report.best(found, record["summary"], drawn)
+    record["files"] = [os.path.relpath(file, folder) for file in report.write(folder, found, drawn)]
     write_json(folder / SWEEP, record)
 
     title = f"multirun in {folder}: {' '.join(sorted(common))}"
     columns = list(record["summary"][0]) if found else []
     print_table(title, columns, [[report.cell(value) for value in row.values()] for row in record["summary"]])
+    for panel in drawn:
+        print(panel.told)
     tracker.deliver_sweep(folder)
     if stopped := report.gated_out(record["summary"]):
         print(f"gate: not passed by {len(stopped)} of {len(found)} jobs: {', '.join(map(str, stopped))}")

@@ -143,7 +143,7 @@ def parables(wheel: Path) -> tuple[Rows, Rows]:
     shape = re.compile(
         r"(.+?)\nWhich moral .+?\nA\) (.+?) B\) (.+?) C\) (.+?) D\) (.+?) E\) (.+?)\nThe output .*", re.DOTALL
     )
-    rows = []
+    rows: Rows = []
     for line in lines(wheel, "parable-to-moral-match/parable-to-moral-match-zh.jsonl"):
         match = shape.fullmatch(line["input"][1]["content"])
         if match:

@@ -20,7 +20,7 @@ FILES = {"report": "report.md", "numbers": "results.json", "layers": "layers.png
 TEXTS = ("overrides", "verdict", "status", "files", "name", "observer", "")
 HOW_TO_READ = """<p class="quiet">A score's bar is the 95 % interval of its paired difference from the float model.
 Marked jobs are on a front: no other job measured alike has both fewer bits and a better score. Click a heading to
-sort.</p>"""
+sort. Jobs are told apart by their items, paired, with p corrected for all comparisons of the sweep (Holm).</p>"""
 
 
 def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], picture: bytes) -> str:
@@ -30,9 +30,7 @@ def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], pic
     headings = ["job", "overrides", "status", *(size.label for size in SIZES)]
     headings += [*(text for title in shown for text in (title, "verdict")), *beside, "seconds", "files"]
     unfinished = sum(not job.ok for job in jobs)
-    fronts = [
-        f"{title}: {', '.join(f'job {point.job}' for point in panel.front)}" for title, panel in zip(shown, panels)
-    ]
+    fronts = [f"{title}: {', '.join(_on_front(panel))}" for title, panel in zip(shown, panels)]
     finished = f"{len(jobs)} jobs, {f'{unfinished} without a result' if unfinished else 'all finished'}."
     signatures = [
         f"<li>{escape(title)} (float {panel.float_score:.4g}, {panel.weights:,} weights): "
@@ -41,6 +39,7 @@ def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], pic
     ]
     body = [
         f"<p>{escape(' '.join([finished, *(f'Front of {front}.' for front in fronts)]))}</p>",
+        *(f"<p>{escape(panel.told)}.</p>" for panel in panels),
         image("scores against bits per weight", picture),
         HOW_TO_READ,
         table(headings, [_row(job, panels, beside, sweep_folder) for job in jobs]),
@@ -48,6 +47,12 @@ def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], pic
         *("<ul>", *signatures, "</ul>"),
     ]
     return page(f"slimrun sweep {sweep_folder.name}", body)
+
+
+def _on_front(panel: Panel) -> list[str]:
+    """The jobs on the front; what the bits of one buy beside the one before it may be nothing."""
+    same = panel.like_the_one_before
+    return [f"job {p.job}{' (not told apart from the one before)' if p.job in same else ''}" for p in panel.front]
 
 
 def page(title: str, body: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,30 @@ class Panel:
     """Jobs that were measured alike: same score, signature, float score and number of weights."""
 
     title: str
+    task: str
     signature: str
     higher_is_better: bool
     float_score: float
     weights: int
     points: list[Point]
+    ties: list[int] | None = None  # jobs that their items do not tell apart from the best; None: not compared
+    like_the_one_before: list[int] = field(default_factory=list)  # on the front, with a little more bits
+
+    @property
+    def best(self) -> int:
+        """The job with the best score; of equal ones that with the fewest bits."""
+        sign = -1 if self.higher_is_better else 1
+        return min(self.points, key=lambda point: (sign * point.score, point.bits)).job
+
+    @property
+    def told(self) -> str:
+        """Which job is best, and which are not told apart from it."""
+        best = f"{self.title}: best is job {self.best}"
+        if self.ties is None or len(self.points) == 1:
+            return best
+        if not self.ties:
+            return f"{best}; every other one is worse beyond chance"
+        return f"{best}; not told apart from it: job {', '.join(map(str, self.ties))}"
 
     @property
     def front(self) -> list[Point]:
@@ -116,6 +135,7 @@ def _panel(members: Sequence[tuple[Job, Score]]) -> Panel:
         points.append(Point(job.number, job.label, cost[0], score.quant_value, low, high, score.verdict, front))
     return Panel(
         title=score.label,
+        task=score.task,
         signature=score.signature,
         higher_is_better=score.higher_is_better,
         float_score=score.float_value,

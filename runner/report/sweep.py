@@ -11,20 +11,21 @@ from slimrun.evaluation.gate import PASSED
 from slimrun.ops.files import replacing
 from slimrun.runner.folder import RUN, read_json, write_json
 from slimrun.runner.report import page
-from slimrun.runner.report.pareto import BITS, Job, panels
+from slimrun.runner.report.pareto import BITS, Job, Panel
 
 Row = dict[str, Any]
 
 PROMPTS, GATE = "data/calibration_prompts", "gate/verdict"
 
 
-def write(sweep_folder: Path, jobs: Sequence[Job]) -> list[Path]:
+def write(sweep_folder: Path, jobs: Sequence[Job], drawn: Sequence[Panel]) -> list[Path]:
     """Write the three files of a sweep's folder, each atomically, and return their paths."""
     from slimrun.runner.report import pictures  # matplotlib takes half a second to import
 
-    drawn = panels(jobs)
     paths = [sweep_folder / name for name in ("pareto.json", "pareto.png", "report.html")]
-    described = [{**asdict(panel), "front": [point.job for point in panel.front]} for panel in drawn]
+    described = [
+        {**asdict(panel), "front": [point.job for point in panel.front], "best": panel.best} for panel in drawn
+    ]
     write_json(paths[0], {"jobs": [asdict(job) for job in jobs], "panels": described})
     with replacing(paths[1], 0o644) as scratch:
         pictures.pareto(scratch, drawn)
@@ -60,7 +61,7 @@ def summary(sweep_folder: Path, jobs: Sequence[Job], common: set[str]) -> list[R
     return rows
 
 
-def best(jobs: Sequence[Job], rows: Sequence[Row]) -> dict[str, str]:
+def best(jobs: Sequence[Job], rows: Sequence[Row], drawn: Sequence[Panel]) -> dict[str, str]:
     """Tags of the parent run: fewest bits, of all jobs and of those that pass the gate, and the best of each task."""
     signs = {score.label: (score.task, -1 if score.higher_is_better else 1)
              for job in jobs for score in job.scores if score.verdict}  # fmt: skip
@@ -68,6 +69,9 @@ def best(jobs: Sequence[Job], rows: Sequence[Row]) -> dict[str, str]:
     for label, (name, sign) in {"bits": ("bits", 1), **signs}.items():
         if with_score := [row for row in rows if row[label] is not None]:
             tags[f"best.{name}"] = _named(min(with_score, key=lambda row: sign * row[label]), label)
+    for panel in drawn:
+        if panel.ties:
+            tags[f"best.{panel.task}"] += f"; not told apart from it: job {', '.join(map(str, panel.ties))}"
     if passed := [row for row in rows if row.get("gate") == PASSED]:
         tags["best.gate"] = _named(min(passed, key=lambda row: row["bits"]), "bits")
     return tags

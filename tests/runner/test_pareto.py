@@ -48,7 +48,8 @@ def sweep(folder: Path, jobs: Sequence[tuple[list[str], Mapping[str, object]]]) 
 
 
 def written(folder: Path) -> list[Path]:
-    return report.write(folder, pareto.jobs(folder))
+    found = pareto.jobs(folder)
+    return report.write(folder, found, pareto.panels(found))
 
 
 FAILED = {"status": "failed", "error": "out of memory <b>&"}
@@ -122,7 +123,7 @@ def test_a_score_of_which_more_is_better(tmp_path: Path) -> None:
     assert [point.job for point in panel.front] == [0, 1]
     assert (panel.points[0].low, panel.points[0].high) == pytest.approx((0.4, 0.55))
     rows = report.summary(folder, pareto.jobs(folder), {"seed=0"})
-    assert report.best(pareto.jobs(folder), rows) == {
+    assert report.best(pareto.jobs(folder), rows, [panel]) == {
         "best.bits": "bits 4: job 0 (), run ",
         "best.perplexity": "perplexity: accuracy 0.45: job 1 (), run ",
     }

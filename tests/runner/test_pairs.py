@@ -1,0 +1,60 @@
+"""Which jobs of a sweep their items tell apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from slimrun.runner.folder import SCORES, SWEEP, write_json, write_scores
+from slimrun.runner.pairs import told_apart
+from slimrun.runner.report import pareto
+from slimrun.runner.report import sweep as report
+from tests.evaluation.test_gate import row
+from tests.runner.test_compare import finished
+
+
+def swept(folder: Path, noises: list[float]) -> list[pareto.Job]:
+    """Jobs whose quantization moved the fake model by these much, and whose perplexity and bits follow it."""
+    for number, noise in enumerate(noises):
+        job = finished(folder / str(number), noise)
+        results = json.loads((job / "results.json").read_text())
+        write_json(job / "results.json", results | {"size/int8_bytes": 1000, "size/bits_per_weight": 9 - 2 * noise})
+        own = row("perplexity", 100 * noise, 100 * noise + 1, unit="%", higher_is_better=False)
+        write_scores(job / SCORES, [own.__class__(**{**vars(own), "quant_value": results["perplexity/quant"]})])
+    listed = [
+        {"number": number, "overrides": [f"noise={noise}"], "folder": str(number), "status": "ok"}
+        for number, noise in enumerate(noises)
+    ]
+    write_json(folder / SWEEP, {"jobs": listed})
+    return pareto.jobs(folder)
+
+
+def test_the_best_is_told_apart_where_items_tell(tmp_path: Path) -> None:
+    found = swept(tmp_path, [0.0, 0.3, 1e-9])
+    [panel] = told_apart(tmp_path, found, pareto.panels(found))
+    assert (panel.best, panel.ties) == (2, [0])
+    assert panel.told == "perplexity: points: best is job 2; not told apart from it: job 0"
+    tags = report.best(found, report.summary(tmp_path, found, set()), [panel])
+    assert tags["best.perplexity"].endswith("; not told apart from it: job 0")
+    page = report.write(tmp_path, found, [panel])[2].read_text()
+    assert "not told apart from it: job 0" in page
+    assert json.loads((tmp_path / "pareto.json").read_text())["panels"][0]["ties"] == [0]
+
+
+def test_neighbours_on_the_front_are_told_apart_or_not(tmp_path: Path) -> None:
+    found = swept(tmp_path, [0.0, 0.3, 0.3, 0.6])
+    [panel] = told_apart(tmp_path, found, pareto.panels(found))
+    assert [point.job for point in panel.front] == [3, 1, 2, 0]
+    assert panel.ties == []
+    assert panel.told.endswith("every other one is worse beyond chance")
+    assert panel.like_the_one_before == [2]
+
+
+def test_what_cannot_be_paired_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = swept(tmp_path, [0.0, 0.3])
+    (tmp_path / "1" / "outputs.npz").unlink()
+    [panel] = told_apart(tmp_path, found, pareto.panels(found))
+    assert panel.ties == [1]
+    assert "note: jobs 0 and 1 are not compared (" in capsys.readouterr().err
