@@ -75,13 +75,29 @@ def test_one_bit_of_any_tensor_is_noticed(
     start = 8 + struct.unpack("<Q", raw[:8])[0]
     header = json.loads(raw[8:start])
     header.pop("__metadata__")
-    for name, entry in sorted(header.items())[::4]:
+    for name, entry in header.items():
         first, last = entry["data_offsets"]
         damaged = bytearray(raw)
         damaged[start + (first + last - 1) // 2] ^= 4
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{file.name}: {name} is not what was written"):
             bundle.read(folder)
+
+
+def test_one_bit_of_any_line_of_the_manifest_is_noticed(artifact: Path) -> None:
+    """A line says what one tensor or file has to be, so that one is named, or the manifest."""
+    manifest = opened(artifact / MANIFEST)
+    whole = manifest.read_bytes()
+    begin = 0
+    for number, line in enumerate(whole.splitlines(keepends=True)):
+        damaged = bytearray(whole)
+        damaged[begin + number % len(line)] ^= 1 << number % 7
+        begin += len(line)
+        manifest.write_bytes(damaged)
+        with pytest.raises(ValueError, match=str(artifact)) as caught:
+            bundle.read(artifact)
+        named = line.decode().split('"')[1]
+        assert named in str(caught.value) or MANIFEST in str(caught.value), (number, line)
 
 
 def test_every_other_file_is_held_against_the_manifest(artifact: Path) -> None:
