@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slimrun.ops.calibration.base import Arrays, Sample, call, silent
 from slimrun.ops.calibration.blocks import PassedBy
+from slimrun.ops.calibration.rdoq import calibrator as rdoq
 from slimrun.ops.calibration.rdoq import gradients
 from slimrun.ops.calibration.rdoq.factors import Factors
 from slimrun.ops.calibration.rdoq.fisher import FisherStatistics, measure
@@ -157,6 +158,17 @@ def test_factors_come_back_from_where_there_is_room(room: Room) -> None:
     assert torch.equal(found.order, known.order)
     assert torch.equal(found.rows, torch.full((5,), 2.0))
     assert torch.equal(factors.slope("b"), found.slope)
+
+
+def test_where_things_lie_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory, in_files = tiny(), tiny()
+    calibrator(in_memory).run()
+    monkeypatch.setattr(rdoq, "BESIDE", 0)
+    found = calibrator(in_files)
+    found.run()
+    assert found.room.full
+    for key, tensor in in_memory.tensors().items():
+        assert torch.equal(tensor, in_files.tensors()[key]), key
 
 
 def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:

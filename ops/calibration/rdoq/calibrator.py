@@ -29,7 +29,7 @@ from slimrun.ops.calibration.wiring import Fold, first_readers, skipped
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import quantized_linear
 from slimrun.ops.memory import Room
-from slimrun.ops.quant.rdoq import BITS, DYNAMIC_INPUTS, FLOAT_INPUTS, RDOQ
+from slimrun.ops.quant.rdoq import BITS, FLOAT_INPUTS, RDOQ
 
 from .attribution import AttributedLinear, corrections, measured_shares
 from .factors import Factors, factored
@@ -37,7 +37,7 @@ from .fisher import measure
 from .folding import find_folds, smooth_inputs
 from .head import Teacher
 from .held_out import HeldOut, count_held_out
-from .inputs import FORMATS, Error, grid_error, input_losses, new_inputs, token_error, worst_groups
+from .inputs import FORMATS, Error, grid_error, input_losses, other_inputs, token_error
 from .rounding import Rounding
 from .tuning import TunedLinear, tuned
 
@@ -82,7 +82,10 @@ class RateDistortionCalibrator(SequentialCalibrator):
         if not self.samples:
             raise ValueError("what errors cost is measured on calibration samples, and there are none")
         quantizer, selected = self.quantizer, self.select()
-        folds = self._folds(selected)
+        folds: list[Fold] = []
+        if quantizer.smooth_alpha is not None:
+            folds, places = find_folds(self.network, partial(self.network.glance, self.samples[0]), selected)
+            self.notes += skipped(f"smooth_alpha={quantizer.smooth_alpha}", places)
         statistics = measure(self.network, selected, self.samples, self._parts, self.room, remember, progress)
         self._gradient_parts = statistics.parts
         head = self.network.head()
@@ -119,14 +122,6 @@ class RateDistortionCalibrator(SequentialCalibrator):
         self._calibrated = True
         return list(self.layers.values())
 
-    def _folds(self, selected: list[str]) -> list[Fold]:
-        """Where scales of inputs go; notes say where they cannot."""
-        if self.quantizer.smooth_alpha is None:
-            return []
-        folds, places = find_folds(self.network, partial(self.network.glance, self.samples[0]), selected)
-        self.notes += skipped(f"smooth_alpha={self.quantizer.smooth_alpha}", places)
-        return folds
-
     def _correct(self, factors: Factors, progress: Progress) -> None:
         """Correct what errors are estimated to cost by what a first rounding, at about the target, is seen to lose."""
         rounding = Rounding(self.quantizer, self._floats, factors, self.network.room, progress)
@@ -141,7 +136,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
 
     def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
         """Round at the slope where the whole quantized model loses `target` on the samples held out."""
-        held_out = HeldOut(self.network, self.held_out)
+        held_out = HeldOut(self.network, self.held_out, self._gradient_parts, self.room)
         self._quantize_tables()
 
         def loss_at(level: float) -> float:
@@ -180,27 +175,20 @@ class RateDistortionCalibrator(SequentialCalibrator):
         return {name: QuantizedWeight(one.values, one.scale * factors[name]) for name, one in weights.items()}
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
-        """Other inputs for the linears that lose most on a grid, as many as the quantizer allows.
-
-        Those that share an input take it alike: engines run them as one product, of one type and one grid.
-        """
+        """Other inputs for the linears that lose most on a grid, as many as the quantizer allows."""
         losses = self._input_losses(ranges)
         for name, loss in losses.items():
             self.layers[name].input_loss = self.layers[name].input_loss_left = loss
         first = first_readers(self.network.model, list(ranges), partial(self.network.glance, self.samples[0]))
-        fallback = self.quantizer.fallback
-        groups, most = worst_groups(losses, first, int(fallback.max_share * len(ranges)))
-        worst = {name: ranges[name] for group in groups for name in group}
-        costs = {FLOAT_INPUTS: dict.fromkeys(worst, 0.0)}
-        if DYNAMIC_INPUTS in fallback.inputs and worst:
-            costs[DYNAMIC_INPUTS] = self._input_losses(worst, token_error)
-        for group in groups:
-            inputs = new_inputs(group, fallback.inputs, costs, most)
-            for name in group:
-                layer = self.layers[name]
-                layer.format, layer.input_loss_left = FORMATS[inputs], costs[inputs][name]
-                layer.fallback, layer.note = inputs == FLOAT_INPUTS, ""
-                self.network.replace(name, ranges[name].without_grid(layer.format))
+
+        def dynamic_losses(worst: list[str]) -> dict[str, float]:
+            return self._input_losses({name: ranges[name] for name in worst}, token_error)
+
+        for name, (inputs, left) in other_inputs(losses, first, self.quantizer.fallback, dynamic_losses).items():
+            layer = self.layers[name]
+            layer.format, layer.input_loss_left = FORMATS[inputs], left
+            layer.fallback, layer.note = inputs == FLOAT_INPUTS, ""
+            self.network.replace(name, ranges[name].without_grid(layer.format))
 
     def _input_losses(self, ranges: dict[str, InputRange], error: Error = grid_error) -> dict[str, float]:
         walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)

@@ -76,7 +76,26 @@ class GradientWalk:
             yield from self.back(part)
 
     def _run(self, part: int, index: int, state: Tensor | None) -> Tensor:
-        if self.parts == 1:
-            return self.network.states(self.samples[index])
-        # a part may change its state in place
-        return self.network.states_part(part, self.samples[index], None if state is None else state.clone())
+        return run_part(self.network, self.parts, part, self.samples[index], state)
+
+
+def last_states(network: GradientNetwork, samples: Sequence[Sample], parts: int, room: Room) -> Iterator[Tensor]:
+    """The last hidden states [1, T, H] of each sample, which go through the network part by part, without graphs."""
+    states = States(len(samples), room)
+    for part in range(parts):
+        for index, sample in enumerate(samples):
+            with torch.no_grad():
+                out = run_part(network, parts, part, sample, states.take(index))
+            if part + 1 < parts:
+                states.put(index, out)
+            else:
+                yield out
+        give_back()
+
+
+def run_part(network: GradientNetwork, parts: int, part: int, sample: Sample, state: Tensor | None) -> Tensor:
+    """One of so many parts on a sample; the state that it is given stays as it is."""
+    if parts == 1:
+        return network.states(sample)
+    # a part may change its state in place
+    return network.states_part(part, sample, None if state is None else state.clone())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import GradientNetwork, Sample
+from slimrun.ops.memory import Room
 from slimrun.ops.quant.rdoq import RDOQ
+
+from .gradient_walk import last_states
+from .head import Teacher
 
 SHARE = 4  # one sample in so many is held out, where the loss is the target
 
@@ -25,21 +30,23 @@ def count_held_out(quantizer: RDOQ, samples: int) -> int:
 
 
 class HeldOut:
-    """Samples held out, and what the network says of them while it is float still."""
+    """Samples held out, and what the network says of them while it is float still; so many parts, a room for states."""
 
-    def __init__(self, network: GradientNetwork, samples: Sequence[Sample]) -> None:
-        self.network = network
-        self.samples = samples
-        self._reference = [self._log_probs(sample) for sample in samples]
+    def __init__(self, network: GradientNetwork, samples: Sequence[Sample], parts: int, room: Room) -> None:
+        self._states = partial(last_states, network, samples, parts, room)
+        self._network = network
+        self._teacher = Teacher(samples, [room.keep(states) for states in self._states()], network.head())
 
     def loss(self) -> float:
         """KL(float || quantized) in nats a token."""
-        lost = 0.0
-        for float_one, sample in zip(self._reference, self.samples):
-            lost += float((float_one.exp() * (float_one - self._log_probs(sample))).sum())
-        return lost / sum(map(len, self._reference))
+        lost, tokens = 0.0, 0
+        for known, states in zip(self._teacher.states, self._states(), strict=True):
+            float_one, quantized = log_probs(self._teacher.head, known), log_probs(self._network.head(), states)
+            lost += float((float_one.exp() * (float_one - quantized)).sum())
+            tokens += len(float_one)
+        return lost / tokens
 
-    def _log_probs(self, sample: Sample) -> Tensor:
-        """float32 [T, V]."""
-        logits = self.network.head()(self.network.states(sample))
-        return torch.log_softmax(logits.float(), dim=-1).flatten(0, -2)
+
+def log_probs(head: nn.Module, states: Tensor) -> Tensor:
+    """float32 [T, V] of last hidden states [1, T, H]."""
+    return torch.log_softmax(head(states).float(), dim=-1).flatten(0, -2)

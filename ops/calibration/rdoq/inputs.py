@@ -13,7 +13,7 @@ from slimrun.ops.calibration.ranges import InputRange
 from slimrun.ops.calibration.states import Walk
 from slimrun.ops.format.arithmetic import quantize_activation, token_scales
 from slimrun.ops.format.linear import DynamicInt8Linear, WeightOnlyLinear
-from slimrun.ops.quant.rdoq import DYNAMIC_INPUTS, FLOAT_INPUTS
+from slimrun.ops.quant.rdoq import DYNAMIC_INPUTS, FLOAT_INPUTS, Fallback
 
 from .gradients import multiply
 
@@ -81,6 +81,25 @@ def worst_groups(losses: Mapping[str, float], first: Mapping[str, str], count: i
         else:
             stay = max(stay, mean_loss(losses, group))
     return worst, stay if len(worst) < len(groups) else math.inf
+
+
+def other_inputs(
+    losses: Mapping[str, float],
+    first: Mapping[str, str],
+    fallback: Fallback,
+    dynamic_losses: Callable[[list[str]], Mapping[str, float]],
+) -> dict[str, tuple[str, float]]:
+    """Linear that loses most on its grid -> the kind of inputs it takes instead, and what it loses then.
+
+    Those that share an input take it alike: engines run them as one product, of one type and one grid.
+    """
+    groups, most = worst_groups(losses, first, int(fallback.max_share * len(losses)))
+    worst = [name for group in groups for name in group]
+    costs: dict[str, Mapping[str, float]] = {FLOAT_INPUTS: dict.fromkeys(worst, 0.0)}
+    if DYNAMIC_INPUTS in fallback.inputs and worst:
+        costs[DYNAMIC_INPUTS] = dynamic_losses(worst)
+    kinds = {name: new_inputs(group, fallback.inputs, costs, most) for group in groups for name in group}
+    return {name: (kind, costs[kind][name]) for name, kind in kinds.items()}
 
 
 def new_inputs(
