@@ -6,6 +6,7 @@ measures is in all of them once it gives a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -54,6 +55,7 @@ class Score:
     margin: float | None = None  # what may be lost and count as non-inferior; rows with a verdict have it
     margin_unit: str = ""
     margin_scale: float = 1.0  # so many of that unit are one of the score's own: 100 points of accuracy
+    items: int = 0  # that were paired; rows with a verdict say how many
     withheld: str = ""  # the verdict where items or float model bear neither "non-inferior" nor "inconclusive"
 
     @property
@@ -84,6 +86,20 @@ class Score:
         low, high = (self.margin_scale * end for end in self.interval)
         return (-high, -low) if self.higher_is_better else (low, high)
 
+    @property
+    def decides(self) -> str:
+        """From which margin on so many items decide, and how many the row's own margin takes; "" where none is told.
+
+        A margin is decided when a model that loses nothing is found non-inferior 80 % of the time.
+        """
+        if self.margin is None or self.detectable is None or not self.items:
+            return ""
+        least = self.margin_scale * self.detectable
+        told = f"{self.items} items decide margins from {least:.3g} {self.margin_unit} on"
+        if least <= self.margin or not self.margin:
+            return told
+        return f"{told}; {self.margin:g} takes about {math.ceil(self.items * (least / self.margin) ** 2)}"
+
     def judged(self, margin: float) -> str:
         """A word or two from the interval: does the loss stay within a margin? And why, in brackets."""
         word = "inconclusive"
@@ -109,6 +125,7 @@ class Score:
             f"{self.task}/p_value": self.p_value,
             f"{self.task}/detectable{end}": self.detectable,
             f"{self.task}/verdict": self.verdict,
+            f"{self.task}/decides": self.decides or None,
             f"{self.task}/signature": self.signature,
         }
         return {key: value for key, value in told.items() if value is not None}
@@ -148,6 +165,7 @@ def scored(
     higher_is_better: bool = True,
     unit: str = "",
     margin: Margin | None = None,
+    items: int = 0,
     floor: str = "",
     signature: str = "",
 ) -> Score:
@@ -164,7 +182,8 @@ def scored(
     if margin is None:
         return row
     withheld = f"inconclusive ({floor})" if floor else "" if said else f"too few to say ({change.doubt})"
-    row = replace(row, margin=margin.value, margin_unit=margin.unit, margin_scale=margin.scale, withheld=withheld)
+    row = replace(row, margin=margin.value, margin_unit=margin.unit, margin_scale=margin.scale)
+    row = replace(row, items=items, withheld=withheld)
     return replace(row, verdict=row.judged(margin.value))
 
 
@@ -191,6 +210,7 @@ def paired(
         statistics.paired_difference(before, after),
         higher_is_better=higher_is_better,
         margin=None if margin is None else Margin(margin, name),
+        items=len(before),
         floor=floor,
         signature=signature,
     )

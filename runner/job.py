@@ -155,6 +155,9 @@ def show(result: Result, experiment: Experiment, output: Path) -> None:
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
     print_table(f"slimrun {experiment.model.name}", report.HEADINGS, report.headlines(result))
+    for score in result.scores:
+        if score.decides and score.word == "inconclusive":
+            print(f"{score.task}: {score.decides}")
     for exported in result.exports:
         export.show(exported)
     if result.gate:

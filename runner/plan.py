@@ -73,6 +73,7 @@ def rows(job: Estimate) -> list[list[str]]:
         ["read", reads(job)],
         ["calibrate on", calibrates(job)],
         ["evaluate", ", ".join(experiment.task) + baselines(job)],
+        ["decides", "\n".join(job.decides) or "not known: no run of this model with these tasks is recorded"],
         ["quantize", f"{quantized} linears of {len(outline.linears)} as {experiment.quant.quant_type}"],
         ["keep float", f"{len(kept) + job.falling_back}: {named(kept, job.falling_back)}"],
         ["weights covered", f"{job.weights:,}, {job.covered_share:.1%} of those of linears and experts"],

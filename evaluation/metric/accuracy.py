@@ -26,6 +26,7 @@ def accuracy(
         (intervals[0], intervals[1]),
         statistics.proportion_difference(lost, gained, items),
         margin=Margin(margin_points, POINTS, 100),
+        items=items,
         floor=floor,
         signature=signature,
     )

@@ -89,6 +89,7 @@ def perplexities(
         higher_is_better=False,
         unit=PERCENT,
         margin=None if margin_pct is None else Margin(margin_pct, PERCENT),
+        items=len(before),
         floor=floor,
         signature=signature,
     )

@@ -152,7 +152,17 @@ class Translation:
         intervals = (statistics.mean(first, before).interval, statistics.mean(second, after).interval)
         floor = f"baseline BLEU {before:.1f} is at the floor, below {BLEU_FLOOR:g}" if before < BLEU_FLOOR else ""
         margin = Margin(self.margin_points, "BLEU")
-        row = scored(name, "BLEU", (before, after), intervals, change, margin=margin, floor=floor, signature=signature)
+        row = scored(
+            name,
+            "BLEU",
+            (before, after),
+            intervals,
+            change,
+            margin=margin,
+            items=len(was),
+            floor=floor,
+            signature=signature,
+        )
         return row, statistics.randomization(bleu.bleu_of, *sides)
 
     def _signature(self, items: int) -> str:

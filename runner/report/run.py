@@ -75,6 +75,7 @@ def report(result: Result, command: str) -> str:
     lines += _ranking(result.layers)
     lines += ["## Scores", "", "![scores](scores.png)", ""]
     lines += _table(["", "float", "quantized", *COLUMNS], [cells(score) for score in result.scores])
+    lines += [*(f"- {score.task}: {score.decides}" for score in result.scores if score.decides), ""]
     for name, task in result.reports.items():
         if task.samples:
             lines += [f"### Samples of {name}", ""]

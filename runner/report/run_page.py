@@ -21,6 +21,7 @@ def render(result: Result, folder: Path, command: str) -> str:
     body = [f"<p><strong>gate {escape(result.gate.line)}</strong></p>"] if result.gate else []
     body += [f"<p>{escape(overall(result.scores))}</p>", *(f"<p>note: {escape(note)}</p>" for note in result.warnings)]
     body += [table(["", "float", "quantized", *COLUMNS], [_score(score) for score in result.scores]), HOW_TO_READ]
+    body += [f"<p>{escape(f'{score.task}: {score.decides}')}</p>" for score in result.scores if score.decides]
     sizes = [(text(size.label), number(size.of(result.metrics), size.form)) for size in SIZES]
     body += [table(["", "size"], [row(pair) for pair in sizes]), image("scores", (folder / "scores.png").read_bytes())]
     for name, report in result.reports.items():

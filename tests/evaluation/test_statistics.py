@@ -150,6 +150,28 @@ def test_no_verdict_where_nothing_can_be_said() -> None:
     assert judged(statistics.mean(np.ones(30)), floor="it guesses") == "inconclusive (it guesses)"
 
 
+@pytest.mark.parametrize(
+    ("margin", "told"),
+    [
+        (Margin(5, "points", 100), "100 items decide margins from 10 points on; 5 takes about 400"),
+        (Margin(12, "points", 100), "100 items decide margins from 10 points on"),
+        (None, ""),
+    ],
+)
+def test_what_the_items_decide(margin: Margin | None, told: str) -> None:
+    change = statistics.Difference(0, -0.07, 0.07, 1, 0.1)
+    assert scored("t", "s", (0.5, 0.5), (None, None), change, margin=margin, items=100).decides == told
+    doubtful = statistics.mean(np.ones(3))
+    assert scored("t", "s", (0.5, 0.5), (None, None), doubtful, margin=margin, items=3).decides == ""
+
+
+def test_a_margin_that_is_decided_is_found_non_inferior_four_times_in_five() -> None:
+    rng = np.random.default_rng(3)
+    found = [statistics.mean(rng.normal(size=40)) for _ in range(300)]
+    within = [change.high <= change.detectable for change in found]
+    assert 0.74 < np.mean(within) < 0.88
+
+
 def test_resamples_do_not_depend_on_the_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(5).random(30)
     whole = statistics.mean(values)
