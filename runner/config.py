@@ -26,7 +26,7 @@ from slimrun.evaluation.gate import Policy
 from slimrun.ops.model.base import Outline
 from slimrun.runner import policy
 from slimrun.runner.experiment import Experiment
-from slimrun.runner.overrides import told_apart
+from slimrun.runner.overrides import how_to_write
 from slimrun.runner.tracking.base import Tracker
 
 CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "slimrun.conf", "config", "1.3"
@@ -83,7 +83,7 @@ def composing(overrides: Sequence[str], config_name: str | None, config_dir: str
     except MissingConfigException as error:
         raise CompositionError(_no_such_choice(error)) from error
     except OverrideParseException as error:
-        raise CompositionError(f"{error.override}: {told_apart(str(error.override))}") from error
+        raise CompositionError(f"{error.override}: {how_to_write(str(error.override))}") from error
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
         raise CompositionError(_no_such_key(error, overrides, config_name, config_dir)) from error
     except Exception as error:  # Hydra and OmegaConf trip over values of kinds they do not expect

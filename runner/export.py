@@ -116,7 +116,7 @@ def _named(target: str) -> Iterator[None]:
         yield
     except ValueError as error:
         told = f"export.{target}.{error}" if str(error).startswith("dtype=") else f"export={target}: {error}"
-        raise ValueError(told) from error
+        raise ValueError(told.replace("give dtype=", f"give export.{target}.dtype=")) from error
 
 
 def _text(file: Path | None) -> str | None:

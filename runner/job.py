@@ -185,8 +185,8 @@ def run_name() -> str:
     context = HydraConfig.get()
     named = ("model=", "quant=", "tracking", "hydra", "cache")
     changes = [item.lstrip("+") for item in typed(context.overrides.task) if not item.lstrip("+").startswith(named)]
-    return " ".join(filter(None, [str(context.runtime.choices["quant"]), short_name(changes),
-                                  str(context.runtime.choices["model"])]))  # fmt: skip
+    method, model = (str(context.runtime.choices[group]) for group in ("quant", "model"))
+    return " ".join(filter(None, (method, short_name(changes), model)))
 
 
 def describe(error: BaseException) -> str:

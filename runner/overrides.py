@@ -1,11 +1,10 @@
-"""What the overrides of jobs say: which command they make, and what tells one job from the others."""
+"""What overrides say: how one is written, which command those of jobs make, what tells one job from the others."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import PurePath
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -18,7 +17,7 @@ FREE = (  # not part of a command
 )  # fmt: skip
 
 
-def told_apart(override: str) -> str:
+def how_to_write(override: str) -> str:
     """What to write instead of an override that Hydra cannot read: signs that are not plain letters want quotes."""
     key, equals, value = (part.strip() for part in override.replace("＝", "=").partition("="))
     if not equals or not key:
@@ -40,13 +39,12 @@ def told_apart(override: str) -> str:
 def short_name(overrides: Sequence[str]) -> str:
     """The overrides as a name of at most `NAME_LENGTH` signs: last parts of keys and paths; how many more there are."""
     pairs = [item.lstrip("+").partition("=")[::2] for item in overrides]
-    brief = [
-        _brief(key, PurePath(value).name if "/" in value else value, key.rpartition(".")[2]) for key, value in pairs
-    ]
+    brief = [_brief(key, value.rpartition("/")[2], key.rpartition(".")[2]) for key, value in pairs]
     while len(" ".join(brief)) > NAME_LENGTH and brief[:-1]:
         brief.pop()
     name, more = " ".join(brief), len(overrides) - len(brief)
-    return (name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}...") + (f" and {more} more" if more else "")
+    name = name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}..."
+    return f"{name} and {more} more" if more else name
 
 
 def command_of(overrides: Sequence[str]) -> list[str]:
