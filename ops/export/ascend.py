@@ -39,6 +39,7 @@ class Ascend(Target):
     """Weights with msModelSlim's description; `shard_gb` is the most that one weight file takes, in 10**9 bytes."""
 
     dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16")
+    multiplies: ClassVar[bool] = True
     static_has_step: ClassVar[tuple[str, ...]] = ("W8A8",)  # formats with a grid that store weight_scale too
     float32_token_step: ClassVar[bool] = False  # weight_scale of W8A8_DYNAMIC in float32
 

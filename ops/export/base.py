@@ -45,6 +45,7 @@ class Target:
     abilities: ClassVar[Abilities]
     dtypes: ClassVar[tuple[str, ...]] = tuple(DTYPES)  # of a model there
     float_inputs: ClassVar[bool] = False  # whatever grid the bundle has for them
+    multiplies: ClassVar[bool] = False  # inputs by the rounded reciprocal of their scale, where we divide
 
     dtype: str = AUTO
 

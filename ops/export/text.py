@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.errors import first_line
+from slimrun.ops.format.linear import Int8Linear
 from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.framework.pytorch.language_model import float_products
 
 from .base import Exported, Target
 from .checks import Check
+from .source import DTYPES
 
 TOKENS = 512  # of the text, at most
 RUNS = 4  # with noise
@@ -47,6 +50,9 @@ def check_text(target: Target, artifact: Path, exported: Exported, text: str) ->
         runs = [_disturbed(ours, tokens, seed) for seed in range(RUNS)]
         noise = f"{_noise(ours.module.dtype):.0e}"
         found.append(Check(f"with noise of {noise}, {RUNS} runs", f"{min(runs):.4f} to {max(runs):.4f}"))
+    if target.multiplies:
+        with _multiplying(ours.module, DTYPES.get(target.dtype, ours.module.dtype)):
+            found.append(Check("multiplying as the device does", f"{loss(ours, tokens):.4f}"))
     tokenizer = ours.tokenizer
     del ours  # two models at once are one too many
     try:
@@ -84,6 +90,21 @@ def _noisy(module: Any, seed: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _multiplying(module: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Meanwhile static grids have the step that a product with their rounded reciprocal stands for."""
+    linears = [child for child in module.modules() if isinstance(child, Int8Linear)]
+    grids = [linear.grid for linear in linears]
+    for linear, grid in zip(linears, grids):
+        reciprocal = (1 / torch.tensor(grid.scale).to(dtype).float()).to(dtype)
+        linear.grid = replace(grid, scale=1 / float(reciprocal))
+    try:
+        yield
+    finally:
+        for linear, grid in zip(linears, grids):
+            linear.grid = grid
 
 
 def _noise(dtype: torch.dtype) -> float:
