@@ -7,23 +7,36 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from slimrun.runner.config import CONFIG_MODULE
+import yaml
 
-GROUPS = ("model", "framework", "quant", "compress", "device", "task", "export", "tracking", "experiment")
+from slimrun.runner.config import CONFIG_MODULE, CONFIG_NAME
+
 PACKAGE = "@package"  # begins a comment that speaks to Hydra
 SUFFIX = ".yaml"
 
 
 def choices(config_dir: str | None = None) -> str:
-    """Groups in the order of a run, and under each a line a choice; those of the user's own `config_dir` too."""
+    """Each group, and under it a line a choice, the default ones marked; those of the user's own `config_dir` too."""
     roots: list[Traversable] = [resources.files(CONFIG_MODULE)]
     roots += [Path(config_dir)] if config_dir else []
-    found = {group: dict(entry for root in roots for entry in _lines(root.joinpath(group))) for group in GROUPS}
+    defaults = default_choices()
+    found = {group: dict(entry for root in roots for entry in _lines(root.joinpath(group))) for group in defaults}
     width = max(len(name) for lines in found.values() for name in lines)
-    return "\n".join(
-        f"{group}=\n" + "".join(f"  {name:{width}}  {line}\n".rstrip(" ") for name, line in sorted(lines.items()))
-        for group, lines in found.items()
-    )
+
+    def told(group: str) -> str:
+        lines = sorted(found[group].items())
+        marks = ("*" if name in defaults[group] else " " for name, _ in lines)
+        return "".join(f"{mark} {name:{width}}  {line}\n" for mark, (name, line) in zip(marks, lines))
+
+    return "\n".join(f"{group}=\n{told(group)}" for group in found)
+
+
+def default_choices() -> dict[str, list[str]]:
+    """Group -> what is chosen when nothing is said, in the order of the defaults list."""
+    text = resources.files(CONFIG_MODULE).joinpath(f"{CONFIG_NAME}{SUFFIX}").read_text(encoding="utf-8")
+    chosen = [entry for entry in yaml.safe_load(text)["defaults"] if isinstance(entry, dict)]
+    groups = {group: value for entry in chosen for group, value in entry.items() if " " not in group}
+    return {group: value if isinstance(value, list) else [value] for group, value in groups.items()}
 
 
 def _lines(group: Traversable) -> Iterator[tuple[str, str]]:
