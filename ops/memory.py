@@ -83,11 +83,11 @@ class Room:
     def empty(self, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
         """A tensor with undefined content; OSError names the folder when its disk is full."""
         tensor = torch.empty(*shape, dtype=dtype)  # takes memory only once it is written
-        return tensor if self.holds(tensor, tensor.nbytes) else self._mapped(tensor)
+        return tensor if self.holds(tensor.untyped_storage(), tensor.nbytes) else self._mapped(tensor)
 
     def keep(self, tensor: Tensor) -> Tensor:
         """The numbers of a dense tensor: itself while it fits, or where it is not on the CPU, else a copy in a file."""
-        if tensor.device.type != "cpu" or self.holds(tensor, tensor.nbytes):
+        if tensor.device.type != "cpu" or self.holds(tensor.untyped_storage(), tensor.nbytes):
             return tensor
         copy = self._mapped(tensor).copy_(tensor.detach())
         release([copy])

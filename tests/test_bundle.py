@@ -136,7 +136,7 @@ def test_the_weight_file_is_what_its_library_writes(tmp_path: Path) -> None:
     for dtype in (torch.int8, torch.int16, torch.int32, torch.float16, torch.float32, torch.float64):
         tensors[f"{dtype}"] = torch.rand(7).mul(9).to(dtype)
     done: list[Tensor] = []
-    safetensors.write(tmp_path / "ours", tensors, done.extend)
+    safetensors.write(tmp_path / "ours", tensors, tensors.__getitem__, done.extend)
     save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert sorted(map(id, done)) == sorted(map(id, tensors.values()))

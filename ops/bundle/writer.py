@@ -128,7 +128,7 @@ def _coded_floats(tensors: Mapping[str, Tensor], codec: Native, room: Room) -> d
 
 def _write_tensors(weights: Path, tensors: Mapping[str, Tensor], room: Room) -> None:
     if weights.suffix == SAFETENSORS:
-        safetensors.write(weights, tensors, room.release)
+        safetensors.write(weights, tensors, tensors.__getitem__, room.release)
     else:
         ckpt.write(weights, tensors)
 

@@ -19,6 +19,7 @@ from slimrun.ops.errors import Unavailable, first_line
 from slimrun.ops.weights.base import open_file
 
 CKPT = ".ckpt"
+TRANSFORMERS = (".safetensors", ".bin")  # the formats that transformers loads
 INDEX = ".index.json"  # names the shards
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 OTHER_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", CKPT}

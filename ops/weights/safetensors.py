@@ -40,23 +40,27 @@ class SafetensorsFile:
         return tensor
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], done: Callable[[Iterable[Tensor]], None]) -> None:
-    """Write dense tensors (on the CPU), `done` with each once it is written: the bytes that `save_file` writes.
+def write(
+    path: Path, headers: Mapping[str, Tensor], read: Callable[[str], Tensor], done: Callable[[Iterable[Tensor]], None]
+) -> None:
+    """Write tensors (dense, on the CPU) as they are read, `done` with each once it is written.
 
-    `save_file` would have all of them in memory at its end, mapped ones too.
+    `headers` tell their dtypes and shapes. The bytes are those of `save_file`, which would have all tensors in memory
+    at its end, mapped ones too.
     """
     kinds = {(torch.uint8 if kind == "U8" else DTYPES[kind]): kind for kind in WRITTEN}
-    order = sorted(tensors, key=lambda name: (-WRITTEN.index(kinds[tensors[name].dtype]), name.encode()))
+    order = sorted(headers, key=lambda name: (-WRITTEN.index(kinds[headers[name].dtype]), name.encode()))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
-        begin, end = end, end + tensors[name].nbytes
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": kinds[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+        begin, end = end, end + headers[name].nbytes
+        shape = list(headers[name].shape)
+        header[name] = {"dtype": kinds[headers[name].dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            done([tensors[name]])
+            tensor = read(name)
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            done([tensor])

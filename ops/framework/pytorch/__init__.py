@@ -11,6 +11,7 @@ from slimrun.ops import calibration
 from slimrun.ops.framework.base import Device, LoadedModel
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.weights.folder import TRANSFORMERS
 from slimrun.ops.weights.misfit import check_finite
 
 from .device import check_device
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibrator", "PyTorch", "TorchModel"]
 
-FORMATS = (".safetensors", ".bin")  # of weight files, the ones that transformers loads
-
 
 @dataclass(frozen=True)
 class PyTorch:
@@ -36,7 +35,7 @@ class PyTorch:
     def check(self, model: Model, device: Device) -> Outline:
         """The outline of the model; Unavailable with one line on whatever would stop the run later."""
         check_device(device)
-        return model.outline(FORMATS)
+        return model.outline(TRANSFORMERS)
 
     def fingerprint(self, model: Model, *, read: bool = True) -> str | None:
         """What the float weights are: of a folder its content, of a hub id its commit, of random weights the seed."""
@@ -52,7 +51,7 @@ class PyTorch:
         check_device(device)
         room = room_of(device)
         module = model.drawn()
-        module = load_pretrained(model.fetch(), model, device) if module is None else place(module, device)
+        module = load_pretrained(model.fetch(), model, device, room) if module is None else place(module, device)
         if device.device_map is None:
             settle(module, room)
         check_finite(released(module.named_parameters(), room))

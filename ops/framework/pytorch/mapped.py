@@ -21,10 +21,23 @@ def settle(module: nn.Module, room: Room) -> None:
 
 def release_after_use(module: nn.Module, room: Room) -> None:
     """From now on the weights of a module, and of each in it, leave memory when it has run, if room is short."""
-    if room.full:
-        for part in module.modules():
-            if next(_own(part), None) is not None:
-                part.register_forward_hook(lambda used, *_: room.release(_own(used)))
+    for part in module.modules() if room.full else []:
+        if not any(isinstance(hook, Release) for hook in part._forward_hooks.values()):
+            part.register_forward_hook(Release(room))
+
+
+class Release:
+    """A hook of modules, by which their own weights leave memory."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        """The module has run."""
+        self.room.release([*module.parameters(recurse=False), *module.buffers(recurse=False)])
+
+    def __deepcopy__(self, _: object) -> Release:
+        return self
 
 
 def released(named: Iterable[tuple[str, Tensor]], room: Room) -> Iterator[tuple[str, Tensor]]:
@@ -42,8 +55,3 @@ def move(parameters: Sequence[nn.Parameter], to: Callable[[Tensor], Tensor]) -> 
         if where not in moved:
             moved[where] = to(parameter.data)
         parameter.data = moved[where]
-
-
-def _own(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
