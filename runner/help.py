@@ -7,7 +7,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from slimrun.runner.config import CONFIG_MODULE, CONFIG_NAME
 
@@ -34,9 +34,9 @@ def choices(config_dir: str | None = None) -> str:
 def default_choices() -> dict[str, list[str]]:
     """Group -> what is chosen when nothing is said, in the order of the defaults list."""
     text = resources.files(CONFIG_MODULE).joinpath(f"{CONFIG_NAME}{SUFFIX}").read_text(encoding="utf-8")
-    chosen = [entry for entry in yaml.safe_load(text)["defaults"] if isinstance(entry, dict)]
-    groups = {group: value for entry in chosen for group, value in entry.items() if " " not in group}
-    return {group: value if isinstance(value, list) else [value] for group, value in groups.items()}
+    entries = [entry for entry in OmegaConf.create(text).defaults if isinstance(entry, DictConfig)]
+    groups = {str(group): value for entry in entries for group, value in entry.items() if " " not in str(group)}
+    return {group: list(value) if isinstance(value, ListConfig) else [value] for group, value in groups.items()}
 
 
 def _lines(group: Traversable) -> Iterator[tuple[str, str]]:
