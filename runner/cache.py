@@ -8,6 +8,7 @@ Layout, below `cache.dir`; deleting any of it is safe:
     jobs/<hash>.json        the folder of the job that finished with this configuration hash, and what it took
     outlines/, digests.json  linears and size of each model seen, sha256 of each of its files
     checks/<key>.json       what was said of texts that fit a model
+    resume/<hash>/          what a job that was killed goes on from, for a week; gone once the job ends well
 
 A key is a sha256 of everything the arrays depend on: the model's content, the protocol or the texts, the device, the
 library versions and our own source. Parallel jobs that need the same arrays wait for the first to compute them; a

@@ -12,6 +12,7 @@ from slimrun.evaluation.base import LanguageModel, Outputs, Reference, Task
 from slimrun.evaluation.comparison import corrected
 from slimrun.evaluation.gate import decide
 from slimrun.ops import bundle
+from slimrun.ops.calibration.journal import Journal
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.framework.base import LoadedModel
 from slimrun.ops.model.base import Outline
@@ -31,10 +32,13 @@ class Experiment(Choices):
         """The model's outline; ValueError on whatever can be seen to be wrong before weights load."""
         return checks.check(self)
 
-    def run(self, output: Path, stages: Stages, outline: Outline | None = None) -> Result:
+    def run(
+        self, output: Path, stages: Stages, outline: Outline | None = None, journal: Journal | None = None
+    ) -> Result:
         """Do it, leaving the bundle in `output`/artifact; the caller writes and tracks the result.
 
-        `outline` is what `check` gave; without it the run is checked first.
+        `outline` is what `check` gave; without it the run is checked first. `journal` has what an attempt that was
+        stopped has done.
         """
         artifact, outline = output / ARTIFACT, outline or self.check()
         with stages("load", self.model.name):
@@ -49,6 +53,7 @@ class Experiment(Choices):
 
         with stages("quantize") as tick, named_as_typed("quant", self.quant):
             calibrator = self.framework.calibrator(model, self.quant, texts, self.calibration.length)
+            calibrator.journal = journal or Journal()
             calibrator.quantize(self.known_statistics(model, texts), tick)
         with stages("calibrate") as tick, named_as_typed("quant", self.quant):
             layers = calibrator.calibrate(tick)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from slimrun.ops import scratch
 from slimrun.ops.files import replacing
 from slimrun.ops.model.base import Outline
-from slimrun.runner import export, status
+from slimrun.runner import export, resume, status
 from slimrun.runner.config import (
     CONFIG_MODULE,
     CONFIG_NAME,
@@ -71,6 +71,7 @@ def _run_job(config: DictConfig) -> list[float] | float | str:
             return experiment.sweep.values(found)
         clear(output)
         experiment.cache.clear()
+        resume.clear(experiment.cache.path)
         outline = checked(experiment)
         if first := experiment.coverage_note(outline):
             print(f"note: {first}", file=sys.stderr)
@@ -113,8 +114,8 @@ def attempt(experiment: Experiment, outline: Outline, output: Path, record: dict
     """Run the experiment and write what it found, again after a failure as often as `sweep.retries` allows."""
     for again in reversed(range(experiment.sweep.retries + 1)):
         try:
-            with Stages() as stages:
-                result = experiment.run(output, stages, outline)
+            with Stages() as stages, resume.journal(experiment.cache.path, record["config_hash"]) as journal:
+                result = experiment.run(output, stages, outline, journal)
                 with stages("report"):
                     report.write(result, output, record["repro"], record)
             return result

@@ -21,6 +21,7 @@ from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.memory import Room
 from slimrun.ops.model.tables import Table
 
+from .journal import Journal
 from .wiring import Fold, Observations
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -75,6 +76,7 @@ class Calibrator(Protocol):
     """Quantizes a loaded model in place."""
 
     notes: list[str]  # what a reader of the scores must know of how it went, one line each
+    journal: Journal  # what a run that is killed goes on from
 
     def quantize(self, remember: Remember = call, progress: Progress = silent) -> None:
         """Replace every selected linear by its integers.

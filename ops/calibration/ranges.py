@@ -11,9 +11,10 @@ from torch import Tensor
 
 from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
 from slimrun.ops.format.linear import Int8Linear, QuantizedLinear, quantized_linear
-from slimrun.ops.quant.observer import make_observer, range_parameter
+from slimrun.ops.quant.observer import KnownRange, Observer, make_observer, range_parameter
 
-from .base import Arrays, Layer, Watcher
+from .base import Arrays, Layer, Network, Sample, Watcher
+from .journal import Journal, Noted, Tensors
 from .states import Walk
 
 EXPERT = re.compile(r"\bexperts\.\d+\.")  # in the name of a linear
@@ -46,7 +47,7 @@ class InputRange:
 
     def observe(self, kind: str, layer: Layer) -> None:
         """Begin with an observer of this kind."""
-        self.observer = make_observer(kind, layer.range_parameter)
+        self.observer: Observer = make_observer(kind, layer.range_parameter)
         layer.observer = type(self.observer).__name__.removesuffix("Observer").lower()
 
     def without_grid(self, quant_type: str) -> QuantizedLinear:
@@ -69,9 +70,47 @@ class InputRange:
             return
         self.tokens += x.numel() // x.shape[-1]
         self.observer.update(x)
+        self._follow()
+
+    def seen(self) -> Tensor:
+        """float64 [3]: lower and upper end of the range, and how many tokens it is of."""
+        return torch.tensor([*self.observer.range(), self.tokens], dtype=torch.float64)
+
+    def see_again(self, seen: Tensor) -> None:
+        """Be as when this was `seen`."""
+        low, high, tokens = seen.tolist()
+        self.observer, self.tokens = KnownRange(low, high), int(tokens)
+        self._follow()
+
+    def _follow(self) -> None:
         low, high = self.observer.range()
         grid = activation_grid(low, high, self.linear.dtype, reciprocal_scale=self.reciprocal_scale)
         self.linear.set_grid(self.weight, grid)
+
+
+class InputRanges(dict[str, InputRange]):
+    """Those of many linears, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        super().clear()
+        self._told.clear()
+
+    def seen(self) -> Tensors:
+        """`seen` of each that saw something since this was last asked."""
+        new = [name for name, one in self.items() if one.tokens and name not in self._told]
+        self._told.update(new)
+        return {name: self[name].seen() for name in new}
+
+    def see_again(self, seen: Tensors) -> None:
+        """Be as when these were `seen`."""
+        self._told.update(seen)
+        for name, one in seen.items():
+            self[name].see_again(one)
 
 
 class InputStatistics:
@@ -79,7 +118,8 @@ class InputStatistics:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self._lows, self._highs, self._deviations, self._peaks = (dict.fromkeys(names, 0.0) for _ in range(4))
+        self._all = [dict.fromkeys(names, 0.0) for _ in range(4)]
+        self._lows, self._highs, self._deviations, self._peaks = self._all
 
     def update(self, name: str, inputs: Tensor, first: bool) -> None:
         """Take an input [..., k] of a linear, on the first sample or another one."""
@@ -94,15 +134,28 @@ class InputStatistics:
         # the original's shift is the sum of the extremes, not half of it: kept, the ranking depends on it
         self._deviations[name] = max(self._deviations[name], float((x - (low + high)).std()))
 
+    def seen(self) -> Tensors:
+        """All that was seen, float64 [names]."""
+        sums = [torch.tensor(list(one.values()), dtype=torch.float64) for one in self._all]
+        return {str(place): one for place, one in enumerate(sums)}
+
+    def see_again(self, seen: Tensors) -> None:
+        """Be as when this was `seen`."""
+        for place, sums in enumerate(self._all):
+            sums.update(zip(self.names, seen[str(place)].tolist()))
+
     def arrays(self) -> Arrays:
         """`range_parameter` and `first_peak`, float64 [names]."""
         tails = [range_parameter(self._deviations[name], self._lows[name], self._highs[name]) for name in self.names]
         return {"range_parameter": np.array(tails), "first_peak": np.array([self._peaks[name] for name in self.names])}
 
 
-def input_statistics(walk: Walk, names: Sequence[str]) -> Arrays:
-    """`InputStatistics.arrays` of these linears in the float model, over the samples of a walk."""
+def input_statistics(
+    network: Network, samples: Sequence[Sample], parts: int, names: Sequence[str], journal: Journal
+) -> Arrays:
+    """`InputStatistics.arrays` of these linears in the float model, which runs in so many parts, over the samples."""
     statistics = InputStatistics(names)
+    walk = Walk(network, samples, parts, Noted(journal, "statistics", statistics.seen, statistics.see_again))
 
     def watcher(name: str) -> Watcher:
         return lambda x: statistics.update(name, x, walk.sample == 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,12 @@ def select(network: Network, quantizer: Quantizer, run: Callable[[], Any] | None
     if len(apart) == len(covered):
         raise ValueError(f"the model has nothing to quantize: {'; '.join(notes)}")
     return Selection(layers, [name for name in covered if name not in apart], notes)
+
+
+def heaviest(layers: Mapping[str, Layer], names: Sequence[str], quantizer: Quantizer) -> list[str]:
+    """The first `fallback_level` linears in the method's ranking, in module order on ties."""
+    ranked = sorted(names, key=lambda name: -float(getattr(layers[name], quantizer.ranks_by)))
+    return ranked[: quantizer.fallback_level]
 
 
 def check_float(network: Network, quantizer: Quantizer) -> None:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import FLOAT, Int8Linear, QuantizedLinear, WeightOnlyLinear, quantized_linear
+from slimrun.ops.memory import Room
 from slimrun.ops.quant.base import Quantizer, StaticQuantizer
 
 from .base import FLOAT_SAMPLES, Layer, Network, Progress, Remember, Sample, call, silent, weight_error
-from .ranges import InputRange, input_statistics
-from .selection import calibration_notes, check_float, select
+from .journal import Journal, Noted, Results, Tensors
+from .ranges import InputRange, InputRanges, input_statistics
+from .selection import calibration_notes, check_float, heaviest, select
 from .smoothing import smooth
 from .states import Walk, failing
 from .tables import quantize_tables
@@ -51,8 +55,9 @@ class SequentialCalibrator:
         self.layers: dict[str, Layer] = {}
         self.notes: list[str] = []  # what a reader of the scores must know of how it went
         self.smoothed: list[str] = []  # norms that smoothing changed
+        self.journal = Journal()  # what a run that is killed goes on from
         self._parts = 1  # of the network
-        self._ranges: dict[str, InputRange] = {}  # of the quantized linears whose format has a grid
+        self._ranges = InputRanges()  # of the quantized linears whose format has a grid
         self._raised: dict[str, int] = {}  # linear -> rows whose step was raised
         self._calibration_notes: list[str] = []  # those of the notes that calibrating gave
 
@@ -76,16 +81,18 @@ class SequentialCalibrator:
             self.smoothed, notes = smooth(Walk(self.network, self.samples, self._parts), quantizer, set(selected))
             self.notes += notes
         if quantizer.fallback_level or quantizer.input_observer == "auto":
-            walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
-            statistics = (call if self.smoothed else remember)(lambda: input_statistics(walk, selected))
+            samples, journal = self.samples[:FLOAT_SAMPLES], Journal() if self.smoothed else self.journal
+            statistics = (call if self.smoothed else remember)(
+                lambda: input_statistics(self.network, samples, self._parts, selected, journal)
+            )
             for name, parameter, peak in zip(selected, statistics["range_parameter"], statistics["first_peak"]):
                 self.layers[name].range_parameter, self.layers[name].first_peak = float(parameter), float(peak)
-        fallback = self._fallback(selected)
-        for name in fallback:
+        for name in heaviest(self.layers, selected, quantizer):
             self.layers[name].fallback = True
+        results = Results(self.journal, "weights")
         for done, name in enumerate(selected):
             if not self.layers[name].fallback:
-                self._quantize_layer(name)
+                self._quantize_layer(name, results)
             progress(done + 1, len(selected))
         self._quantize_tables()
         self._leave_floats()
@@ -112,8 +119,9 @@ class SequentialCalibrator:
         for name, one in self._ranges.items():
             one.observe(self.quantizer.input_observer, self.layers[name])
         if self._ranges:
+            noted = Noted(self.journal, "ranges", self._ranges.seen, self._ranges.see_again)
             with self.network.watching({name: one.update for name, one in self._ranges.items()}):
-                for done, total in Walk(self.network, self.samples, self._parts):
+                for done, total in Walk(self.network, self.samples, self._parts, noted):
                     progress(done, total)
         if self._ranges and not any(one.tokens for one in self._ranges.values()):
             raise ValueError("no calibration sample reaches a linear that was quantized; give others")
@@ -146,21 +154,16 @@ class SequentialCalibrator:
         self._calibration_notes = calibration_notes(self.layers, self._raised)
         self.notes += self._calibration_notes
 
-    def _fallback(self, names: Sequence[str]) -> list[str]:
-        """The first `fallback_level` linears in the method's ranking, in module order on ties."""
-        ranked = sorted(names, key=lambda name: -float(getattr(self.layers[name], self.quantizer.ranks_by)))
-        return ranked[: self.quantizer.fallback_level]
-
-    def _quantize_layer(self, name: str) -> None:
+    def _quantize_layer(self, name: str, results: Results) -> None:
         with self.network.linear(name) as (weight, bias):
             try:
-                quantized = self.quantizer.quantize_weight(weight)
+                found = results.get(name, partial(_integers, self.quantizer, weight, self.network.room))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+            quantized = QuantizedWeight(found["values"], found["scale"])
             layer = self.layers[name]
             layer.quantized = True
-            layer.sqnr_db, layer.clipped = weight_error(weight, quantized)
-            quantized = QuantizedWeight(self.network.room.keep(quantized.values), quantized.scale)
+            layer.sqnr_db, layer.clipped = found["error"].tolist()
             linear = quantized_linear(self.quantizer.quant_type, quantized, bias, self.dtype or weight.dtype)
         self._put(name, quantized, linear)
 
@@ -175,3 +178,10 @@ class SequentialCalibrator:
     def _leave_floats(self) -> None:
         """What the float linears took is free then."""
         self.network.leave(sum(math.prod(layer.shape) for layer in self.layers.values() if layer.quantized))
+
+
+def _integers(quantizer: Quantizer, weight: Tensor, room: Room) -> Tensors:
+    """`values` and `scale` of a weight, and its `error`."""
+    quantized = quantizer.quantize_weight(weight)
+    lost = torch.tensor(weight_error(weight, quantized), dtype=torch.float64)
+    return {"values": room.keep(quantized.values), "scale": quantized.scale, "error": lost}

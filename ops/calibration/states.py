@@ -6,16 +6,21 @@ calibrated is the same; but only one part has to be at hand, and between parts a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from slimrun.ops.errors import first_line
 from slimrun.ops.memory import Room, give_back
 
 from .base import Network, Sample
+from .journal import Noted
+
+log = logging.getLogger(__name__)
 
 
 class States:
@@ -38,6 +43,12 @@ class States:
         """Keep the state of a sample."""
         self._states[index] = self._room.keep(state) if isinstance(state, Tensor) else state
 
+    def noted(self) -> dict[str, Tensor] | None:
+        """The states by number, for a journal; None where they are no torch tensors."""
+        if not all(isinstance(state, Tensor) for state in self._states):
+            return None
+        return {str(index): state for index, state in enumerate(self._states)}
+
     def leave(self) -> None:
         """The states are not needed now: those in files leave memory."""
         self._room.release(state for state in self._states if isinstance(state, Tensor))
@@ -46,19 +57,22 @@ class States:
 class Walk:
     """A walk of the samples through a network of so many parts; iterating takes the steps and says (done, total).
 
-    `sample` is the number of the one that is under way. ValueError says which sample fails.
+    `sample` is the number of the one that is under way. ValueError says which sample fails. A walk that is `noted`
+    goes on behind the last part that is.
     """
 
-    def __init__(self, network: Network, samples: Sequence[Sample], parts: int) -> None:
+    def __init__(self, network: Network, samples: Sequence[Sample], parts: int, noted: Noted | None = None) -> None:
         self.network = network
         self.samples = samples
         self.parts = parts
+        self.noted = noted
         self.sample = 0
+        self._noted_parts = 0  # how many of them the journal has
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         count = len(self.samples)
         states = States(count, self.network.room)
-        for part in range(self.parts):
+        for part in range(self._behind(states), self.parts):
             for index, sample in enumerate(self.samples):
                 self.sample = index
                 with failing(index, sample):
@@ -70,6 +84,42 @@ class Walk:
                     give_back()
                 yield part * count + index + 1, self.parts * count
             give_back()
+            self._note(part + 1, states)
+
+    def _behind(self, states: States) -> int:
+        """How many parts are noted, whose results and last states are as they were then."""
+        if self.noted is None:
+            return 0
+        journal, kind = self.noted.journal, self.noted.kind
+        last = journal.state(kind)
+        parts = int(last.pop("parts", torch.tensor(0)))
+        noted, found = 0, []
+        for note in journal.notes(kind):
+            after, until = note.pop("parts").tolist()
+            if after <= noted and until <= parts:
+                noted = until
+                found.append(note)
+        if noted < parts:  # a note is damaged
+            return 0
+        for note in found:
+            self.noted.give(note)
+        for index, state in last.items():
+            states.put(int(index), state)
+        if parts:
+            log.info("%s: goes on after part %d of %d, where it was stopped", kind, parts, self.parts)
+        self._noted_parts = parts
+        return parts
+
+    def _note(self, parts: int, states: States) -> None:
+        """Note what the parts so far gave: where it is time, and at the end of a walk that has notes."""
+        if self.noted is None:
+            return
+        journal, kind = self.noted.journal, self.noted.kind
+        last = states.noted() if parts < self.parts else {}
+        if last is not None and (journal.due or (parts == self.parts and journal.state(kind))):
+            journal.add(kind, {**self.noted.take(), "parts": torch.tensor([self._noted_parts, parts])})
+            journal.keep_state(kind, {**last, "parts": torch.tensor(parts)})
+            self._noted_parts = parts
 
     def run_first(self) -> Any:
         """The whole network on the first sample."""

@@ -21,6 +21,7 @@ from slimrun.ops.calibration.base import (
     silent,
     weight_error,
 )
+from slimrun.ops.calibration.journal import Journal
 from slimrun.ops.calibration.ranges import InputRange
 from slimrun.ops.calibration.search import meet
 from slimrun.ops.calibration.sequential import SequentialCalibrator
@@ -137,6 +138,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
     def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
         """Round at the slope where the whole quantized model loses `target` on the samples held out."""
         held_out = HeldOut(self.network, self.held_out, self._gradient_parts, self.room)
+        self.journal = Journal()  # which does not tell one try's ranges from another's
         self._quantize_tables()
 
         def loss_at(level: float) -> float:

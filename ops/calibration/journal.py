@@ -1,0 +1,112 @@
+"""What a run that was killed goes on from: steps that are done, noted in files of one folder.
+
+A note is made when so many seconds have passed since the last one, so a short run makes none, and a kill costs no more
+than the step that was under way. Whoever gives the folder answers for what is noted there being of this very run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from slimrun.ops.files import replacing
+
+SECONDS = 10.0  # between two notes
+Tensors = dict[str, Tensor]
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Notes of steps in `folder`; without one nothing is kept. A folder that is full or damaged costs time alone."""
+
+    def __init__(self, folder: Path | None = None, seconds: float = SECONDS) -> None:
+        self.folder = folder
+        self.seconds = seconds
+        self._last = time.monotonic()
+        self._counts: dict[str, int] = {}  # kind -> how many notes there are
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a note."""
+        return self.folder is not None and time.monotonic() - self._last >= self.seconds
+
+    def notes(self, kind: str) -> Iterator[Tensors]:
+        """The notes of this kind, the first one first; their tensors lie in mapped files."""
+        self._counts[kind] = 0
+        while self.folder is not None and (found := _read(self.folder / f"{kind}.{self._counts[kind]}.safetensors")):
+            self._counts[kind] += 1
+            yield found
+
+    def add(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        """One more note of this kind, whose others were read before."""
+        self._write(f"{kind}.{self._counts.get(kind, 0)}", tensors)
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+
+    def state(self, kind: str) -> Tensors:
+        """The last state of this kind; empty when there is none."""
+        return _read(self.folder / f"{kind}.safetensors") if self.folder is not None else {}
+
+    def keep_state(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        """A state in the place of the one before."""
+        self._write(kind, tensors)
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        assert self.folder is not None
+        try:
+            with replacing(self.folder / f"{name}.safetensors", 0o600) as scratch:
+                save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, scratch)
+        except (OSError, SafetensorError) as error:
+            log.warning("%s: %s; from here on the run cannot be resumed", self.folder, error)
+            self.folder = None
+        self._last = time.monotonic()
+
+
+class Results:
+    """Results of a kind by name: those that the journal has, and new ones, which are noted when it is time."""
+
+    def __init__(self, journal: Journal, kind: str) -> None:
+        self.journal = journal
+        self.kind = kind
+        self._new: Tensors = {}
+        self._known: dict[str, Tensors] = {}
+        for note in journal.notes(kind):
+            for key, tensor in note.items():
+                name, _, part = key.rpartition("/")
+                self._known.setdefault(name, {})[part] = tensor
+
+    def get(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
+        """The result of this name; computed if it is not known."""
+        if name in self._known:
+            return self._known[name]
+        found = compute()
+        self._new |= {f"{name}/{part}": tensor for part, tensor in found.items()}
+        if self.journal.due:
+            self.journal.add(self.kind, self._new)
+            self._new = {}
+        return found
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A piece of work whose steps are noted: `take` gives what was found since it was last asked, `give` takes it."""
+
+    journal: Journal
+    kind: str
+    take: Callable[[], Tensors]
+    give: Callable[[Tensors], None]
+
+
+def _read(file: Path) -> Tensors:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - safe_open is no mapping
+    except (OSError, SafetensorError):
+        return {}

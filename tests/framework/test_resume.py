@@ -1,0 +1,89 @@
+"""A run that is killed goes on behind the last step that was noted, to the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from slimrun.ops.calibration.journal import Journal
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.rdoq import RDOQ
+from slimrun.ops.quant.w8a8 import W8A8
+from slimrun.ops.quant.w8a8s import W8A8S
+
+from ..conftest import CPU, TEXTS, described
+
+METHODS = [W8A8S(fraction=0.05, fallback_level=2), W8A8(observer="histogram"), RDOQ(target_bits=5.0)]
+
+
+class Killed(BaseException):
+    """What no code catches."""
+
+
+class Steps:
+    """Counts steps, and ends the run at one of them."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.done = 0
+        self.last = last
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done += 1
+        if self.done == self.last:
+            raise Killed
+
+
+def quantized(quantizer: Quantizer, journal: Journal, steps: Steps) -> dict[str, torch.Tensor]:
+    model = PyTorch().load(described(num_hidden_layers=3).open(Path("unused")), CPU)
+    calibrator = PyTorch().calibrator(model, quantizer, TEXTS, 48)
+    calibrator.journal = journal
+    calibrator.quantize(progress=steps)
+    calibrator.calibrate(steps)
+    return dict(model.tensors())
+
+
+@pytest.mark.parametrize("quantizer", METHODS, ids=lambda method: type(method).__name__)
+def test_every_place_to_be_killed_at(quantizer: Quantizer, tmp_path: Path) -> None:
+    whole = Steps()
+    expected = quantized(quantizer, Journal(), whole)
+    for last in range(1, whole.done + 1, 7):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        with pytest.raises(Killed):
+            quantized(quantizer, Journal(folder, seconds=0), Steps(last))
+        steps = Steps()
+        found = quantized(quantizer, Journal(folder, seconds=0), steps)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_is_noted_is_not_done_again(tmp_path: Path) -> None:
+    whole = Steps()
+    quantized(METHODS[0], Journal(), whole)
+    with pytest.raises(Killed):
+        quantized(METHODS[0], Journal(tmp_path, seconds=0), Steps(whole.done - 1))
+    steps = Steps()
+    quantized(METHODS[0], Journal(tmp_path, seconds=0), steps)
+    linears, samples = 3 * 7, len(TEXTS)
+    assert steps.done == linears + samples  # of the last part alone
+    again = Steps()
+    quantized(METHODS[0], Journal(tmp_path, seconds=0), again)
+    assert again.done == linears
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 64, None])
+def test_a_damaged_note_costs_time_alone(damage: bytes | None, tmp_path: Path) -> None:
+    expected = quantized(METHODS[0], Journal(), Steps())
+    quantized(METHODS[0], Journal(tmp_path, seconds=0), Steps())
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:100] if damage is None else damage)
+        found = quantized(METHODS[0], Journal(tmp_path, seconds=0), Steps())
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_short_run_notes_nothing(tmp_path: Path) -> None:
+    quantized(METHODS[0], Journal(tmp_path), Steps())
+    assert list(tmp_path.iterdir()) == []
