@@ -139,7 +139,7 @@ def refusal(job: Estimate) -> str:
     """Why the float weights do not fit into memory, "" when they do or some may lie elsewhere."""
     device = job.experiment.device
     weights = job.outline.float_bytes
-    if device.device_map is not None or job.done:
+    if device.device_map is not None or device.max_memory.get("cpu") or job.done:
         return ""
     if device.type == "cpu":
         needed, free, way_out = job.least_memory, free_memory(), "device=cpu_disk, or a smaller model"

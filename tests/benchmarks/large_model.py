@@ -1,6 +1,6 @@
 """A run on a model of LLaMA2-7B's shape with fewer layers: seconds by stage, peak memory, bytes read and written.
 
-    python tests/benchmarks/large_model.py [--layers 4] [--memory 1GiB] [--quant w8a8s w8a8] [--folder FOLDER] [--same]
+    python tests/benchmarks/large_model.py [--layers 4] [--memory 512MiB] [--quant w8a8s ...] [--folder FOLDER] [--same]
 
 The weights are random, in float16 shards in a temporary folder. Each method runs as a process of its own on four short
 prompts and two short windows, its tensors bounded to `--memory`; beside it the shards are copied with fsync. `--same`
@@ -41,7 +41,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--memory", default="1GiB", help="device.max_memory.cpu")
+    parser.add_argument("--memory", default="512MiB", help="device.max_memory.cpu")
     parser.add_argument("--quant", nargs="+", default=["w8a8s", "w8a8"])
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the system's temporary folder")
     parser.add_argument("--same", action="store_true", help="compare with runs in memory, bundle by bundle")

@@ -71,7 +71,7 @@ def test_the_users_own_network(tmp_path: Path) -> None:
     [
         (["framework.weights=npz"], "framework.weights=npz is not known; allowed: safetensors, ckpt"),
         (["device=cuda"], "device=cuda: framework=mindspore runs on cpu, npu"),
-        (["device=cpu_disk"], "device.device_map=auto is for framework=pytorch"),
+        (["device=cpu_disk"], "device.max_memory is for framework=pytorch"),
         (["device=npu"], "device=npu: MindSpore finds no Ascend here; install CANN"),
         (
             ["model=hf", "model.path=x/y", "model.trust_remote_code=true"],

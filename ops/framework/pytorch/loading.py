@@ -24,7 +24,7 @@ def load_pretrained(path: Path | str, model: Model, device: Device, room: Room) 
 
     ValueError unless transformers found every weight of it there, and no other.
     """
-    dtype = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
+    dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
     source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     spread: dict[str, Any] = {}
     if device.device_map is not None:
