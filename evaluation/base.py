@@ -8,6 +8,7 @@ kept, so comparing never needs both models in memory.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice, repeat
 from typing import Any, Protocol, TypeVar
@@ -67,6 +68,10 @@ class LanguageModel(Reader, Protocol):
         """Token log-probabilities of every option after the prefix, which is run once."""
         ...
 
+    def disturbed(self) -> AbstractContextManager[bool]:
+        """Inside, the model computes with noise as small as rounding; False where it cannot."""
+        ...
+
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy decoding of one batch; the stop token is not part of the answer."""
         ...
@@ -109,6 +114,14 @@ class Task(Protocol):
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Put both measurements side by side, metric keys prefixed with `name`."""
         ...
+
+
+def finite(outputs: Outputs, key: str, task: str, model: str) -> None:
+    """Refuse log-probabilities that are no numbers: a comparison would take NaN for the most likely."""
+    wrong = int((~np.isfinite(outputs[key])).sum())
+    if wrong:
+        of_all = f"{wrong} of {outputs[key].size} log-probabilities"
+        raise ArithmeticError(f"{task}: {of_all} of the {model} model are no finite numbers")
 
 
 def at_least(key: str, value: float, low: float) -> None:

@@ -56,6 +56,7 @@ class Score:
     margin_unit: str = ""
     margin_scale: float = 1.0  # so many of that unit are one of the score's own: 100 points of accuracy
     items: int = 0  # that were paired; rows with a verdict say how many
+    noise: float | None = None  # how far the score moves, in the unit of the difference, when nothing but rounding does
     withheld: str = ""  # the verdict where items or float model bear neither "non-inferior" nor "inconclusive"
 
     @property
@@ -87,12 +88,17 @@ class Score:
         return (-high, -low) if self.higher_is_better else (low, high)
 
     @property
+    def within_noise(self) -> bool:
+        """Whether the difference is no more than what rounding alone makes."""
+        return self.noise is not None and 0 < abs(self.difference) <= self.noise
+
+    @property
     def decides(self) -> str:
         """From which margin on so many items decide, and how many the row's own margin takes; "" where none is told.
 
         A margin is decided when a model that loses nothing is found non-inferior 80 % of the time.
         """
-        if self.margin is None or self.detectable is None or not self.items:
+        if self.margin is None or not self.detectable or not self.items:
             return ""
         least = self.margin_scale * self.detectable
         told = f"{self.items} items decide margins from {least:.3g} {self.margin_unit} on"
@@ -124,6 +130,7 @@ class Score:
             f"{self.task}/ci_high": high,
             f"{self.task}/p_value": self.p_value,
             f"{self.task}/detectable{end}": self.detectable,
+            f"{self.task}/noise{end}": self.noise,
             f"{self.task}/verdict": self.verdict,
             f"{self.task}/decides": self.decides or None,
             f"{self.task}/signature": self.signature,

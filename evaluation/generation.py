@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, batches
-from slimrun.evaluation.comparison import SAMPLES
+from slimrun.evaluation.comparison import SAMPLES, Score, paired
 
 
 def encoded(model: Reader, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
@@ -34,17 +34,38 @@ def encoded(model: Reader, prompts: Sequence[str], max_new_tokens: int) -> list[
 def answers(
     model: LanguageModel, prompts: Sequence[str], batch: int, max_new_tokens: int, progress: Progress
 ) -> Outputs:
-    """texts: greedy answers, stripped, in the order of the prompts; date: the one that the prompts state, if any.
+    """texts: greedy answers, stripped, in the order of the prompts; cut: which of them reached `max_new_tokens`.
+
+    date: the one that the prompts state, if any.
 
     Raises ValueError as `encoded` does.
     """
     tokens = encoded(model, prompts, max_new_tokens)
     texts: list[str] = []
+    cut: list[bool] = []
     for group, count in batches(tokens, batch):
-        texts += [model.decode(ids).strip() for ids in model.generate(group, max_new_tokens)[:count]]
+        written = model.generate(group, max_new_tokens)[:count]
+        texts += [model.decode(ids).strip() for ids in written]
+        cut += [len(ids) >= max_new_tokens for ids in written]
         progress(len(texts), len(prompts))
-    found: Outputs = {"texts": np.array(texts, dtype=np.str_)}  # numpy saves it without pickle
+    found: Outputs = {"texts": np.array(texts, dtype=np.str_), "cut": np.array(cut)}  # numpy saves it without pickle
     return found | ({"date": np.array([model.prompt_date])} if model.prompt_date else {})
+
+
+def flaws(task: str, before: Outputs, after: Outputs) -> list[Score]:
+    """The rows of what is wrong with answers whatever they say: share of empty ones, share of cut ones.
+
+    A row is there where either model has one: scores move with them.
+    """
+    sides = [
+        {
+            "empty answers, share": side["texts"] == "",
+            "cut answers, share": side.get("cut", np.zeros(len(side["texts"]))),
+        }
+        for side in (before, after)
+    ]
+    shares = {name: [np.asarray(side[name], np.float64) for side in sides] for name in sides[0]}
+    return [paired(task, name, *pair, higher_is_better=False) for name, pair in shares.items() if np.any(pair)]
 
 
 def dated(outputs: Outputs) -> str:

@@ -94,6 +94,11 @@ def mean(values: Values, observed: float | None = None) -> Difference:
     return Difference(value, low, high, p_value, detectable)
 
 
+def noise_of_mean(moves: Values, items: int) -> float:
+    """How far the mean of `items` moves (95 %) when each moves as these few did [n], whose mean is zero."""
+    return float(stdtrit(len(moves), 1 - ALPHA / 2) * np.sqrt((moves**2).mean() / items))
+
+
 def jackknife(score: Callable[[Values], float], *sides: Values) -> tuple[list[float], list[Values]]:
     """A corpus score of sums of per-item statistics [n, k], by side: its value, and its pseudo-values [n].
 

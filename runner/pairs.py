@@ -18,7 +18,7 @@ Pair = tuple[int, int, int]  # number of the panel, two jobs of it
 
 @dataclass(frozen=True)
 class Compared:
-    """A pair, and the p-value of its difference; None where the items bear none."""
+    """A pair, and the p-value of its difference; None where the items bear none, or rounding makes as much."""
 
     pair: Pair
     p_value: float | None
@@ -55,8 +55,8 @@ def _pairs(panel: Panel) -> list[tuple[int, int]]:
 
 
 def _p_value(task: str, a: compare.Run, b: compare.Run) -> float | None:
-    scores = compare.compared(task, a, b).scores
-    return next(score.p_value for score in scores if score.verdict)
+    own = next(score for score in compare.compared(task, a, b).scores if score.verdict)
+    return None if own.within_noise else own.p_value
 
 
 def _told(at: int, panel: Panel, real: set[Pair]) -> Panel:

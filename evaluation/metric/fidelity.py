@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from slimrun.evaluation import statistics
 from slimrun.evaluation.base import FloatArray, IntArray, Outputs
 from slimrun.evaluation.comparison import PERCENT, Margin, Score, paired, scored
+from slimrun.evaluation.statistics import Values
 
 HEAD_ROWS = 128  # rows of one call of the output head: enough for a fast product, 25 MB at 49152 tokens
 CACHE_ROWS = 4  # rows whose log-probabilities stay in the processor's cache while several passes read them
@@ -64,12 +66,13 @@ def perplexities(
     *,
     margin_pct: float | None = None,
     chance: float = math.inf,
+    moves: Values | None = None,
     signature: str = "",
 ) -> Score:
     """The row of both perplexities from log-probabilities [n, ...], paired by item; the difference in percent.
 
     `margin_pct` gives it a verdict, unless the float model's perplexity is not below `chance`: models that guess differ
-    in nothing that a perplexity measures.
+    in nothing that a perplexity measures. `moves`: by how many nats rounding alone moved the loss of a few items [k].
     """
     sides = (before, after)
     # items are equally long, so the mean over items is the mean over tokens
@@ -80,7 +83,7 @@ def perplexities(
     floor = ""
     if intervals[0] and intervals[0][1] >= chance:
         floor = f"baseline perplexity {perplexity(before):.4g} is not below chance, {chance:g}"
-    return scored(
+    row = scored(
         task,
         name,
         (perplexity(before), perplexity(after)),
@@ -93,6 +96,9 @@ def perplexities(
         floor=floor,
         signature=signature,
     )
+    if moves is None:
+        return row
+    return replace(row, noise=100 * math.expm1(statistics.noise_of_mean(moves, len(before))))
 
 
 def divergences(task: str, before: Outputs, after: Outputs) -> list[Score]:

@@ -92,7 +92,10 @@ class ExactMatch:
         signature = self._signature(len(problems)) + generation.dated(float_outputs)
         own, metrics = accuracy(name, was, now, margin_points=self.margin_points, floor=floor, signature=signature)
         references = [" | ".join(item.answers) for item in problems]
-        return Report(metrics, [own], generation.examples([item.prompt for item in problems], references, *sides))
+        flawed = generation.flaws(name, float_outputs, quant_outputs)
+        return Report(
+            metrics, [own, *flawed], generation.examples([item.prompt for item in problems], references, *sides)
+        )
 
     def _right(self, text: str, answers: list[str]) -> bool:
         """Whether a text's answer, its last where there are several, is one of the right ones."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimrun.evaluation import prompt
-from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, protocol_of
+from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, finite, protocol_of
 from slimrun.evaluation.comparison import SAMPLES, Report
 from slimrun.evaluation.metric import fidelity
 from slimrun.evaluation.metric.accuracy import accuracy
@@ -72,6 +72,8 @@ class LastWord:
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Accuracy with a verdict, and the perplexity of the word."""
+        for outputs, model in ((float_outputs, "float"), (quant_outputs, "quantized")):
+            finite(outputs, "log_probs", name, model)
         was, now = float_outputs["right"], quant_outputs["right"]
         floor = "" if was.any() else "the float model predicts none"
         signature = f"last-word|items:{len(was)}|text:{self.text!r}|data:{self._items().sha256[:12]}"

@@ -1,38 +1,32 @@
 """Multiple choice by likelihood: the answer is the option the model finds most likely after the question."""
 
-import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from slimrun.evaluation import prompt
-from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, one_of, protocol_of
+from slimrun.evaluation.base import (
+    LanguageModel,
+    Outputs,
+    Progress,
+    Reader,
+    Reference,
+    at_least,
+    finite,
+    one_of,
+    protocol_of,
+)
 from slimrun.evaluation.comparison import SAMPLES, Report
 from slimrun.evaluation.metric.accuracy import accuracy, at_chance
+from slimrun.evaluation.question import Asked, Question
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.source.items import Items
-from slimrun.evaluation.source.table import Row
-from slimrun.evaluation.statistics import Values
+from slimrun.evaluation.statistics import Values, noise_of_mean
 
+NOISE_ITEMS = 5  # of 100: 5 % of the time
 PINNED = ("mmlu", "socialiqa", "parables")
-Tokens = list[int]
-
-
-@dataclass(frozen=True)
-class Question:
-    """An item as the model is asked it: of every option what stands before it and what is scored."""
-
-    prompts: list[str]
-    continuations: list[str]
-    options: list[str]
-    answer: int
-
-    @property
-    def example(self) -> str:
-        """The item with its right answer."""
-        return self.prompts[self.answer] + self.continuations[self.answer]
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class MultipleChoice:
         """ValueError when a question with its longest option is longer than the model's context."""
         longest = 0
         for item in self._questions():
-            prefixes, options = self._tokens(model, item)
+            prefixes, options = item.tokens(model)
             if not all(prefixes) or not all(options):
                 raise ValueError(f"prompt: the tokenizer makes no token of {item.prompts[0]!r} or of an option")
             longest = max(longest, *(len(prefix) + len(option) for prefix, option in zip(prefixes, options)))
@@ -107,19 +101,23 @@ class MultipleChoice:
         questions = self._questions()
         sums: list[float] = []
         for done, item in enumerate(questions, start=1):
-            prefixes, options = self._tokens(model, item)
-            if prefixes.count(prefixes[0]) == len(prefixes):  # run once
-                scores = model.continuations(prefixes[0], options)
-            else:
-                scores = [model.continuations(prefix, [option])[0] for prefix, option in zip(prefixes, options)]
-            sums += [float(values.sum(dtype=np.float64)) for values in scores]
+            sums += item.scores(model)
             progress(done, len(questions))
-        return {"log_probs": np.array(sums, dtype=np.float64)}
+        found = {"log_probs": np.array(sums, dtype=np.float64)}
+        return found | (self._moves(model, questions, found["log_probs"]) if reference else {})
+
+    def _moves(self, model: LanguageModel, questions: list[Question], log_probs: Values) -> Outputs:
+        """moves [k]: what the options of the first items change by when the model is disturbed."""
+        with model.disturbed() as moved:
+            again = [score for item in questions[:NOISE_ITEMS] for score in item.scores(model)] if moved else []
+        return {"moves": np.array(again) - log_probs[: len(again)]} if moved else {}
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Accuracy of both, plain and per character, flips in both directions, exact McNemar."""
         questions = self._questions()
         answers = np.array([item.answer for item in questions])
+        for outputs, model in ((float_outputs, "float"), (quant_outputs, "quantized")):
+            finite(outputs, "log_probs", name, model)
         sides = (float_outputs["log_probs"], quant_outputs["log_probs"])
         chosen = {rule: [_choices(questions, side, rule) for side in sides] for rule in (False, True)}
         right = {rule: [choice == answers for choice in pair] for rule, pair in chosen.items()}
@@ -132,6 +130,9 @@ class MultipleChoice:
             floor=at_chance(was, float(np.mean([1 / len(item.options) for item in questions]))),
             signature=self._signature(len(questions)),
         )
+        if "moves" in quant_outputs:
+            own = replace(own, noise=_undecided(questions, sides[1], quant_outputs["moves"], self.normalize))
+            metrics = own.metrics("accuracy") | metrics
         for rule, label in ((False, "plain"), (True, "normalized")):
             for side, hits in zip(("float", "quant"), right[rule]):
                 metrics[f"{name}/accuracy_{label}_{side}"] = float(hits.mean())
@@ -152,53 +153,21 @@ class MultipleChoice:
     def _shots(self) -> Items | None:
         return items.examples(self.shots, self.shots_path, self.hub)
 
+    @property
+    def _asked(self) -> Asked:
+        return Asked(self.prompt, self.options, self.answer, self.continuation)
+
     def _questions(self, shots: bool = True) -> list[Question]:
         """The items, with the examples before them."""
         found = self._items().selected(self.limit)
-        questions = found.made(self._question)
+        questions = found.made(self._asked.question)
         examples = self._shots() if shots else None
         if examples is None:
             return questions
-        solved = examples.made(lambda row: (row, self._question(row).example))
-        return [self._after(solved, row, item) for (_, row), item in zip(found.rows, questions)]
-
-    def _after(self, examples: list[tuple[Row, str]], row: Row, item: Question) -> Question:
-        """The item after the first examples, of those that are like it in the column `shots_by`."""
+        solved = examples.made(lambda row: (row, self._asked.question(row).example))
         by = self.shots_by
-        before = items.first(self.shots, [text for other, text in examples if not by or other.get(by) == row.get(by)])
-        prompts = ["\n\n".join([*before, own]) for own in item.prompts]
-        return Question(prompts, item.continuations, item.options, item.answer)
-
-    def _question(self, row: Row) -> Question:
-        templates = [self.options] if isinstance(self.options, str) else map(str, self.options)
-        options = [text for template in templates for text in prompt.texts("options", template, row)]
-        if len(options) < 2:
-            raise ValueError("options are fewer than two")
-        sides = [{**row, "option": option} for option in options]
-        prompts = [prompt.text("prompt", self.prompt, columns) for columns in sides]
-        continuations = [prompt.text("continuation", self.continuation, columns) for columns in sides]
-        return Question(prompts, continuations, options, _index(prompt.value("answer", self.answer, row), options))
-
-    @staticmethod
-    def _tokens(model: Reader, item: Question) -> tuple[list[Tokens], list[Tokens]]:
-        """What stands before each option, and the options."""
-        # the space belongs to the option: tokenizers join it with the word that follows
-        encoded = {text: model.encode(text) for text in item.prompts}
-        return [encoded[text] for text in item.prompts], [model.encode(text) for text in item.continuations]
-
-
-def _index(answer: Any, options: list[str]) -> int:
-    """Which option is right: its number from 0 on, its text, or its letter."""
-    if isinstance(answer, str):
-        if options.count(answer) == 1:
-            return options.index(answer)
-        if answer not in tuple(string.ascii_uppercase[: len(options)]):
-            last = string.ascii_uppercase[len(options) - 1]
-            raise ValueError(f"answer {answer!r} is no option; allowed: a number from 0, a letter to {last}, its text")
-        return string.ascii_uppercase.index(answer)
-    if not isinstance(answer, int) or not 0 <= answer < len(options):
-        raise ValueError(f"answer {answer} is out of range; allowed: 0 to {len(options) - 1}")
-    return int(answer)
+        alike = [[text for other, text in solved if not by or other.get(by) == row.get(by)] for _, row in found.rows]
+        return [item.after(items.first(self.shots, texts)) for item, texts in zip(questions, alike)]
 
 
 def _choices(questions: list[Question], log_probs: Values, per_character: bool) -> np.ndarray:
@@ -209,6 +178,18 @@ def _choices(questions: list[Question], log_probs: Values, per_character: bool) 
         choices.append(int(np.argmax(log_probs[at : at + len(lengths)] / lengths)))
         at += len(lengths)
     return np.array(choices)
+
+
+def _undecided(questions: list[Question], log_probs: Values, moves: Values, per_character: bool) -> float:
+    """Share of the items whose answer rounding alone may change: its lead over the next option is no larger."""
+    move, at, undecided = np.sqrt(2) * noise_of_mean(moves, 1), 0, 0
+    for item in questions:
+        lengths = np.array([len(option) if per_character else 1 for option in item.options])
+        scores = log_probs[at : at + len(lengths)] / lengths
+        second, first = np.sort(scores)[-2:]
+        undecided += int(first - second <= move / lengths[np.argmax(scores)])
+        at += len(lengths)
+    return undecided / len(questions)
 
 
 def _answer_log_prob(questions: list[Question], log_probs: Values) -> float:

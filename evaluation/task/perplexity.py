@@ -6,6 +6,7 @@ import numpy as np
 
 from slimrun.evaluation import prompt
 from slimrun.evaluation.base import (
+    FloatArray,
     IntArray,
     LanguageModel,
     Outputs,
@@ -23,6 +24,7 @@ from slimrun.evaluation.source import file, items, table
 from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.source.items import Items
 
+NOISE_WINDOWS = 2  # of 32: 6 % of the time
 PINNED = {"wikipedia": "wikipedia_evaluation", "stories": "stories"}
 
 
@@ -77,7 +79,8 @@ class Perplexity:
         return protocol_of(self, self._sha256(), without=["data", "margin_pct"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
-        """Float model: log_probs [W, T-1], hidden [W, T-1, H]. With a reference: log_probs, kl, agree [W, T-1].
+        """Float model: log_probs [W, T-1], hidden [W, T-1, H]. With a reference: log_probs, kl, agree [W, T-1], and
+        moves [k]: by how much rounding alone moves the loss of the first windows.
 
         Either: vocabulary [1], the number of tokens that the head chooses from.
         """
@@ -102,7 +105,22 @@ class Perplexity:
             done += count
             progress(done, len(windows))
         vocabulary = np.array([model.log_probs(states[:1]).shape[-1]])
-        return {name: np.concatenate(parts) for name, parts in collected.items()} | {"vocabulary": vocabulary}
+        found = {name: np.concatenate(parts) for name, parts in collected.items()} | {"vocabulary": vocabulary}
+        return found | (self._moves(model, windows, found["log_probs"]) if reference else {})
+
+    def _moves(self, model: LanguageModel, windows: IntArray, log_probs: FloatArray) -> Outputs:
+        """What the loss of the first windows changes by when the model is disturbed; nothing where it cannot be."""
+        moves = []
+        with model.disturbed() as moved:
+            for batch, count in batches(list(windows[:NOISE_WINDOWS]), self.batch) if moved else ():
+                ids = np.stack(batch)
+                hidden = model.hidden(ids)[:count, :-1]
+                states, targets = hidden.reshape(-1, hidden.shape[-1]), ids[:count, 1:].ravel()
+                moves.append(fidelity.token_log_probs(targets, states, model.log_probs).reshape(count, -1))
+        if not moved:
+            return {}
+        again = np.concatenate(moves)
+        return {"moves": (log_probs[: len(again)] - again).mean(axis=1, dtype=np.float64)}
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Perplexities, their difference paired by window, and the fidelity to the float model."""
@@ -113,6 +131,7 @@ class Perplexity:
             *log_probs,
             margin_pct=self.margin_pct,
             chance=float(float_outputs.get("vocabulary", [np.inf])[0]),
+            moves=quant_outputs.get("moves"),
             signature=self._signature(len(log_probs[0])),
         )
         if "kl" not in quant_outputs:

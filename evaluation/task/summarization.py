@@ -84,7 +84,8 @@ class Summarization:
         for key in rouge.ROUGES:
             metrics[f"{name}/{key}_float"] = float(before[key].mean())
             metrics[f"{name}/{key}_quant"] = float(after[key].mean())
-        return Report(metrics, [own], generation.examples(prompts, [each[0] for each in references], was, now))
+        flawed = generation.flaws(name, float_outputs, quant_outputs)
+        return Report(metrics, [own, *flawed], generation.examples(prompts, [each[0] for each in references], was, now))
 
     @staticmethod
     def _floor(was: list[str], references: list[list[str]], own: statistics.Values) -> str:

@@ -12,6 +12,7 @@ from slimrun.evaluation.base import (
     Reader,
     Reference,
     at_least,
+    finite,
     one_of,
     protocol_of,
 )
@@ -119,6 +120,8 @@ class Translation:
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """All four metrics for both, BLEU with a paired bootstrap, and BLEU of quantized against float output."""
         sources, references = map(list, zip(*self._pairs()))
+        for outputs, model in ((float_outputs, "float"), (quant_outputs, "quantized")):
+            finite(outputs, "reference_log_probs", name, model)
         was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
         scorers = bleu.translation_metrics(self.target, self._tokenizer())
         told: dict[str, float | str] = {}
@@ -132,6 +135,7 @@ class Translation:
         # it still moves where a model cannot translate and BLEU lies at the floor
         likelihoods = [side["reference_log_probs"] for side in (float_outputs, quant_outputs)]
         reference = fidelity.perplexities(name, "reference perplexity", *likelihoods)
+        flawed = generation.flaws(name, float_outputs, quant_outputs)
         told |= {
             f"{name}/reference_ppl_float": reference.float_value,
             f"{name}/reference_ppl_quant": reference.quant_value,
@@ -139,7 +143,7 @@ class Translation:
             f"{name}/bleu_self": float(scorers["bleu"].corpus_score(now, [was]).score),
         }
         examples = generation.examples(sources, [several[0] for several in references], was, now)
-        return Report({**told, **own.metrics("bleu")}, [own, reference], examples)
+        return Report({**told, **own.metrics("bleu")}, [own, reference, *flawed], examples)
 
     def _bleu(
         self, name: str, was: list[str], now: list[str], references: list[list[str]], signature: str

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from slimrun.ops.errors import first_line
 from slimrun.ops.format.linear import Int8Linear
 from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.framework.pytorch.language_model import float_products
+from slimrun.ops.framework.pytorch.noise import noise_of, noisy
 
 from .base import Exported, Target
 from .checks import Check
@@ -29,7 +29,6 @@ from .source import DTYPES
 
 TOKENS = 512  # of the text, at most
 RUNS = 4  # with noise
-NOISE = 1e-6  # of what the embeddings give; of a coarser dtype its last digit
 
 
 def check_text(target: Target, artifact: Path, exported: Exported, text: str) -> list[Check]:
@@ -48,7 +47,7 @@ def check_text(target: Target, artifact: Path, exported: Exported, text: str) ->
             found.append(Check("with float inputs", f"{loss(ours, tokens):.4f}"))
     else:
         runs = [_disturbed(ours, tokens, seed) for seed in range(RUNS)]
-        noise = f"{_noise(ours.module.dtype):.0e}"
+        noise = f"{noise_of(ours.module.dtype):.0e}"
         found.append(Check(f"with noise of {noise}, {RUNS} runs", f"{min(runs):.4f} to {max(runs):.4f}"))
     if target.multiplies:
         with _multiplying(ours.module, DTYPES.get(target.dtype, ours.module.dtype)):
@@ -72,24 +71,8 @@ def loss(model: TorchModel, tokens: list[int]) -> float:
 
 
 def _disturbed(model: TorchModel, tokens: list[int], seed: int) -> float:
-    with _noisy(model.module, seed):
+    with noisy(model.module, seed):
         return loss(model, tokens)
-
-
-@contextmanager
-def _noisy(module: Any, seed: int) -> Iterator[None]:
-    """Meanwhile what the embeddings give is multiplied by 1 + noise."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def disturb(_: Any, __: Any, out: Tensor) -> Tensor:
-        noise = torch.randn(out.shape, generator=generator) * _noise(out.dtype)
-        return (out.float() * (1 + noise)).to(out.dtype)
-
-    handle = module.get_input_embeddings().register_forward_hook(disturb)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -105,7 +88,3 @@ def _multiplying(module: Any, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for linear, grid in zip(linears, grids):
             linear.grid = grid
-
-
-def _noise(dtype: torch.dtype) -> float:
-    return max(NOISE, torch.finfo(dtype).eps)

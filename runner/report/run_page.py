@@ -13,7 +13,8 @@ from slimrun.runner.result import Result
 
 LAYER_COLUMNS = ("name", "shape", "bits", "entropy", "sqnr_db", "input_low", "input_high", "observer", "note")
 HOW_TO_READ = """<p class="quiet">A difference is quantized minus float on the same items, with its 95 % interval;
-detectable is the smallest one that these items would have shown. Click a heading to sort.</p>"""
+detectable is the smallest one that these items would have shown, noise how far the score
+moves when nothing but rounding does: a difference within it is no finding. Click a heading to sort.</p>"""
 
 
 def render(result: Result, folder: Path, command: str) -> str:

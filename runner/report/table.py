@@ -37,7 +37,7 @@ SIZES = (
     Size("artifact, MB", "size/artifact_bytes", "{:.1f}", 1e6),
 )
 # after the score's name and its two values; p corrected for the run's other tasks where the score has a verdict
-COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "detectable", "verdict"]
+COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "detectable", "noise", "verdict"]
 
 
 def cells(score: Score) -> list[str]:
@@ -48,10 +48,11 @@ def cells(score: Score) -> list[str]:
         score.label,
         f"{score.float_value:.4g}",
         f"{score.quant_value:.4g}",
-        f"{score.difference:+.4g}{unit}",
+        f"{score.difference:+.4g}{unit}{' (noise)' if score.within_noise else ''}",
         "" if low is None else f"{low:+.4g} to {high:+.4g}{unit}",
         "" if score.p_value is None else f"{score.p_value:.4f}",
         "" if score.p_holm is None else f"{score.p_holm:.4f}",
         "" if score.detectable is None else f"{score.detectable:.3g}{unit}",
+        "" if score.noise is None else f"{score.noise:.2g}{unit}",
         score.verdict,
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -18,6 +19,7 @@ class FakeModel:
         rng = np.random.default_rng(7)
         self.context = context
         self.prompt_date = ""
+        self.chaos = 1e-6  # by how much its embeddings move when it is disturbed
         self.calls: list[tuple[int, int]] = []  # batch and tokens of what was run
         self._embedding = rng.normal(size=(VOCABULARY, WIDTH)).astype(np.float32)
         head = rng.normal(size=(WIDTH, VOCABULARY)).astype(np.float32)
@@ -41,6 +43,13 @@ class FakeModel:
         before = np.roll(now, 1, axis=1)
         before[:, 0] = 0
         return np.tanh(now + 0.5 * before)
+
+    @contextmanager
+    def disturbed(self) -> Iterator[bool]:
+        before = self._embedding
+        self._embedding = before * np.float32(1 + self.chaos)
+        yield True
+        self._embedding = before
 
     def log_probs(self, hidden: FloatArray) -> FloatArray:
         logits = hidden @ self._head + self._bias

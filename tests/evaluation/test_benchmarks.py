@@ -17,7 +17,7 @@ from slimrun.evaluation.task.multiple_choice import MultipleChoice
 from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.evaluation.task.summarization import Summarization
 from slimrun.evaluation.task.translation import Translation
-from tests.evaluation import shapes, test_tasks
+from tests.evaluation import shapes, test_gate, test_tasks
 from tests.evaluation.fake import FakeModel, silent
 
 
@@ -235,3 +235,53 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_task_without_any_items_says_so() -> None:
     with pytest.raises(ValueError, match=r"^path=null names no items, and the task brings none; allowed: a file, or"):
         MultipleChoice(data=None).check()
+
+
+def test_empty_and_cut_answers_are_counted() -> None:
+    whole = {"texts": np.array(["a b", "c"] * 10), "cut": np.zeros(20, np.bool_), "reference_log_probs": np.zeros(20)}
+    flawed = {**whole, "texts": np.array(["a b", ""] * 10), "cut": np.arange(20) < 5}
+    for own in (Summarization(), Translation()):
+        rows = {row.name: row for row in own.compare("t", whole, flawed).scores}
+        assert rows["empty answers, share"].quant_value == 0.5
+        assert (rows["cut answers, share"].float_value, rows["cut answers, share"].quant_value) == (0, 0.25)
+        assert not any("share" in row.name for row in own.compare("t", whole, whole).scores)
+    model = FakeModel()
+    assert Summarization(limit=2, max_new_tokens=1).evaluate(model, None, silent)["cut"].tolist() == [True, True]
+
+
+@pytest.mark.parametrize("name", ["multiple_choice", "lambada", "translation"])
+def test_what_is_no_number_is_no_answer(name: str) -> None:
+    key = "reference_log_probs" if name == "translation" else "log_probs"
+    broken = {key: np.array([0.0, np.nan]), "right": np.zeros(2), "texts": np.array(["", ""])}
+    kind = test_tasks.kind_of(name)
+    with pytest.raises(ArithmeticError, match=rf"^{name}: 1 of 2 log-probabilities of the float model are no finite"):
+        kind(limit=2).compare(name, broken, broken)
+
+
+def test_what_rounding_moves_stands_beside_the_difference() -> None:
+    own, model, other = Perplexity(windows=6, window=40), FakeModel(), FakeModel(0.5)
+    before = own.evaluate(model, None, silent)
+    assert "moves" not in before
+    rows = {}
+    for chaos in (1e-6, 1e-2):
+        other.chaos = chaos
+        after = own.evaluate(other, test_tasks.Reference(before, model.log_probs), silent)
+        assert after["moves"].shape == (2,)
+        rows[chaos] = own.compare("perplexity", before, after)
+    small, large = (rows[chaos].scores[0] for chaos in (1e-6, 1e-2))
+    assert small.noise is not None
+    assert large.noise is not None
+    assert 0 < 1000 * small.noise < large.noise
+    assert rows[1e-2].metrics["perplexity/noise_pct"] == large.noise
+    assert not small.within_noise
+    assert test_gate.row("t", -1, 1.2).__class__(**{**vars(large), "difference": large.noise / 2}).within_noise
+
+
+def test_an_answer_that_rounding_may_change_is_noise() -> None:
+    own = MultipleChoice(limit=20)
+    questions = own._questions()
+    scores = np.concatenate([[0.0, -0.001, -9, -9] if i < 5 else [0.0, -3, -9, -9] for i in range(20)])
+    outputs = {"log_probs": scores, "moves": np.full(20, 0.01)}
+    assert [len(item.options) for item in questions] == [4] * 20
+    report = own.compare("mc", outputs, outputs)
+    assert (report.scores[0].noise, report.metrics["mc/noise"]) == (0.25, 0.25)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ class MindSporeModel(TextModel):
         padded = np.zeros((batch, width), np.int32)
         padded[:, :length] = ids
         return _float_array(self._graph()(Tensor(padded)))[:, :length]
+
+    @contextmanager
+    def disturbed(self) -> Iterator[bool]:
+        """Nothing is moved: a compiled network takes no noise between its parts."""
+        yield False
 
     def log_probs(self, hidden: FloatArray) -> FloatArray:
         """Log-probabilities [N, V] of hidden states [N, H]."""

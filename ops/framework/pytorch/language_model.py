@@ -23,6 +23,7 @@ from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
 
 from .as_module import AsModule, or_of_module
 from .cached_steps import MORE, READ, CachedSteps
+from .noise import noisy
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -120,6 +121,12 @@ class TorchModel(AsModule, TextModel):
             batch.append(token)
         rows = torch.stack(produced, dim=1).tolist()
         return [[token for token in row if token >= 0] for row in rows]
+
+    @contextmanager
+    def disturbed(self) -> Iterator[bool]:
+        """Meanwhile the embeddings give a little noise too, as another order of summation would in the end."""
+        with noisy(self.module, seed=0):
+            yield True
 
     @torch.inference_mode()
     def logits_checksum(self) -> str:
