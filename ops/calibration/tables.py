@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import Int8Table, quantized_linear
+from slimrun.ops.model.tables import Table
 from slimrun.ops.quant.base import check_finite, minmax_scale, round_to_grid
 
 from .base import Layer, Network, Sample, weight_error
@@ -23,23 +24,36 @@ def quantize_tables(
 
     `dtype` is the one in which steps are stored, None for each table's own.
     """
-    found = network.tables(samples[0] if samples else None)
-    notes = [f"embeddings=int8: {table.name} stays float, because {table.kept}" for table in found if table.kept]
-    if not found:
-        notes.append("embeddings=int8: embeddings stay float, because the model does not say which they are")
-    for place, table in enumerate(found):
-        layer = layers.setdefault(table.name, Layer(table.name, table.shape, quantized=False))
-        if table.kept:
-            layer.note = f"kept float, because {table.kept}"
-            continue
+    found, notes = float_tables(network, layers, samples)
+    for table in found:
         with network.linear(table.name) as (weight, _), network.linear(table.places[-1]) as (_, bias):
             stored = dtype or weight.dtype
             rows = rounded_rows(weight, stored)
-            layer.sqnr_db, layer.clipped = weight_error(weight, rows)
-        layer.quantized = True
-        layer.note = BOTH if len(table.places) > 1 else MULTIPLIED if place else LOOKED_UP
+            note_table(layers[table.name], table, weight, rows)
         network.replace_table(table, quantized_linear(Int8Table.quant_type, rows, bias, stored))
     return notes
+
+
+def float_tables(
+    network: Network, layers: dict[str, Layer], samples: Sequence[Sample]
+) -> tuple[list[Table], list[str]]:
+    """The tables that can be quantized, with a row of `layers` for each of all; notes on those that stay float."""
+    found = network.tables(samples[0] if samples else None)
+    for table in found:
+        layer = layers.setdefault(table.name, Layer(table.name, table.shape, quantized=False))
+        if table.kept:
+            layer.note = f"kept float, because {table.kept}"
+    notes = [f"{table.name} stays float, because {table.kept}" for table in found if table.kept]
+    if not found:
+        notes.append("embeddings stay float, because the model does not say which they are")
+    return [table for table in found if not table.kept], notes
+
+
+def note_table(layer: Layer, table: Table, weight: Tensor, rows: QuantizedWeight) -> None:
+    """What became of a table [V, H], in its row."""
+    layer.quantized, layer.format = True, Int8Table.quant_type
+    layer.sqnr_db, layer.clipped = weight_error(weight, rows)
+    layer.note = BOTH if len(table.places) > 1 else LOOKED_UP if table.looked_up else MULTIPLIED
 
 
 def rounded_rows(weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:

@@ -24,6 +24,7 @@ class Table:
     places: tuple[str, ...]
     shape: tuple[int, int]
     kept: str = ""  # why it stays float
+    looked_up: bool = True  # False of an output layer alone
 
     @property
     def name(self) -> str:
@@ -46,7 +47,7 @@ def tables(model: nn.Module) -> list[Table]:
     if _tied(model, names[head], names[embeddings]):
         kept = found[0].kept or _more_than_product(head)
         return [Table((names[embeddings], names[head]), found[0].shape, kept)]
-    return [*found, Table((names[head],), tuple(head.weight.shape), _more_than_product(head))]
+    return [*found, Table((names[head],), tuple(head.weight.shape), _more_than_product(head), looked_up=False)]
 
 
 def table_shapes(model: nn.Module, types: Mapping[str, str], quant_type: str) -> dict[str, tuple[int, int]]:

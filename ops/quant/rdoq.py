@@ -47,6 +47,7 @@ PLAIN_PRICE = math.log(2) / 6  # -dD/dR of a uniform quantizer with entropy codi
 GAUSSIAN_NOISE = math.pi * math.e / 6  # squared error of entropy-coded gaussian weights, times variance 4^-bits
 WELL_DAMPED = 0.01  # from this damping on single precision factors a moment
 SCALE_BITS = 32  # of a row's step
+SIZES = ("target_bits", "target_kl", "target_file_bits", "grid")  # what says how large the result may be, one of them
 SHRINKAGE = 0.1  # of correlations between inputs: what few tokens say of them is partly chance
 # exponents of the importance in the choice of steps; 1 trusts a heavy-tailed estimate too far
 TENSOR_BALANCE = 0.5
@@ -76,8 +77,9 @@ class Fallback:
 class RDOQ(StaticQuantizer):
     """Knobs of rate-distortion optimized quantization.
 
-    How large the result may be is said in one way: coded bits a weight, the loss that is allowed, or steps as another
-    method (`grid`) takes them, whose format the result then has.
+    How large the result may be is said in one way: coded bits a weight of linears, bits a parameter of the weight file
+    (embeddings and output head are rounded then too), the loss that is allowed, or steps as another method (`grid`)
+    takes them, whose format the result then has.
     """
 
     procedure: ClassVar[str] = "rdoq"
@@ -85,6 +87,7 @@ class RDOQ(StaticQuantizer):
 
     target_bits: float | None = None
     target_kl: float | None = None
+    target_file_bits: float | None = None
     grid: Quantizer | None = None
     activations: str = "int8"
     observer: str = "minmax"
@@ -99,10 +102,15 @@ class RDOQ(StaticQuantizer):
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""
         super().__post_init__()
-        given = [name for name in ("target_bits", "target_kl", "grid") if getattr(self, name) is not None]
+        given = [name for name in SIZES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(
                 f"{given[0]} and quant.{given[1]} both say how large the result may be; allowed: one of them"
+            )
+        if self.target_file_bits is not None and (self.embeddings or not self.ignore_last_linear):
+            raise ValueError(
+                f"target_file_bits={self.target_file_bits} rounds embeddings and output head itself; "
+                "allowed: embeddings=null with ignore_last_linear=true"
             )
         for name in ("ignore", "fallback_level", "do_smooth", "embeddings", "reciprocal_scale"):
             if getattr(self.grid, name, None):
@@ -121,8 +129,9 @@ class RDOQ(StaticQuantizer):
         if self.observer == "auto":
             raise ValueError("observer=auto needs tails that this method does not measure; allowed: minmax, histogram")
         for name, low, high in (
-            ("target_bits", 1.5, 7.0), ("target_kl", 1e-3, 2.0), ("smooth_alpha", 0.0, 1.0), ("price", 0.0, 2.0),
-            ("damping", 1e-6, 1.0), ("measured_prompts", 0, 1024), ("tune_rate", 0.0, 0.1),
+            ("target_bits", 1.5, 7.0), ("target_file_bits", 1.5, 8.0), ("target_kl", 1e-3, 2.0),
+            ("smooth_alpha", 0.0, 1.0), ("price", 0.0, 2.0), ("damping", 1e-6, 1.0),
+            ("measured_prompts", 0, 1024), ("tune_rate", 0.0, 0.1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -131,7 +140,13 @@ class RDOQ(StaticQuantizer):
     @property
     def bits(self) -> float | None:
         """Coded bits a weight to aim at; 3.5 when nothing else is asked for."""
-        return BITS if self.target_bits is None and self.target_kl is None and self.grid is None else self.target_bits
+        return BITS if all(getattr(self, name) is None for name in SIZES) else self.target_bits
+
+    @property
+    def asked(self) -> str:
+        """What it says of how large the result may be, as a user types it."""
+        given = {name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}
+        return next((f"{name}={value}" for name, value in given.items()), f"target_bits={BITS}")
 
     @property
     def quant_type(self) -> str:
@@ -143,7 +158,8 @@ class RDOQ(StaticQuantizer):
     @property
     def statistics(self) -> str:
         """Fisher statistics; for a loss to aim at, prompts to measure it on are held out of them."""
-        return "fisher statistics" if self.target_kl is None else "fisher statistics, prompts held out"
+        more = "" if self.target_kl is None else ", prompts held out"
+        return f"fisher statistics{'' if self.target_file_bits is None else ' of embeddings too'}{more}"
 
     @property
     def levels(self) -> int:
@@ -154,7 +170,7 @@ class RDOQ(StaticQuantizer):
         """The target, less a row's step; rows too short for that get the half."""
         if self.grid is not None:
             return self.grid.expected_bits(shape)
-        target = self.bits or BITS
+        target = self.bits or self.target_file_bits or BITS
         return max(target - SCALE_BITS / shape[1], target / 2)
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:

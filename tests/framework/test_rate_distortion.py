@@ -231,8 +231,8 @@ def test_a_first_rounding_corrects_and_leaves_the_model_float(monkeypatch: pytes
         found = calibrator(model, RDOQ(target_bits=4.0, tune_rate=0.0, smooth_alpha=None, measured_prompts=prompts))
         correct, seen = found._correct, []
 
-        def corrected(factors: Factors, progress: Any) -> None:
-            correct(factors, progress)  # noqa: B023
+        def corrected(factors: Factors, *more: Any) -> None:
+            correct(factors, *more)  # noqa: B023
             seen.append(factors.corrections)  # noqa: B023
             np.testing.assert_array_equal(model.hidden(ids), before)  # noqa: B023
 

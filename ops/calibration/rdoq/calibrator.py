@@ -34,12 +34,14 @@ from slimrun.ops.quant.rdoq import BITS, FLOAT_INPUTS, RDOQ
 
 from .attribution import AttributedLinear, corrections, measured_shares
 from .factors import Factors, factored
+from .file_size import aimed_at
 from .fisher import measure
 from .folding import find_folds, smooth_inputs
 from .head import Teacher
 from .held_out import HeldOut, count_held_out
 from .inputs import FORMATS, Error, grid_error, input_losses, other_inputs, token_error
 from .rounding import Rounding
+from .table import Tables
 from .tuning import TunedLinear, tuned
 
 BESIDE = 2**27  # bytes of what is measured that lie in memory, more in files
@@ -87,7 +89,10 @@ class RateDistortionCalibrator(SequentialCalibrator):
         if quantizer.smooth_alpha is not None:
             folds, places = find_folds(self.network, partial(self.network.glance, self.samples[0]), selected)
             self.notes += skipped(f"smooth_alpha={quantizer.smooth_alpha}", places)
-        statistics = measure(self.network, selected, self.samples, self._parts, self.room, remember, progress)
+        whole = quantizer.target_file_bits is not None
+        statistics = measure(
+            self.network, selected, self.samples, self._parts, self.room, remember, progress, lookups=whole
+        )
         self._gradient_parts = statistics.parts
         head = self.network.head()
         folded = any(self.network.model.get_submodule(name) is head for name in selected)
@@ -98,15 +103,20 @@ class RateDistortionCalibrator(SequentialCalibrator):
             self._floats[name], self._biases[name] = self.network.affine(name)
         self._token_weights = statistics.token_weights()
         factors = factored(self.network, statistics, quantizer.damping, self.room)
+        tables = Tables(self.network, self.layers, self.samples, whole)
+        self.notes += tables.notes
+        tables.add_costs(factors, statistics, self._teacher, quantizer.damping)
         del statistics
         if quantizer.measured_prompts and quantizer.grid is None:
-            self._correct(factors, progress)
-        rounding = Rounding(quantizer, self._floats, factors, self.network.room, progress)
+            self._correct(factors, tables, progress)
+        rounding = Rounding(quantizer, self._floats | tables.weights, factors, self.network.room, progress)
         if quantizer.target_kl is not None:
             self._meet_loss(rounding, quantizer.target_kl, progress)
         else:
-            weights = rounding.at_bits(quantizer.bits) if quantizer.bits else rounding.at(None)
+            bits = aimed_at(quantizer, self.network.model, self._floats, tables.weights, self._biases)
+            weights = rounding.at_bits(bits) if bits else rounding.at(None)
             del rounding, factors  # memory that tuning needs
+            tables.install({name: weights.pop(name) for name in tables.weights})
             self._quantize_tables()
             self._install(weights, progress)
         self._floats.clear()
@@ -123,17 +133,22 @@ class RateDistortionCalibrator(SequentialCalibrator):
         self._calibrated = True
         return list(self.layers.values())
 
-    def _correct(self, factors: Factors, progress: Progress) -> None:
+    def _correct(self, factors: Factors, tables: Tables, progress: Progress) -> None:
         """Correct what errors are estimated to cost by what a first rounding, at about the target, is seen to lose."""
-        rounding = Rounding(self.quantizer, self._floats, factors, self.network.room, progress)
-        rounded = rounding.at(rounding.first_level(self.quantizer.bits or BITS))
+        weights = self._floats | tables.weights
+        rounding = Rounding(self.quantizer, weights, factors, self.network.room, progress)
+        bits = aimed_at(self.quantizer, self.network.model, self._floats, tables.weights, self._biases)
+        rounded = rounding.at(rounding.first_level(bits or BITS))
         linears = {
-            name: AttributedLinear(rounded[name], self._floats[name], self._biases[name]) for name in factors.rows
+            name: AttributedLinear(rounded[name], weight, self._biases[name])
+            for name, weight in self._floats.items()
+            if name in factors
         }
         chosen = range(0, len(self.samples), math.ceil(len(self.samples) / self.quantizer.measured_prompts))
         teacher, parts = self._teacher.of(chosen), self._gradient_parts
         shares = measured_shares(self.network, linears, teacher, parts, self.room, progress)
-        factors.corrections = corrections(shares, {name: self._floats[name].numel() for name in shares})
+        shares |= {name: tables.share(name, rounded[name], teacher) for name in tables.weights}
+        factors.corrections = corrections(shares, {name: weights[name].numel() for name in shares})
 
     def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
         """Round at the slope where the whole quantized model loses `target` on the samples held out."""

@@ -24,6 +24,7 @@ from slimrun.ops.memory import Room, give_back
 from .gradient_walk import GradientWalk
 from .gradients import gradients
 from .head import CHUNK, head_gradient, surprise
+from .lookups import Lookups
 from .moments import add_moment, packed_size
 from .statistics import Statistics
 
@@ -44,8 +45,10 @@ class FisherStatistics:
         parts: int,
         room: Room,
         progress: Progress,
+        lookups: Lookups | None = None,
     ) -> None:
         self.network = network
+        self.lookups = lookups
         self.first = dict(first)
         self.parts = parts
         self.room = room
@@ -104,6 +107,8 @@ class FisherStatistics:
             found[f"{name}.reach"] = self._reach[name]
         if self._part + 1 == self.parts:
             found |= {f"states.{index}": states for index, states in enumerate(self.states)}
+        if self._part == 0 and self.lookups is not None:
+            found |= self.lookups.arrays()
         for sums in (self._rows, self._weights, self._moments, self._reach):
             sums.clear()
         return {"part": np.array(self._part), **{key: tensor.cpu().numpy() for key, tensor in found.items()}}
@@ -119,7 +124,7 @@ class FisherStatistics:
             if first == name:
                 handles.append(linear.register_forward_pre_hook(partial(self._read, name, id(linear) in later)))
             handles.append(linear.register_forward_hook(partial(self._gave, name, id(linear) in later)))
-        handles += [table.register_forward_hook(_begin_gradients) for table in embeddings(model)]
+        handles += [table.register_forward_hook(self._begin_gradients) for table in embeddings(model)]
         try:
             yield
         finally:
@@ -136,6 +141,13 @@ class FisherStatistics:
                 raise PassedBy
             tensor: Any = out  # torch leaves register_hook untyped
             tensor.register_hook(partial(self._backward, name))
+
+    def _begin_gradients(self, table: nn.Module, _: Any, out: Tensor) -> Tensor:
+        model: Any = self.network.model
+        if self.lookups is not None and self._counts() and table is model.get_input_embeddings():
+            seen: Any = out.requires_grad_()
+            seen.register_hook(partial(self.lookups.add, self._sample))
+        return out.requires_grad_().clone()  # a model may change its embeddings in place
 
     def _counts(self) -> bool:
         """Whether what runs is to have gradients now."""
@@ -177,15 +189,17 @@ def measure(
     room: Room,
     remember: Remember,
     progress: Progress,
+    *,
+    lookups: bool = False,
 ) -> Statistics:
-    """The Fisher statistics of these linears in the float model, which runs in so many parts.
+    """The Fisher statistics of these linears in the float model, which runs in so many parts; of embeddings if asked.
 
     Where gradients flow past the states between parts it runs as a whole. The room has what is made beside it.
     """
     first = first_readers(network.model, linears, partial(network.glance, samples[0]))
 
     def measured(parts: int) -> Statistics:
-        statistics = FisherStatistics(network, first, samples, parts, room, progress)
+        statistics = FisherStatistics(network, first, samples, parts, room, progress, Lookups() if lookups else None)
         found = [
             _kept(room, remember(partial(statistics.arrays, part), f"part {part} of {parts}"))
             for part in reversed(range(parts))
@@ -215,7 +229,3 @@ def embeddings(model: Any) -> list[nn.Module]:
         if isinstance(own, nn.Module) and own not in found:
             found.append(own)
     return found
-
-
-def _begin_gradients(_: nn.Module, __: Any, out: Tensor) -> Tensor:
-    return out.requires_grad_().clone()  # a model may change its embeddings in place

@@ -74,8 +74,8 @@ class Rounding:
             del found  # before the next ones come
             level *= 2 ** (reached - target)  # twice the step, a bit less
         raise ValueError(
-            f"target_bits={target} is out of reach: {PASSES} roundings end at {reached:.3f} bits a weight "
-            "(every row keeps its largest weight and stores a step)"
+            f"{self.quantizer.asked} is out of reach: {PASSES} roundings end at {reached:.3f} bits a weight, not at "
+            f"{target:.3f} (every row keeps its largest weight and stores a step)"
         )
 
     def bits(self, weights: dict[str, QuantizedWeight]) -> float:

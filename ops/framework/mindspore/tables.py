@@ -24,7 +24,7 @@ def tables(network: nn.Cell) -> list[Table]:
     rows, columns = cell_of(network, EMBEDDINGS).weight.shape
     if network.config.tie_word_embeddings:
         return [Table((EMBEDDINGS, HEAD), (rows, columns))]
-    return [Table((name,), (rows, columns)) for name in (EMBEDDINGS, HEAD)]
+    return [Table((name,), (rows, columns), looked_up=name == EMBEDDINGS) for name in (EMBEDDINGS, HEAD)]
 
 
 def put_table(network: nn.Cell, table: Table, quantized: QuantizedLinear) -> None:
