@@ -12,6 +12,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from slimrun.ops.errors import Unavailable, first_line
 from slimrun.ops.model.auto import AutoTokenizer
 from slimrun.ops.model.fingerprint import WEIGHTS, loaded_files, read_object
+from slimrun.ops.model.outline import code_hint
 from slimrun.ops.model.text import TextModel
 
 BYTE_SPECIALS = ("<pad>", "<s>", "</s>")
@@ -101,10 +102,9 @@ def _none_there(source: str) -> str:
 
 def _hint(error: Exception) -> str:
     """What to do where the error's own line does not say it."""
-    if "trust_remote_code" in str(error):
-        return "; it brings its own code: add model.trust_remote_code=true if you trust it"
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"; pip install {error.name.partition('.')[0]}"
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package not in ("", "transformers"):
+        return f"; pip install {package}"
     if "tiktoken" in str(error):  # what transformers tries where sentencepiece cannot read tokenizer.model
         return "; or its tokenizer.model is damaged: get it again"
-    return ""
+    return code_hint(error)

@@ -117,6 +117,24 @@ def test_code_that_this_transformers_breaks_is_one_line(tmp_path: Path, file: st
     assert "\n" not in str(refused.value)
 
 
+def test_code_of_a_tokenizer_that_this_transformers_breaks_is_one_line(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "old")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenization_own.py").write_text(
+        "from transformers import PreTrainedTokenizer\n\nclass Own(PreTrainedTokenizer):\n"
+        "    def __init__(self, **others):\n        self.lost = self.gone_from_transformers\n"
+    )
+    told = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    model = Pretrained("old", str(folder), trust_remote_code=True).open(tmp_path)
+    with pytest.raises(
+        Unavailable,
+        match=r"its tokenizer cannot be read \(.*gone_from_tr.*\) \(tokenization_own.py, line 5\): .* newer",
+    ) as refused:
+        model.tokenizer()
+    assert "\n" not in str(refused.value)
+
+
 def test_a_loader_is_found_where_slimrun_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "loader_of_mine.py").write_text("def load():\n    return 'network', 'tokenizer'\n")
     monkeypatch.chdir(tmp_path)
