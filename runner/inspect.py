@@ -18,6 +18,8 @@ from slimrun.runner.display import print_anything, print_table
 from slimrun.runner.folder import ARTIFACT
 from slimrun.runner.status import DONE, WRONG
 
+Found = tuple[str, dict[str, npt.NDArray[np.generic]], npt.NDArray[Any]]
+
 COLUMNS = ["tensor", "shape", "packed bytes", "bits", "entropy", "over", "ratio", "tiles", "model"]
 MAP_WIDTH = 64
 
@@ -45,10 +47,16 @@ def main() -> None:
 
 def show(path: Path, mapped: str | None) -> None:
     """Print the table, or the tile map of one tensor; ValueError when the file is damaged or no tensor has the name."""
+    path = path / ARTIFACT if (path / ARTIFACT).is_dir() else path
+    folder = path if path.is_dir() else path.parent
+    whole = path.is_dir() or path.suffix in (bundle.SAFETENSORS, bundle.CKPT)
+    stored = bundle.undisturbed(folder, bundle.open_stored) if whole else None
     names = []
     rows = []
-    for name, parts, array in tensors(path):
+    weights = 0  # of linears and tables, decoded
+    for name, parts, array in tensors(path) if stored is None else tensors_of(stored):
         names.append(name)
+        weights += array.size if stored is not None and name in stored.coded else 0
         if mapped is None:
             rows.append(row(name, parts, array))
         elif mapped == name:
@@ -57,30 +65,41 @@ def show(path: Path, mapped: str | None) -> None:
     if mapped is not None:
         raise ValueError(f"{path} holds no coded tensor {mapped}; the first are: {', '.join(names[:3]) or 'none'}")
     print_table(str(path), COLUMNS, rows)
+    if stored is not None:
+        size, parameters = stored.weights.stat().st_size, weights + float_parameters(stored)
+        print(
+            f"{stored.weights.name}: {size:,} bytes, {8 * size / parameters:.3f} bits for each of {parameters:,} "
+            f"parameters; all files: {bundle.size(folder):,} bytes"
+        )
 
 
-def tensors(path: Path) -> Iterator[tuple[str, dict[str, npt.NDArray[np.generic]], npt.NDArray[Any]]]:
-    """(name, stored parts, decoded array) of every coded tensor; every checksum is verified on the way.
+def float_parameters(stored: bundle.Stored) -> int:
+    """Numbers of the float model that are in no quantized weight; steps and grids are none of them."""
+    return sum(
+        tensor.numel()
+        for key, tensor in stored.tensors.items()
+        if key.endswith(".bias") or key.rpartition(".")[0] not in stored.coded
+    )
 
-    Of floating-point ones the array is their bits.
-    """
-    path = path / ARTIFACT if (path / ARTIFACT).is_dir() else path
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir() or path.suffix in (bundle.SAFETENSORS, bundle.CKPT):
-        stored = bundle.undisturbed(folder, bundle.open_stored)
-        for name, parts in stored.coded.items():
-            limited = Limited(sum(part.nbytes for part in parts.values()))
-            try:
-                yield name, parts, stored.codec.decode(parts, limited)
-            except ValueError as error:
-                raise bundle.damage(stored.weights, f"{name}: {error}") from error
-        for name, packed in stored.floats.items():
-            try:
-                tensor = bundle.decode_float(packed, Limited(packed.nbytes))
-            except ValueError as error:
-                raise bundle.damage(stored.weights, f"{name}: {error}") from error
-            yield name, {"planes": packed}, compress.floats.bits_of(tensor)[1]
-        return
+
+def tensors_of(stored: bundle.Stored) -> Iterator[Found]:
+    """Every coded tensor of a bundle, as of `tensors`; of floating-point ones the array is their bits."""
+    for name, parts in stored.coded.items():
+        limited = Limited(sum(part.nbytes for part in parts.values()))
+        try:
+            yield name, parts, stored.codec.decode(parts, limited)
+        except ValueError as error:
+            raise bundle.damage(stored.weights, f"{name}: {error}") from error
+    for name, packed in stored.floats.items():
+        try:
+            tensor = bundle.decode_float(packed, Limited(packed.nbytes))
+        except ValueError as error:
+            raise bundle.damage(stored.weights, f"{name}: {error}") from error
+        yield name, {"planes": packed}, compress.floats.bits_of(tensor)[1]
+
+
+def tensors(path: Path) -> Iterator[Found]:
+    """(name, stored parts, decoded array) of a file of the codec; every checksum is verified on the way."""
     packed = np.fromfile(path, np.uint8)
     try:
         sections = compress.split(packed)

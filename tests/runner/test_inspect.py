@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from slimrun.ops import compress
+from slimrun.ops.bundle import size
 from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.native import Native
 from slimrun.ops.compress.none import NoCompression
@@ -18,6 +19,7 @@ from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.ops.quant.w8a8s import W8A8S
 
 from ..compress.arrays import MATRICES
+from ..conftest import tiny
 from ..test_bundle import write
 
 NAME = "model.layers.1.mlp.down_proj"
@@ -40,6 +42,11 @@ def test_a_bundle(tmp_path: Path, tiny_model: TorchModel, codec: Codec) -> None:
     assert "64x128" in line
     assert f"{entropy:.3f}" in line
     assert ("2 rans" in line) == isinstance(codec, Native)
+    [file] = (tmp_path / "artifact").glob("*.safetensors")
+    parameters = sum(parameter.numel() for parameter in tiny().module.parameters())
+    bits = 8 * file.stat().st_size / parameters
+    assert f"{file.name}: {file.stat().st_size:,} bytes, {bits:.3f} bits for each of {parameters:,} parameters" in out
+    assert f"all files: {size(tmp_path / 'artifact'):,} bytes" in out
 
 
 def test_the_tile_map_of_a_coded_array(tmp_path: Path) -> None:
