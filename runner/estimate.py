@@ -192,7 +192,7 @@ class Estimate:
         beside = [] if folder is None else [file for file in folder.iterdir() if file.suffix in {".json", ".model"}]
         described = sum(file.stat().st_size for file in beside)
         if (asked := getattr(self.experiment.quant, "target_file_bits", None)) is not None:
-            return round(asked * self.outline.parameters / 8) + described
+            return int(asked * self.outline.parameters / 8) + described
         named = NAME_BYTES * len(self.covered) + described
         coded = TABLE_BITS if self.experiment.compress.container else 8.0
         return self.compressed_bytes + ROW_BYTES * rows + kept_float + named + round(tables * coded / 8)
