@@ -42,7 +42,19 @@ def check(choices: Choices) -> Outline:
         raise ValueError(f"quant.ignore leaves gates and routers alone: {', '.join(covered[:3])}; take quant=none")
     export.check(choices.export, choices.model, readable)
     first = choices.coverage_note(outline)
-    return replace(outline, notes=(*([first] if first else []), *outline.notes, *fit(choices), *uncertified(choices)))
+    notes = (*([first] if first else []), *outline.notes, *fit(choices), *uncertified(choices))
+    return replace(outline, notes=(*notes, *generated(choices, outline)))
+
+
+def generated(choices: Choices, outline: Outline) -> list[str]:
+    """What becomes of tasks that generate text with a model that is larger than memory."""
+    names = choices.reading_all(outline)
+    if choices.skip_generation and len(names) == len(choices.task):
+        raise ValueError("skip_generation=true leaves no task; add one that scores, e.g. task=[perplexity]")
+    if choices.skip_generation and names:
+        return [f"task: {', '.join(names)} left out (skip_generation=true), memory has no room for the model"]
+    way_out = "skip_generation=true leaves them out"
+    return [f"task: {', '.join(names)} read the model from disk for every token; {way_out}"] if names else []
 
 
 def uncertified(choices: Choices) -> list[str]:

@@ -38,6 +38,7 @@ class Choices:
     export: dict[str, Target] = field(default_factory=dict)
     sweep: Sweep = field(default_factory=Sweep)
     gate: Policy | None = None
+    skip_generation: bool = False
     seed: int = 0
     plan: bool = False
 
@@ -59,6 +60,12 @@ class Choices:
         told = f"the method covers {share:.1%} of the weights of linears and experts, and its sizes are about these"
         return told + experts
 
+    def reading_all(self, outline: Outline) -> list[str]:
+        """Tasks that would read the whole model from disk for every token: they generate, and memory has no room."""
+        if self.device.type != "cpu" or self.device.device_map is not None or outline.float_bytes <= self.device.room:
+            return []
+        return [name for name, task in self.task.items() if hasattr(task, "max_new_tokens")]
+
     def identity(self) -> str:
         """Hash of everything that can change the result: settings, our code, the contents of model and data.
 
@@ -76,6 +83,7 @@ class Choices:
             "seed": self.seed,
             **({"export": {name: settings_of(target) for name, target in self.export.items()}} if self.export else {}),
             **({"gate": settings_of(self.gate)} if self.gate else {}),
+            **({"skip_generation": self.device.max_memory.get("cpu")} if self.skip_generation else {}),
         }
         return digest(settings, code_hash())
 

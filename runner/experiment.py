@@ -41,13 +41,15 @@ class Experiment(Choices):
         stopped has done.
         """
         artifact, outline = output / ARTIFACT, outline or self.check()
+        left_out = self.reading_all(outline) if self.skip_generation else []
+        tasks = {name: task for name, task in self.task.items() if name not in left_out}
         with stages("load", self.model.name):
             model = self.framework.load(self.model, self.device)
             known = dict.fromkeys([*outline.notes, *checks.fit(self, model)])
         texts, fingerprint = self.calibration.texts(), model.fingerprint
         float_outputs = {
             name: dict(self.known_outputs(model, name, task)(self._evaluate(stages, name, "float", task, model)))
-            for name, task in self.task.items()
+            for name, task in tasks.items()
         }
         references = {name: Reference(outputs, model.output_head()) for name, outputs in float_outputs.items()}
 
@@ -89,7 +91,7 @@ class Experiment(Choices):
             final = model
 
         compared, quant_outputs = {}, {}
-        for name, task in self.task.items():
+        for name, task in tasks.items():
             outputs = self._evaluate(stages, name, "quantized", task, final, references.pop(name))()
             compared[name] = task.compare(name, float_outputs.pop(name), outputs)
             quant_outputs[name] = outputs

@@ -20,6 +20,7 @@ from slimrun.ops import scratch
 from slimrun.ops.files import replacing
 from slimrun.ops.model.base import Outline
 from slimrun.runner import export, resume, status
+from slimrun.runner.checks import generated
 from slimrun.runner.config import (
     CONFIG_MODULE,
     CONFIG_NAME,
@@ -73,7 +74,7 @@ def _run_job(config: DictConfig) -> list[float] | float | str:
         experiment.cache.clear()
         resume.clear(experiment.cache.path)
         outline = checked(experiment)
-        if first := experiment.coverage_note(outline):
+        for first in filter(None, [experiment.coverage_note(outline), *generated(experiment, outline)]):
             print(f"note: {first}", file=sys.stderr)
         if sweep is not None and (sweep / STOPPED).exists():
             raise NotStarted("not started: another job failed, and sweep.on_error=stop")

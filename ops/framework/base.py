@@ -13,12 +13,14 @@ import numpy.typing as npt
 import torch
 
 from slimrun.ops.calibration.base import Calibrator
-from slimrun.ops.memory import Room
+from slimrun.ops.memory import Room, free_memory
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-MEMORY_SIZE = re.compile(r"\d+(\.\d+)?([KMG]i?B)?")
+MEMORY_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG]i?B)?")
+UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+FREE_SHARE = 0.75  # of what is free: the rest is for what is computed
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -60,6 +62,15 @@ class Device:
                 raise ValueError(
                     f"max_memory.{key}={size} is no size; allowed: a number with KiB, MiB, GiB, KB, MB, GB"
                 )
+
+    @property
+    def room(self) -> float:
+        """Bytes of main memory for a model and what is made of it, as max_memory.cpu says without a device_map."""
+        size = self.max_memory.get("cpu") if self.device_map is None else None
+        if size is None:
+            return FREE_SHARE * free_memory()
+        [[number, unit]] = MEMORY_SIZE.findall(size)
+        return float(number) * UNITS[unit]
 
 
 class Reader(Protocol):

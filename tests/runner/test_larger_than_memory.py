@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import tiny
 from tests.framework.folders import write_shards
-from tests.runner.console import FAST, results, slimrun
+from tests.runner.console import FAST, TINY, results, slimrun
 
 BOUND = "device.max_memory.cpu=8KiB"
 OTHER = ("time/", "memory/", "config_hash", "repro", "overrides")  # of the machine, or of what things are called
@@ -51,3 +51,21 @@ def assert_same(folder: Path, *arguments: str) -> None:
         artifact = folder / name / "run" / "artifact"
         found.append((numbers, {file.name: file.read_bytes() for file in artifact.iterdir()}))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("skip", "said"), [("true", "left out"), ("false", "read the model from disk")])
+def test_tasks_that_generate_are_named_before_the_model_loads(tmp_path: Path, skip: str, said: str) -> None:
+    arguments = ["task=[perplexity,summarization]", "task.summarization.limit=2", "task.summarization.max_new_tokens=2"]
+    status, _, err = slimrun(
+        tmp_path, *TINY, *arguments, BOUND, f"skip_generation={skip}", "tracking=none", "hydra.run.dir=run"
+    )
+    assert status == 0, err
+    first = next(line for line in err.splitlines() if "summarization" in line)
+    assert f"task: summarization {said}" in first
+    assert ("summarization/rougeL_quant" in results(tmp_path)[0]) == (skip == "false")
+
+
+def test_nothing_but_generation_cannot_be_left_out(tmp_path: Path) -> None:
+    status, _, err = slimrun(tmp_path, "model=tiny_llama", BOUND, "task=[translation]", "skip_generation=true")
+    assert status == 2
+    assert err == "slimrun: skip_generation=true leaves no task; add one that scores, e.g. task=[perplexity]\n"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from slimrun.ops import calibration
 from slimrun.ops.framework.base import Device, LoadedModel
+from slimrun.ops.memory import Room
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.weights.folder import TRANSFORMERS
@@ -46,10 +47,10 @@ class PyTorch:
         from .language_model import TorchModel, check_output_head
         from .loading import load_pretrained
         from .mapped import released, settle
-        from .placement import input_device, place, room_of
+        from .placement import input_device, place
 
         check_device(device)
-        room = room_of(device)
+        room = Room(device.room, device.offload_folder)
         module = model.drawn()
         module = load_pretrained(model.fetch(), model, device, room) if module is None else place(module, device)
         if device.device_map is None:
@@ -81,10 +82,10 @@ class PyTorch:
         from . import restoring
         from .language_model import TorchModel
         from .mapped import release_after_use
-        from .placement import input_device, place, room_of
+        from .placement import input_device, place
 
         check_device(device)
-        room = room_of(device)
+        room = Room(device.room, device.offload_folder)
         module, tokenizer = restoring.restore(folder, room, trust_remote_code)
         release_after_use(module, room)
         module = place(module, device)

@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
-from accelerate.utils import convert_file_size_to_int, get_balanced_memory, get_max_memory
+from accelerate.utils import get_balanced_memory, get_max_memory
 from torch import nn
 
 from slimrun.ops.format.linear import Int8Table
 from slimrun.ops.framework.base import Device
-from slimrun.ops.memory import Room, free_memory
 from slimrun.ops.scratch import ScratchFolder
-
-FREE_SHARE = 0.75  # of what is free: the rest is for what is computed
 
 
 def place(module: Any, device: Device) -> Any:
@@ -97,16 +94,6 @@ def _tables_once(module: nn.Module) -> Iterator[None]:
             setattr(owner, name, child)
 
 
-def room_of(device: Device) -> Room:
-    """Room for a model and what is made of it, as max_memory.cpu says where no device_map spreads the model."""
-    size = device.max_memory.get("cpu") if device.device_map is None else None
-    return Room(_bytes(size) if size else FREE_SHARE * free_memory(), device.offload_folder)
-
-
-def _bytes(size: str) -> int:
-    return int(size) if size.isdecimal() else convert_file_size_to_int(size)
-
-
 def _limits(device: Device) -> dict[int | str, Any] | None:
     """What to use of each card and of main memory, cards first: what is free, less where max_memory says so.
 
@@ -117,5 +104,5 @@ def _limits(device: Device) -> dict[int | str, Any] | None:
     limits = {key: free for key, free in get_max_memory().items() if key == "cpu" or device.type != "cpu"}
     for key, size in device.max_memory.items():
         if size is not None:
-            limits[int(key) if key.isdecimal() else key] = _bytes(size)
+            limits[int(key) if key.isdecimal() else key] = int(size) if size.isdecimal() else size
     return dict(sorted(limits.items(), key=lambda item: (item[0] == "cpu", item[0])))
