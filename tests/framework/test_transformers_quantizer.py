@@ -74,6 +74,16 @@ def test_what_it_cannot_do_is_one_line(tmp_path: Path, asked: dict[str, Any], me
         AutoModelForCausalLM.from_pretrained(tmp_path / "b", **asked)
 
 
+def test_a_file_of_mindspore_is_for_load_bundle(tmp_path: Path) -> None:
+    written(tmp_path / "b", W8A8S())
+    [file] = (tmp_path / "b").glob("*.safetensors")
+    file.rename(file.with_suffix(".ckpt"))
+    with pytest.raises(
+        ValueError, match=r"\.ckpt: transformers reads \.safetensors; slimrun\.load_bundle reads this one"
+    ):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+
+
 def test_a_damaged_tensor_is_named(tmp_path: Path) -> None:
     written(tmp_path / "b", W8A8S())
     [file] = (tmp_path / "b").glob("*.safetensors")
