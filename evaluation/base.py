@@ -24,7 +24,7 @@ Outputs = dict[str, npt.NDArray[Any]]  # no object dtype: saved with allow_pickl
 Progress = Callable[[int, int], None]  # (done, total)
 
 T = TypeVar("T")
-PROTOCOL_VERSION = 2  # raise it when the same settings begin to give other outputs
+PROTOCOL_VERSION = 3  # raise it when the same settings begin to give other outputs
 
 
 class Reader(Protocol):
@@ -40,12 +40,17 @@ class Reader(Protocol):
         """The date (ISO 8601) that prompts state because the chat template asks for one; "" when it does not."""
         ...
 
+    @property
+    def opening(self) -> list[int]:
+        """The special tokens that the tokenizer itself puts before a text: `<s>`, `[gMASK] sop`, often none."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Token ids without special tokens."""
         ...
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a user turn, through the chat template when the tokenizer has one."""
+    def encode_prompt(self, text: str, system: str = "") -> list[int]:
+        """Token ids of a user turn after a system's, through the chat template when the tokenizer has one."""
         ...
 
 

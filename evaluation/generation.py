@@ -8,13 +8,22 @@ from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, ba
 from slimrun.evaluation.comparison import SAMPLES, Score, paired
 
 
-def encoded(model: Reader, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-    """The tokens of every prompt as a user's turn.
+def turn(model: Reader, text: str, chat: bool, system: str | None) -> list[int]:
+    """The tokens of a prompt: as a user's turn after a system's, or as plain text."""
+    if chat:
+        return model.encode_prompt(text, system or "")
+    return [*model.opening, *model.encode(f"{system}\n\n{text}" if system else text)]
+
+
+def encoded(
+    model: Reader, prompts: Sequence[str], max_new_tokens: int, chat: bool = True, system: str | None = None
+) -> list[list[int]]:
+    """The tokens of every prompt.
 
     Raises ValueError when a prompt with its answer does not fit into the model's context: cutting it silently
     would score an answer to another question.
     """
-    tokens = [model.encode_prompt(prompt) for prompt in prompts]
+    tokens = [turn(model, prompt, chat, system) for prompt in prompts]
     longest = max(map(len, tokens))
     if not all(tokens):
         raise ValueError("prompt: the tokenizer makes no token of one of the prompts")
@@ -32,22 +41,19 @@ def encoded(model: Reader, prompts: Sequence[str], max_new_tokens: int) -> list[
 
 
 def answers(
-    model: LanguageModel, prompts: Sequence[str], batch: int, max_new_tokens: int, progress: Progress
+    model: LanguageModel, tokens: Sequence[Sequence[int]], batch: int, max_new_tokens: int, progress: Progress
 ) -> Outputs:
     """texts: greedy answers, stripped, in the order of the prompts; cut: which of them reached `max_new_tokens`.
 
-    date: the one that the prompts state, if any.
-
-    Raises ValueError as `encoded` does.
+    date: the one that the prompts state, if any. The prompts are those of `encoded`.
     """
-    tokens = encoded(model, prompts, max_new_tokens)
     texts: list[str] = []
     cut: list[bool] = []
     for group, count in batches(tokens, batch):
         written = model.generate(group, max_new_tokens)[:count]
         texts += [model.decode(ids).strip() for ids in written]
         cut += [len(ids) >= max_new_tokens for ids in written]
-        progress(len(texts), len(prompts))
+        progress(len(texts), len(tokens))
     found: Outputs = {"texts": np.array(texts, dtype=np.str_), "cut": np.array(cut)}  # numpy saves it without pickle
     return found | ({"date": np.array([model.prompt_date])} if model.prompt_date else {})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from slimrun.evaluation import prompt
+from slimrun.evaluation import prompt, tokens
 from slimrun.evaluation.base import LanguageModel, Reader
 from slimrun.evaluation.source.table import Row
 
@@ -26,15 +26,19 @@ class Question:
         """The item with its right answer."""
         return self.prompts[self.answer] + self.continuations[self.answer]
 
-    def tokens(self, model: Reader) -> tuple[list[list[int]], list[list[int]]]:
+    def tokens(self, model: Reader, front: list[int], chat: bool) -> tuple[list[list[int]], list[list[int]]]:
         """What stands before each option, and the options."""
+        if chat:
+            encoded = {text: model.encode_prompt(text) for text in self.prompts}
+            return [encoded[text] for text in self.prompts], [model.encode(text) for text in self.continuations]
         # the space belongs to the option: tokenizers join it with the word that follows
-        encoded = {text: model.encode(text) for text in self.prompts}
-        return [encoded[text] for text in self.prompts], [model.encode(text) for text in self.continuations]
+        encoded = {text: [*front, *model.encode(text)] for text in self.prompts}
+        options = [tokens.continued(model, *pair) for pair in zip(self.prompts, self.continuations)]
+        return [encoded[text] for text in self.prompts], options
 
-    def scores(self, model: LanguageModel) -> list[float]:
+    def scores(self, model: LanguageModel, front: list[int], chat: bool) -> list[float]:
         """The summed log-probability of every option."""
-        prefixes, options = self.tokens(model)
+        prefixes, options = self.tokens(model, front, chat)
         if prefixes.count(prefixes[0]) == len(prefixes):  # run once
             found = model.continuations(prefixes[0], options)
         else:

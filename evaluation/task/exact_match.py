@@ -40,6 +40,8 @@ class ExactMatch:
     shots: int = 0
     shots_path: str | None = None
     example: str = "{{ answer }}"
+    chat: bool = True
+    system: str | None = None
     max_new_tokens: int = 256
     batch: int = 20
     margin_points: float = 5.0
@@ -65,7 +67,7 @@ class ExactMatch:
 
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a prompt with its answer is longer than the model's context."""
-        generation.encoded(model, [item.prompt for item in self._problems()], self.max_new_tokens)
+        self._encoded(model)
         return []
 
     def texts(self) -> list[str]:
@@ -80,8 +82,7 @@ class ExactMatch:
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """texts: what the model wrote."""
-        prompts = [item.prompt for item in self._problems()]
-        return generation.answers(model, prompts, self.batch, self.max_new_tokens, progress)
+        return generation.answers(model, self._encoded(model), self.batch, self.max_new_tokens, progress)
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """The share of exact answers, and which flipped."""
@@ -112,10 +113,16 @@ class ExactMatch:
 
     def _signature(self, count: int) -> str:
         return (
-            f"exact-match|items:{count}|shots:{self.shots}|extract:{self.extract}|ignore:{self.ignore}|stop:{self.stop}|"
-            f"greedy|max_new_tokens:{self.max_new_tokens}|batch:{self.batch}|prompt:{self.prompt!r}|"
+            f"exact-match|items:{count}|shots:{self.shots}|extract:{self.extract}|ignore:{self.ignore}|"
+            f"stop:{self.stop}|"
+            f"greedy|max_new_tokens:{self.max_new_tokens}|batch:{self.batch}|chat:{self.chat}|"
+            f"system:{self.system!r}|prompt:{self.prompt!r}|"
             f"answer:{self.answer!r}|data:{self._items().sha256[:12]}"
         )
+
+    def _encoded(self, model: Reader) -> list[list[int]]:
+        prompts = [item.prompt for item in self._problems()]
+        return generation.encoded(model, prompts, self.max_new_tokens, self.chat, self.system)
 
     def _items(self) -> Items:
         return items.items(self.path, self.hub)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrun.evaluation import prompt
+from slimrun.evaluation import prompt, tokens
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, finite, protocol_of
 from slimrun.evaluation.comparison import SAMPLES, Report
 from slimrun.evaluation.metric import fidelity
@@ -23,6 +23,7 @@ class LastWord:
     hub: Hub | None = None
     limit: int | None = None
     text: str = "{{ text }}"
+    prefix: str | None = None
     margin_points: float = 5.0
 
     def __post_init__(self) -> None:
@@ -39,12 +40,12 @@ class LastWord:
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a text is longer than the model's context."""
         for before, word in self._pairs():
-            tokens = [model.encode(before), model.encode(word)]
-            if not all(tokens):
+            parts = self._tokens(model, before, word)
+            if not all(parts):
                 raise ValueError(f"text: the tokenizer makes no token of {before!r} or of {word!r}")
-            if sum(map(len, tokens)) > model.context:
+            if sum(map(len, parts)) > model.context:
                 raise ValueError(
-                    f"text: one has {sum(map(len, tokens))} tokens, the model's context {model.context}; leave the "
+                    f"text: one has {sum(map(len, parts))} tokens, the model's context {model.context}; leave the "
                     "task out, or give shorter ones with path=FILE"
                 )
         return []
@@ -62,13 +63,14 @@ class LastWord:
         pairs = self._pairs()
         log_probs, right = [], []
         for done, (before, word) in enumerate(pairs, start=1):
-            prefix, tokens = model.encode(before), model.encode(word)
-            states = model.hidden(np.array([prefix + tokens]))[0, len(prefix) - 1 : -1]
+            prefix, ids = self._tokens(model, before, word)
+            states = model.hidden(np.array([prefix + ids]))[0, len(prefix) - 1 : -1]
             scores = model.log_probs(states)
-            log_probs.append(float(np.take_along_axis(scores, np.array(tokens)[:, None], axis=1).sum(dtype=np.float64)))
-            right.append(bool((scores.argmax(axis=1) == tokens).all()))
+            log_probs.append(float(np.take_along_axis(scores, np.array(ids)[:, None], axis=1).sum(dtype=np.float64)))
+            right.append(bool((scores.argmax(axis=1) == ids).all()))
             progress(done, len(pairs))
-        return {"log_probs": np.array(log_probs), "right": np.array(right)}
+        front = tokens.kept(tokens.front(model, self.prefix))
+        return {"log_probs": np.array(log_probs), "right": np.array(right)} | front
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Accuracy with a verdict, and the perplexity of the word."""
@@ -76,7 +78,8 @@ class LastWord:
             finite(outputs, "log_probs", name, model)
         was, now = float_outputs["right"], quant_outputs["right"]
         floor = "" if was.any() else "the float model predicts none"
-        signature = f"last-word|items:{len(was)}|text:{self.text!r}|data:{self._items().sha256[:12]}"
+        how = f"last-word|items:{len(was)}|{tokens.told(float_outputs)}|text:{self.text!r}"
+        signature = f"{how}|data:{self._items().sha256[:12]}"
         own, metrics = accuracy(name, was, now, margin_points=self.margin_points, floor=floor, signature=signature)
         word = fidelity.perplexities(name, "word perplexity", float_outputs["log_probs"], quant_outputs["log_probs"])
         metrics |= {f"{name}/word_ppl_float": word.float_value, f"{name}/word_ppl_quant": word.quant_value}
@@ -87,6 +90,9 @@ class LastWord:
             for i in order
         ]
         return Report(metrics, [own, word], samples)
+
+    def _tokens(self, model: Reader, before: str, word: str) -> tuple[list[int], list[int]]:
+        return [*tokens.front(model, self.prefix), *model.encode(before)], tokens.continued(model, before, word)
 
     def _items(self) -> Items:
         return items.items(self.path, self.hub)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from slimrun.evaluation import prompt
+from slimrun.evaluation import prompt, tokens
 from slimrun.evaluation.base import (
     LanguageModel,
     Outputs,
@@ -45,6 +45,8 @@ class MultipleChoice:
     options: Any = "{{ options }}"
     answer: str = "{{ answer }}"
     continuation: str = " {{ option }}"
+    prefix: str | None = None
+    chat: bool = False
     shots: int = 0
     shots_path: str | None = None
     shots_by: str | None = None
@@ -72,9 +74,9 @@ class MultipleChoice:
 
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a question with its longest option is longer than the model's context."""
-        longest = 0
+        longest, front = 0, tokens.front(model, self.prefix)
         for item in self._questions():
-            prefixes, options = item.tokens(model)
+            prefixes, options = item.tokens(model, front, self.chat)
             if not all(prefixes) or not all(options):
                 raise ValueError(f"prompt: the tokenizer makes no token of {item.prompts[0]!r} or of an option")
             longest = max(longest, *(len(prefix) + len(option) for prefix, option in zip(prefixes, options)))
@@ -98,18 +100,20 @@ class MultipleChoice:
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """log_probs: the summed log-probability of every option, item after item in one row."""
-        questions = self._questions()
+        questions, front = self._questions(), tokens.front(model, self.prefix)
         sums: list[float] = []
         for done, item in enumerate(questions, start=1):
-            sums += item.scores(model)
+            sums += item.scores(model, front, self.chat)
             progress(done, len(questions))
-        found = {"log_probs": np.array(sums, dtype=np.float64)}
+        found: Outputs = {"log_probs": np.array(sums, dtype=np.float64)} | tokens.kept([] if self.chat else front)
         return found | (self._moves(model, questions, found["log_probs"]) if reference else {})
 
     def _moves(self, model: LanguageModel, questions: list[Question], log_probs: Values) -> Outputs:
         """moves [k]: what the options of the first items change by when the model is disturbed."""
+        again: list[float] = []
         with model.disturbed() as moved:
-            again = [score for item in questions[:NOISE_ITEMS] for score in item.scores(model)] if moved else []
+            for item in questions[:NOISE_ITEMS] if moved else []:
+                again += item.scores(model, tokens.front(model, self.prefix), self.chat)
         return {"moves": np.array(again) - log_probs[: len(again)]} if moved else {}
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
@@ -128,7 +132,7 @@ class MultipleChoice:
             now,
             margin_points=self.margin_points,
             floor=at_chance(was, float(np.mean([1 / len(item.options) for item in questions]))),
-            signature=self._signature(len(questions)),
+            signature=self._signature(len(questions), tokens.told(float_outputs)),
         )
         if "moves" in quant_outputs:
             own = replace(own, noise=_undecided(questions, sides[1], quant_outputs["moves"], self.normalize))
@@ -140,11 +144,11 @@ class MultipleChoice:
             metrics[f"{name}/answer_log_prob_{side}"] = _answer_log_prob(questions, log_probs)
         return Report(metrics, [own], _samples(questions, *chosen[self.normalize]))
 
-    def _signature(self, count: int) -> str:
+    def _signature(self, count: int, front: str) -> str:
         rule = "per-character" if self.normalize else "sum"
         return (
             f"acc|items:{count}|shots:{self.shots}|score:{self.continuation!r} of {self.options}|norm:{rule}|"
-            f"prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
+            f"{'chat' if self.chat else front}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
         )
 
     def _items(self) -> Items:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrun.evaluation import prompt
+from slimrun.evaluation import prompt, tokens
 from slimrun.evaluation.base import (
     FloatArray,
     IntArray,
@@ -33,7 +33,7 @@ class Perplexity:
     """Token perplexity over equal windows; keys and defaults are explained in conf/task/perplexity.yaml.
 
     The pinned text gives the first window of each of many articles (one long article would measure one article);
-    an own text is cut into consecutive windows. No token is put in front, and the first token of a window is not
+    an own text is cut into consecutive windows. The first token of a window is not
     scored, so a window of T tokens gives T - 1 scores.
     """
 
@@ -41,6 +41,7 @@ class Perplexity:
     path: str | None = None
     hub: Hub | None = None
     text: str = "{{ text }}"
+    prefix: str | None = None
     windows: int = 32
     window: int = 512
     batch: int = 1
@@ -84,12 +85,12 @@ class Perplexity:
 
         Either: vocabulary [1], the number of tokens that the head chooses from.
         """
-        windows = self._tokens(model)
+        windows, before = self._tokens(model), tokens.front(model, self.prefix)
         collected: dict[str, list[np.ndarray]] = {}
         done = 0
         for batch, count in batches(list(windows), self.batch):
             ids = np.stack(batch)
-            hidden = model.hidden(ids)[:count, :-1]
+            hidden = _states(model, before, ids)[:count]
             targets, shape = ids[:count, 1:].ravel(), (count, self.window - 1)
             states = hidden.reshape(-1, hidden.shape[-1])
             if reference is None:
@@ -106,6 +107,7 @@ class Perplexity:
             progress(done, len(windows))
         vocabulary = np.array([model.log_probs(states[:1]).shape[-1]])
         found = {name: np.concatenate(parts) for name, parts in collected.items()} | {"vocabulary": vocabulary}
+        found |= tokens.kept(before)
         return found | (self._moves(model, windows, found["log_probs"]) if reference else {})
 
     def _moves(self, model: LanguageModel, windows: IntArray, log_probs: FloatArray) -> Outputs:
@@ -114,7 +116,7 @@ class Perplexity:
         with model.disturbed() as moved:
             for batch, count in batches(list(windows[:NOISE_WINDOWS]), self.batch) if moved else ():
                 ids = np.stack(batch)
-                hidden = model.hidden(ids)[:count, :-1]
+                hidden = _states(model, tokens.front(model, self.prefix), ids)[:count]
                 states, targets = hidden.reshape(-1, hidden.shape[-1]), ids[:count, 1:].ravel()
                 moves.append(fidelity.token_log_probs(targets, states, model.log_probs).reshape(count, -1))
         if not moved:
@@ -132,7 +134,7 @@ class Perplexity:
             margin_pct=self.margin_pct,
             chance=float(float_outputs.get("vocabulary", [np.inf])[0]),
             moves=quant_outputs.get("moves"),
-            signature=self._signature(len(log_probs[0])),
+            signature=self._signature(len(log_probs[0]), tokens.told(float_outputs)),
         )
         if "kl" not in quant_outputs:
             return Report(own.metrics(), [own])
@@ -146,9 +148,9 @@ class Perplexity:
         }
         return Report({**own.metrics(), **told}, [own, *fidelity.divergences(name, float_outputs, quant_outputs)])
 
-    def _signature(self, windows: int) -> str:
+    def _signature(self, windows: int, front: str) -> str:
         return (
-            f"unit:token|windows:{windows}|window:{self.window}|stride:{self.window}|bos:no|unscored:first|"
+            f"unit:token|windows:{windows}|window:{self.window}|stride:{self.window}|{front}|unscored:first|"
             f"batch:{self.batch}|kl:exact|text:{self._sha256()[:12]}"
         )
 
@@ -160,10 +162,10 @@ class Perplexity:
 
     def _tokens(self, model: Reader) -> IntArray:
         """The windows as token ids [W, T]: as many as asked for, fewer if the text ends before, at least one."""
-        if self.window > model.context:
-            raise ValueError(
-                f"window={self.window} is out of range; allowed: 2 to {model.context}, the model's context"
-            )
+        room = model.context - len(tokens.front(model, self.prefix))
+        if self.window > room:
+            less = "" if room == model.context else f" less the {model.context - room} tokens before each window"
+            raise ValueError(f"window={self.window} is out of range; allowed: 2 to {room}, the model's context{less}")
         found: list[list[int]] = []
         longest = 0
         for document in self.texts():
@@ -179,3 +181,9 @@ class Perplexity:
                 raise ValueError("path: the tokenizer makes no two tokens of the text; give a longer one")
             raise ValueError(f"window={self.window} is out of range; allowed: 2 to {longest}, the tokens of the text")
         return np.array(found[: self.windows], dtype=np.int64)
+
+
+def _states(model: LanguageModel, before: list[int], ids: IntArray) -> FloatArray:
+    """States [B, T - 1, H] of all tokens [B, T] but the last, computed after the tokens `before` them."""
+    front = np.tile(np.array(before, dtype=np.int64), (len(ids), 1))
+    return model.hidden(np.concatenate([front, ids], axis=1))[:, len(before) : -1]

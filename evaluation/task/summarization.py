@@ -32,6 +32,8 @@ class Summarization:
     text: str = "{{ text }}"
     reference: str = "{{ summary }}"
     prompt: str = "{{ text }}\n\nSummarize the text above in one short sentence."
+    chat: bool = True
+    system: str | None = None
     max_new_tokens: int = 64
     batch: int = 20
     margin_points: float = 2.0
@@ -51,7 +53,7 @@ class Summarization:
 
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a prompt with its answer is longer than the model's context."""
-        generation.encoded(model, self.texts(), self.max_new_tokens)
+        self._encoded(model)
         return []
 
     def texts(self) -> list[str]:
@@ -64,7 +66,7 @@ class Summarization:
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """texts: the summaries."""
-        return generation.answers(model, self.texts(), self.batch, self.max_new_tokens, progress)
+        return generation.answers(model, self._encoded(model), self.batch, self.max_new_tokens, progress)
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Four ROUGE scores for both, ROUGE-L with a verdict where the float model's is above chance."""
@@ -99,8 +101,12 @@ class Summarization:
     def _signature(self, items: int) -> str:
         return (
             f"{rouge.rouge_signature()}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
-            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
+            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|chat:{self.chat}|"
+            f"system:{self.system!r}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
         )
+
+    def _encoded(self, model: Reader) -> list[list[int]]:
+        return generation.encoded(model, self.texts(), self.max_new_tokens, self.chat, self.system)
 
     def _items(self) -> Items:
         return items.items(self.path, self.hub, PINNED)

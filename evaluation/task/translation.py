@@ -45,6 +45,8 @@ class Translation:
         "Translate the following text from {{ source }} to {{ target }}. Answer with the translation only."
         "\n\n{{ text }}"
     )
+    chat: bool = True
+    system: str | None = None
     max_new_tokens: int = 128
     batch: int = 20
     tokenizer: str | None = None
@@ -83,8 +85,7 @@ class Translation:
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a prompt with its answer or its reference is longer than the model's context."""
         pairs = self._pairs()
-        prompts = generation.encoded(model, [self._prompt(source) for source, _ in pairs], self.max_new_tokens)
-        for asked, (_, several) in zip(prompts, pairs):
+        for asked, (_, several) in zip(self._encoded(model), pairs):
             reference = model.encode(several[0])
             if not reference:
                 raise ValueError(f"target={self.target}: the tokenizer makes no token of {several[0]!r}")
@@ -109,10 +110,10 @@ class Translation:
         The second still moves where a model cannot translate and BLEU lies at the floor.
         """
         pairs = self._pairs()
-        prompts = [self._prompt(source) for source, _ in pairs]
+        prompts = self._encoded(model)
         outputs = generation.answers(model, prompts, self.batch, self.max_new_tokens, progress)
         likelihoods = [
-            float(model.continuations(model.encode_prompt(asked), [model.encode(several[0])])[0].mean(dtype=np.float64))
+            float(model.continuations(asked, [model.encode(several[0])])[0].mean(dtype=np.float64))
             for asked, (_, several) in zip(prompts, pairs)
         ]
         return {**outputs, "reference_log_probs": np.array(likelihoods)}
@@ -172,11 +173,16 @@ class Translation:
     def _signature(self, items: int) -> str:
         return (
             f"direction:{self.source}-{self.target}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
-            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
+            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|chat:{self.chat}|"
+            f"system:{self.system!r}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
         )
 
     def _tokenizer(self) -> str:
         return self.tokenizer or bleu.bleu_tokenizer(self.target)
+
+    def _encoded(self, model: Reader) -> list[list[int]]:
+        prompts = [self._prompt(source) for source, _ in self._pairs()]
+        return generation.encoded(model, prompts, self.max_new_tokens, self.chat, self.system)
 
     def _prompt(self, text: str) -> str:
         columns = {"source": language.name(self.source), "target": language.name(self.target), "text": text}

@@ -42,14 +42,21 @@ class TextModel:
         """Tokens of a text, no special ones."""
         return list(self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Tokens of a user's turn: through the chat template when the tokenizer has one, else plain text.
+    @property
+    def opening(self) -> list[int]:
+        """The special tokens that the tokenizer itself puts before a text."""
+        whole, plain = list(self.tokenizer("a")["input_ids"]), self.encode("a")
+        starts = range(len(whole) - len(plain) + 1)
+        return next((whole[:at] for at in starts if whole[at : at + len(plain)] == plain), [])
 
-        Unavailable when the template takes no such turn.
+    def encode_prompt(self, text: str, system: str = "") -> list[int]:
+        """Tokens of a user's turn, after a system's: through the chat template when the tokenizer has one, else plain.
+
+        Unavailable when the template takes no such turns.
         """
         if getattr(self.tokenizer, "chat_template", None) is None:
-            return list(self.tokenizer(text)["input_ids"])
-        return self.encode(self._rendered(text))
+            return list(self.tokenizer(f"{system}\n\n{text}" if system else text)["input_ids"])
+        return self.encode(self._rendered(text, system))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, special ones skipped."""
@@ -84,9 +91,10 @@ class TextModel:
             if wrong is not None:
                 raise ValueError(f"{what} {number} holds {wrong}, no token of the model; allowed: 0 to {end - 1}")
 
-    def _rendered(self, text: str) -> str:
+    def _rendered(self, text: str, system: str = "") -> str:
         """A user's turn as the chat template writes it, at a time that never changes."""
-        turn = [{"role": "user", "content": text}]
+        turn = [{"role": "system", "content": system}] if system else []
+        turn.append({"role": "user", "content": text})
         _clock.asked = False
         try:
             _stop_clock(self.tokenizer)

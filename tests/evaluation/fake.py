@@ -19,6 +19,7 @@ class FakeModel:
         rng = np.random.default_rng(7)
         self.context = context
         self.prompt_date = ""
+        self.opening: list[int] = []
         self.chaos = 1e-6  # by how much its embeddings move when it is disturbed
         self.calls: list[tuple[int, int]] = []  # batch and tokens of what was run
         self._embedding = rng.normal(size=(VOCABULARY, WIDTH)).astype(np.float32)
@@ -31,8 +32,8 @@ class FakeModel:
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def encode_prompt(self, text: str) -> list[int]:
-        return self.encode(f"question: {text}\nanswer: ")
+    def encode_prompt(self, text: str, system: str = "") -> list[int]:
+        return self.encode(f"{system}question: {text}\nanswer: ")
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i != STOP).decode("utf-8", errors="replace")

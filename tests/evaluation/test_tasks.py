@@ -225,7 +225,7 @@ class Speechless(FakeModel):
     def encode(self, text: str) -> list[int]:
         return []
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, system: str = "") -> list[int]:
         return []
 
 

@@ -157,3 +157,20 @@ def test_the_key_of_a_reader_follows_its_files(folder: Path, tmp_path: Path) -> 
     shutil.rmtree(folder)
     with pytest.raises(Unavailable, match="no such folder"):
         model.open(tmp_path / "cache").key()
+
+
+@pytest.mark.parametrize(("make", "opening"), [(folders.chatglm2, [1001, 1003]), (folders.llama, [1])])
+def test_what_a_tokenizer_puts_before_a_text(make: Callable[[Path], Path], opening: list[int], tmp_path: Path) -> None:
+    reader = Pretrained("mine", str(make(tmp_path / "model"))).reader()
+    assert reader is not None
+    assert reader.opening == opening, "[gMASK] sop, and <s>"
+    assert reader.encode_prompt("a") == opening + reader.encode("a")
+
+
+def test_a_system_prompt_is_a_turn_of_the_chat_template(folder: Path) -> None:
+    assert read(folder).opening == []
+    assert read(folder).encode_prompt("hi", "be kind") == read(folder).encode("be kind\n\nhi")
+    template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    assert read(folder).encode_prompt("hi", "be kind") == read(folder).encode("<system>be kind<user>hi")
+    assert read(folder).encode_prompt("hi") == read(folder).encode("<user>hi")

@@ -1,0 +1,86 @@
+"""What stands before a text in tokens, and where a prompt ends and its option begins."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slimrun.evaluation import tokens
+from slimrun.evaluation.task.exact_match import ExactMatch
+from slimrun.evaluation.task.last_word import LastWord
+from slimrun.evaluation.task.multiple_choice import MultipleChoice
+from slimrun.evaluation.task.perplexity import Perplexity
+from slimrun.evaluation.task.summarization import Summarization
+from tests.evaluation import shapes
+from tests.evaluation.fake import FakeModel, silent
+
+SPACE = 95  # of SentencePiece: _ marks a word's beginning, the first one's too
+
+
+class Marked(FakeModel):
+    """A tokenizer that puts the mark of a beginning before each text, as SentencePiece does, and a token before all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opening = [1]
+
+    def encode(self, text: str) -> list[int]:
+        return list(f"_{text}".replace(" ", "_").encode())
+
+
+def test_an_option_goes_on_after_its_prompt() -> None:
+    assert tokens.continued(FakeModel(), "Answer:", " B") == [32, 66]
+    assert tokens.continued(Marked(), "Answer:", " B") == [SPACE, 66], "encoded apart it would begin with two marks"
+    assert tokens.continued(Marked(), "答案：", "B") == [66], "and here with one that is not in the text"
+
+
+def test_what_the_tokenizer_puts_before_a_text_is_there_and_in_the_signature() -> None:
+    plain, marked = FakeModel(), FakeModel()
+    marked.opening = [1, 2]
+    own = Perplexity(windows=3, window=16)
+    outputs = {name: own.evaluate(model, None, silent) for name, model in (("plain", plain), ("marked", marked))}
+    assert marked.calls[0] == (1, 18)
+    assert outputs["marked"]["hidden"].shape == outputs["plain"]["hidden"].shape
+    signatures = {name: str(own.compare("p", side, side).metrics["p/signature"]) for name, side in outputs.items()}
+    assert "|bos:no|" in signatures["plain"]
+    assert signatures["marked"] == signatures["plain"].replace("|bos:no|", "|front:1,2|")
+    none = Perplexity(windows=3, window=16, prefix="").evaluate(marked, None, silent)
+    np.testing.assert_array_equal(none["log_probs"], outputs["plain"]["log_probs"])
+    said = Perplexity(windows=3, window=16, prefix="\1\2").evaluate(plain, None, silent)
+    np.testing.assert_array_equal(said["log_probs"], outputs["marked"]["log_probs"])
+    assert Perplexity(prefix="x").protocol() != Perplexity().protocol()
+
+
+def test_it_takes_room_of_the_context() -> None:
+    model = FakeModel(context=64)
+    model.opening = [1]
+    Perplexity(window=63).fit(model)
+    with pytest.raises(ValueError, match=r"window=64 is out of range; allowed: 2 to 63, the model's context less"):
+        Perplexity(window=64).fit(model)
+
+
+def test_options_and_words_come_after_it_too(tmp_path: Path) -> None:
+    model = Marked()
+    [question] = MultipleChoice(limit=1)._questions()
+    prefixes, options = question.tokens(model, tokens.front(model, None), chat=False)
+    assert prefixes[0][:2] == [1, SPACE]
+    assert [option[0] for option in options] == [SPACE] * 4
+    chat, _ = question.tokens(model, [], chat=True)
+    assert chat[0] == model.encode_prompt(question.prompts[0])
+    word = LastWord(path=str(shapes.written(tmp_path, "lambada")), limit=1)
+    before, after = word._tokens(model, *word._pairs()[0])
+    assert (before[0], bytes(after)) == (1, b"_mouse")
+    outputs = MultipleChoice(limit=2).evaluate(model, None, silent)
+    assert "|front:1|" in str(MultipleChoice(limit=2).compare("m", outputs, outputs).metrics["m/signature"])
+    outputs = MultipleChoice(limit=2, chat=True).evaluate(model, None, silent)
+    assert "|chat|" in str(MultipleChoice(limit=2, chat=True).compare("m", outputs, outputs).metrics["m/signature"])
+
+
+def test_a_prompt_is_a_turn_or_plain_text_with_a_system_prompt_or_without(tmp_path: Path) -> None:
+    model = FakeModel()
+    path = str(shapes.written(tmp_path, "boolq", [{"text": "a", "summary": "b", "question": "a", "answer": "b"}]))
+    plain = {"path": path, "limit": 1, "prompt": "{{ text }}"}
+    assert bytes(Summarization(**plain)._encoded(model)[0]) == b"question: a\nanswer: "
+    assert bytes(Summarization(**plain, system="Be short. ")._encoded(model)[0]) == b"Be short. question: a\nanswer: "
+    assert bytes(Summarization(**plain, chat=False)._encoded(model)[0]) == b"a"
+    assert bytes(ExactMatch(**plain, chat=False, system="S")._encoded(model)[0]) == b"S\n\na"
