@@ -185,10 +185,10 @@ class GradientNetwork(Network, Protocol):
         """
 
     def leave_part(self, part: int) -> None:
-        """The gradients of a part are taken: where memory is short its weights leave it."""
+        """A part has run for all samples: what files have of its weights leaves memory."""
 
-    def own(self, weight: Tensor) -> None:
-        """A weight is about to change: where memory is short it leaves the file that it was read from."""
+    def own(self, weight: Tensor, room: Room | None = None) -> None:
+        """A weight is about to change: it leaves the file that it was read from, for the room given or the model's."""
 
     @property
     def live(self) -> bool:

@@ -218,15 +218,19 @@ def importance(hessian: Tensor, rows: Tensor, damping: float) -> Importance:
     dtype = torch.float32 if damping >= WELL_DAMPED else torch.float64
     moment = hessian[backwards][:, backwards].to(dtype)
     mean = float(diagonal.mean()) or 1.0
+    del hessian, diagonal  # a few matrices as large as the largest of a model are all that memory has room for
     share = damping
     while True:
         damped = moment.clone()
         damped.diagonal().mul_(1 + SHRINKAGE).add_(share * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if not int(failed):
             # H = R R^T with R upper, the flipped factor, so R^-1 is the Cholesky factor of the inverse
-            identity = torch.eye(len(order), dtype=dtype, device=moment.device)
-            factor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True).to(torch.float32)
+            upper = lower.flip(0, 1)
+            del lower, moment
+            identity = torch.eye(len(order), dtype=dtype, device=upper.device)
+            factor = torch.linalg.solve_triangular(upper, identity, upper=True).to(torch.float32)
             columns = factor.diagonal().square().reciprocal()
             return Importance(factor, columns, order, rows.to(torch.float32).clamp_min(0))
         share *= 10

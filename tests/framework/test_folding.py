@@ -17,6 +17,7 @@ from slimrun.ops.calibration.smoothing import smooth
 from slimrun.ops.calibration.states import Walk
 from slimrun.ops.calibration.wiring import Fold, skipped
 from slimrun.ops.framework.pytorch.network import TorchNetwork
+from slimrun.ops.memory import Room
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.quant.lowbit import Lowbit
 
@@ -123,7 +124,7 @@ def test_what_is_folded_leaves_what_the_model_computes(kind: str) -> None:
     with torch.no_grad():
         before, network = run_of(model)().logits, TorchNetwork(model)
         for one, scale in scales(folds):
-            fold(network, one, storable(network, one, scale))
+            fold(network, one, storable(network, one, scale), Room())
         assert distance(run_of(model)().logits, before) < 1e-5
     for one in folds:
         for name in (one.producer, *one.readers):
@@ -153,7 +154,7 @@ def test_a_weight_less_one_keeps_few_digits_and_the_linears_know() -> None:
         before, network = run_of(exact)().logits, TorchNetwork(model)
         for one, scale in scales(folds):
             if one.offset:
-                fold(network, one, storable(network, one, scale * 10))
+                fold(network, one, storable(network, one, scale * 10), Room())
         assert distance(run_of(model.float())().logits, before) < 0.01
 
 
@@ -166,7 +167,7 @@ def test_folds_of_a_llama(kv_heads: int) -> None:
     with torch.no_grad():
         before, network = run_of(model)().logits, TorchNetwork(model)
         for one, scale in scales(folds):
-            fold(network, one, scale)
+            fold(network, one, scale, Room())
         torch.testing.assert_close(run_of(model)().logits, before, rtol=1e-4, atol=1e-5)
 
 
@@ -182,7 +183,7 @@ def test_folds_of_chatglm() -> None:
         assert without == {}
         before = run().logits
         for one, scale in scales(folds):
-            fold(network, one, scale)
+            fold(network, one, scale, Room())
         torch.testing.assert_close(run().logits, before, rtol=1e-4, atol=1e-5)
 
 

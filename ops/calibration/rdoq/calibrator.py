@@ -44,7 +44,7 @@ from .rounding import Rounding
 from .table import Tables
 from .tuning import TunedLinear, tuned
 
-BESIDE = 2**27  # bytes of what is measured that lie in memory, more in files
+BESIDE = 2**25  # bytes of what is measured that lie in memory, more in files
 
 
 class RateDistortionCalibrator(SequentialCalibrator):
@@ -136,7 +136,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
     def _correct(self, factors: Factors, tables: Tables, progress: Progress) -> None:
         """Correct what errors are estimated to cost by what a first rounding, at about the target, is seen to lose."""
         weights = self._floats | tables.weights
-        rounding = Rounding(self.quantizer, weights, factors, self.network.room, progress)
+        rounding = Rounding(self.quantizer, weights, factors, self.room, progress)
         bits = aimed_at(self.quantizer, self.network.model, self._floats, tables.weights, self._biases)
         rounded = rounding.at(rounding.first_level(bits or BITS))
         linears = {

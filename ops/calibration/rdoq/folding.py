@@ -25,6 +25,7 @@ from slimrun.ops.calibration.wiring import (
     folds_of_norm,
     others_may_read,
 )
+from slimrun.ops.memory import Room
 from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ, TENSOR_BALANCE, importance
 
 from .statistics import Statistics
@@ -82,7 +83,7 @@ def smooth_inputs(network: GradientNetwork, folds: Sequence[Fold], statistics: S
         if one.producer in rows:  # its outputs are divided, so their gradients grow
             rows[one.producer] *= one.by_row(scale.square(), len(rows[one.producer]))
     for one, scale in scales:
-        fold(network, one, scale)
+        fold(network, one, scale, statistics.room)
 
 
 def storable(network: GradientNetwork, one: Fold, scale: Tensor) -> Tensor:
@@ -94,11 +95,11 @@ def storable(network: GradientNetwork, one: Fold, scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fold(network: GradientNetwork, one: Fold, scale: Tensor) -> None:
-    """Divide the inputs of a fold by its scale [k]."""
+def fold(network: GradientNetwork, one: Fold, scale: Tensor, room: Room) -> None:
+    """Divide the inputs of a fold by its scale [k]; the room has the weights that change."""
     producer: Any = network.model.get_submodule(one.producer)
     by_row = one.by_row(scale, producer.weight.shape[0])
-    network.own(producer.weight)
+    network.own(producer.weight, room)
     if one.offset:
         producer.weight.copy_(divided(producer.weight, by_row.to(producer.weight.device), one.offset)[0])
     else:
@@ -107,10 +108,10 @@ def fold(network: GradientNetwork, one: Fold, scale: Tensor) -> None:
         producer.bias.div_(by_row.to(producer.bias))
     for reader in one.readers:
         weight = network.affine(reader)[0]
-        network.own(weight)
+        network.own(weight, room)
         weight.mul_(scale.to(weight))
-        network.room.release([weight])
-    network.room.release([producer.weight])
+        room.release([weight])
+    room.release([producer.weight])
 
 
 def _scale(network: GradientNetwork, one: Fold, statistics: Statistics, quantizer: RDOQ) -> Tensor:

@@ -15,6 +15,8 @@ from slimrun.ops.calibration.base import GradientNetwork, Sample
 from slimrun.ops.calibration.states import States
 from slimrun.ops.memory import Room, give_back
 
+GIVE_BACK = 12  # runs of a part between two returns of memory, after which it must be had anew
+
 
 class GradientWalk:
     """A walk of samples through a network of so many parts: `forward`, then `back` through each from the last on.
@@ -37,6 +39,7 @@ class GradientWalk:
         self.parts = parts
         self.at_head = at_head
         self.steps = (2 * parts - 1) * len(samples)  # that both ways give together
+        self._runs = 0
         self._given = [States(len(samples), room) for _ in range(parts)]
         self._gradients = States(len(samples), room)
 
@@ -49,7 +52,7 @@ class GradientWalk:
                 self._given[part + 1].put(index, state)
                 yield index
             self._given[part].leave()
-            give_back()
+            self.network.leave_part(part)
 
     def back(self, part: int) -> Iterator[int]:
         """One part, with its gradients; gives the number of each sample once they are complete."""
@@ -67,7 +70,6 @@ class GradientWalk:
             del state, out, gradient  # before the next sample's come
             yield index
         self.network.leave_part(part)
-        give_back()
 
     def both_ways(self) -> Iterator[int]:
         """`forward`, then `back` through every part."""
@@ -76,6 +78,9 @@ class GradientWalk:
             yield from self.back(part)
 
     def _run(self, part: int, index: int, state: Tensor | None) -> Tensor:
+        self._runs += 1
+        if self._runs % GIVE_BACK == 0:
+            give_back()
         return run_part(self.network, self.parts, part, self.samples[index], state)
 
 

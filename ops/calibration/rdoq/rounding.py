@@ -56,7 +56,7 @@ class Rounding:
         for done, (name, weight) in enumerate(self.weights.items()):
             rounded = self._round(name, weight.detach().float(), level)
             found[name] = QuantizedWeight(self.room.keep(rounded.values), rounded.scale)
-            self.room.release([weight])
+            self.factors.room.release([weight])
             self.progress(done + 1, len(self.weights))
             if done % GIVE_BACK == 0:  # the integers that stay lie between what is freed
                 give_back()
@@ -99,7 +99,7 @@ class Rounding:
                 spread = weight.detach().float().std(dim=1, correction=0).clamp_min(1e-30)
                 slope = self.factors.slope(name).clamp_min(1e-30)
                 bits += float((spread * slope.sqrt()).log2().sum()) * weight.shape[1]
-                self.room.release([weight])
+                self.factors.room.release([weight])
         gaussian = 0.5 * math.log2(2 * math.pi * math.e)
         return float(2 ** (bits / self.count + gaussian - (target - self.overhead)))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from slimrun.ops.calibration.base import Sample, Watcher
 from slimrun.ops.calibration.wiring import blocks_of
 from slimrun.ops.format.linear import QuantizedLinear
-from slimrun.ops.memory import Room, give_back
+from slimrun.ops.memory import Room, give_back, release
 from slimrun.ops.model.experts import unstack
 from slimrun.ops.model.linears import float_linears
 from slimrun.ops.model.output_head import output_layer
@@ -137,9 +137,9 @@ class TorchNetwork(TorchSmoothable):
         return self._blocks.run(part, partial(self.run, sample), state)
 
     def leave_part(self, part: int) -> None:
-        """The gradients of a part are taken: where memory is short its weights leave it."""
+        """A part has run for all samples: what files have of its weights leaves memory."""
         for block in self._blocks.blocks[max(0, part - 1) : part]:
-            self.room.release([*block.parameters(), *block.buffers()])
+            release([*block.parameters(), *block.buffers()])
 
     def states(self, sample: Sample) -> Tensor:
         """The last hidden states [1, T, H] of a sample, before the output layer."""

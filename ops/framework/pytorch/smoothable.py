@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slimrun.ops.calibration.base import Watcher
 from slimrun.ops.calibration.blocks import Blocks
 from slimrun.ops.calibration.wiring import Fold, Observations, folds_of_norm
-from slimrun.ops.memory import Room
+from slimrun.ops.memory import Room, release
 from slimrun.ops.model.linears import linear_names
 
 from .mapped import move
@@ -73,14 +73,17 @@ class TorchSmoothable:
         if bias is not None:
             add_bias(module, bias.to(module.weight.dtype))
 
-    def own(self, weight: Tensor) -> None:
-        """Before it changes: a weight of a model that is larger than memory leaves the file it was read from.
+    def own(self, weight: Tensor, room: Room | None = None) -> None:
+        """Before it changes: a weight leaves the file that it was read from, for the room given or the model's own.
 
-        A changed page of that file would stay in memory.
+        A changed page of that file would stay in memory as long as anything of the file does.
         """
-        if self.room.full:
+        room = room or self.room
+        if weight.device.type == "cpu":
+            before = weight.data
             shared = [one for one in self.model.parameters() if one.data_ptr() == weight.data_ptr()]
-            move(shared, lambda old: self.room.empty(old.shape, old.dtype).copy_(old))
+            move(shared, lambda old: room.empty(old.shape, old.dtype).copy_(old))
+            release([before])
 
     def first_tensor(self, output: Any) -> Tensor:
         """The first tensor of what the model gave: a tensor, a tuple, or a ModelOutput."""
