@@ -205,3 +205,10 @@ def test_inputs_take_the_first_that_costs_little_enough() -> None:
     assert new_inputs(["q", "k"], ["dynamic", "float"], costs, 1.9) == "float"
     assert new_inputs(["q", "k"], ["dynamic"], costs, 0.0) == "dynamic"
     assert new_inputs(["q", "k"], ["float"], costs, math.inf) == "float"
+
+
+def test_other_tokens_may_be_routed_to_an_expert_once_inputs_have_grids() -> None:
+    layers = calibrator(tiny(model_type="mixtral", num_local_experts=4), RDOQ(target_bits=4.5)).run()
+    experts = [layer for layer in layers if "experts" in layer.name and layer.observer and not layer.fallback]
+    assert experts
+    assert all(layer.input_loss > 0 for layer in experts)

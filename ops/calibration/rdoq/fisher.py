@@ -132,7 +132,7 @@ class FisherStatistics:
                 handle.remove()
 
     def _read(self, name: str, later: bool, _: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if self._counts() and (self._again or not later):
+        if self._counts() and (self._again or not later) and given[0].numel():  # an expert may have no tokens
             self._inputs[name] = given[0].detach().float().flatten(0, -2)
 
     def _gave(self, name: str, later: bool, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> None:

@@ -52,8 +52,12 @@ def input_losses(
         def watch(x: Tensor) -> None:
             rows = x.float().flatten(0, -2)
             moved = multiply(error(rows, one), one.weight.values) * steps.reshape(1, -1)
-            begin = begins[walk.sample]
-            losses[name] += float(moved.square().sum(dim=1).cpu() @ token_weights[name][begin : begin + len(rows)])
+            known, begin, end = token_weights[name], begins[walk.sample], begins[walk.sample + 1]
+            if len(rows) == end - begin and len(known) == begins[-1]:
+                weights = known[begin:end]
+            else:  # an expert, to which other tokens are routed now than when weights were measured
+                weights = known.mean().expand(len(rows))
+            losses[name] += float(moved.square().sum(dim=1).cpu() @ weights)
 
         return watch
 
