@@ -1,11 +1,26 @@
 """Answers of a model to many prompts, in batches of one shape. Shared by the tasks that score generated text."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, batches
 from slimrun.evaluation.comparison import SAMPLES, Score, paired
+
+REFUSE, CUT = TOO_LONG = ("refuse", "cut")
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How prompts are put to a model: as turns or plain, after which system prompt, and what of too long ones."""
+
+    chat: bool = True
+    system: str | None = None
+    too_long: str = REFUSE
+
+
+AS_A_TURN = Prompting()
 
 
 def turn(model: Reader, text: str, chat: bool, system: str | None) -> list[int]:
@@ -16,28 +31,33 @@ def turn(model: Reader, text: str, chat: bool, system: str | None) -> list[int]:
 
 
 def encoded(
-    model: Reader, prompts: Sequence[str], max_new_tokens: int, chat: bool = True, system: str | None = None
-) -> list[list[int]]:
-    """The tokens of every prompt.
+    model: Reader, prompts: Sequence[str], max_new_tokens: int, prompting: Prompting = AS_A_TURN
+) -> tuple[list[list[int]], list[str]]:
+    """The tokens of every prompt, and a note on those that lost their beginning.
 
-    Raises ValueError when a prompt with its answer does not fit into the model's context: cutting it silently
-    would score an answer to another question.
+    Raises ValueError when a prompt with its answer does not fit into the model's context, unless it is to be cut:
+    cutting it silently would score an answer to another question.
     """
-    tokens = [turn(model, prompt, chat, system) for prompt in prompts]
-    longest = max(map(len, tokens))
+    tokens = [turn(model, prompt, prompting.chat, prompting.system) for prompt in prompts]
     if not all(tokens):
         raise ValueError("prompt: the tokenizer makes no token of one of the prompts")
+    room = model.context - max_new_tokens
+    beyond = sum(len(ids) > room for ids in tokens)
+    if prompting.too_long == CUT and beyond and room > 0:
+        note = f"too_long={CUT}: {beyond} of {len(tokens)} prompts lose their beginning, to {room} tokens"
+        return [ids[-room:] for ids in tokens], [note]
+    longest = max(map(len, tokens))
     if longest >= model.context:
         raise ValueError(
-            f"prompt: the longest has {longest} tokens, the model's context {model.context}; leave the task out, or "
-            "give shorter texts with path=FILE"
+            f"prompt: {beyond} of {len(tokens)} are too long, the longest has {longest} tokens, the model's context "
+            f"{model.context}; leave the task out, give shorter texts with path=FILE, or too_long={CUT}"
         )
     if longest + max_new_tokens > model.context:
         raise ValueError(
             f"max_new_tokens={max_new_tokens} is out of range; allowed: 1 to {model.context - longest}, "
             f"the model's context of {model.context} less the longest prompt"
         )
-    return tokens
+    return tokens, []
 
 
 def answers(

@@ -6,7 +6,7 @@ import numpy as np
 import regex
 
 from slimrun.evaluation import generation, prompt
-from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, protocol_of
+from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, one_of, protocol_of
 from slimrun.evaluation.comparison import Report
 from slimrun.evaluation.metric.accuracy import accuracy
 from slimrun.evaluation.source import items
@@ -42,6 +42,7 @@ class ExactMatch:
     example: str = "{{ answer }}"
     chat: bool = True
     system: str | None = None
+    too_long: str = "refuse"
     max_new_tokens: int = 256
     batch: int = 20
     margin_points: float = 5.0
@@ -53,6 +54,7 @@ class ExactMatch:
                 at_least(key, getattr(self, key), 1)
         at_least("shots", self.shots, 0)
         at_least("margin_points", self.margin_points, 0)
+        one_of("too_long", self.too_long, generation.TOO_LONG)
         for key in ("prompt", "answer", "example"):
             prompt.check(key, getattr(self, key))
         for key in ("extract", "ignore"):
@@ -67,8 +69,7 @@ class ExactMatch:
 
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a prompt with its answer is longer than the model's context."""
-        self._encoded(model)
-        return []
+        return self._encoded(model)[1]
 
     def texts(self) -> list[str]:
         """The prompts without examples."""
@@ -82,7 +83,7 @@ class ExactMatch:
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """texts: what the model wrote."""
-        return generation.answers(model, self._encoded(model), self.batch, self.max_new_tokens, progress)
+        return generation.answers(model, self._encoded(model)[0], self.batch, self.max_new_tokens, progress)
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """The share of exact answers, and which flipped."""
@@ -116,13 +117,15 @@ class ExactMatch:
             f"exact-match|items:{count}|shots:{self.shots}|extract:{self.extract}|ignore:{self.ignore}|"
             f"stop:{self.stop}|"
             f"greedy|max_new_tokens:{self.max_new_tokens}|batch:{self.batch}|chat:{self.chat}|"
+            f"too_long:{self.too_long}|"
             f"system:{self.system!r}|prompt:{self.prompt!r}|"
             f"answer:{self.answer!r}|data:{self._items().sha256[:12]}"
         )
 
-    def _encoded(self, model: Reader) -> list[list[int]]:
+    def _encoded(self, model: Reader) -> tuple[list[list[int]], list[str]]:
+        prompting = generation.Prompting(self.chat, self.system, self.too_long)
         prompts = [item.prompt for item in self._problems()]
-        return generation.encoded(model, prompts, self.max_new_tokens, self.chat, self.system)
+        return generation.encoded(model, prompts, self.max_new_tokens, prompting)
 
     def _items(self) -> Items:
         return items.items(self.path, self.hub)

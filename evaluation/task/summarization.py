@@ -10,6 +10,7 @@ from slimrun.evaluation.base import (
     Reader,
     Reference,
     at_least,
+    one_of,
     protocol_of,
 )
 from slimrun.evaluation.comparison import Report, paired
@@ -34,6 +35,7 @@ class Summarization:
     prompt: str = "{{ text }}\n\nSummarize the text above in one short sentence."
     chat: bool = True
     system: str | None = None
+    too_long: str = "refuse"
     max_new_tokens: int = 64
     batch: int = 20
     margin_points: float = 2.0
@@ -44,6 +46,7 @@ class Summarization:
             if getattr(self, key) is not None:
                 at_least(key, getattr(self, key), 1)
         at_least("margin_points", self.margin_points, 0)
+        one_of("too_long", self.too_long, generation.TOO_LONG)
         for key in ("text", "reference", "prompt"):
             prompt.check(key, getattr(self, key))
 
@@ -53,8 +56,7 @@ class Summarization:
 
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a prompt with its answer is longer than the model's context."""
-        self._encoded(model)
-        return []
+        return self._encoded(model)[1]
 
     def texts(self) -> list[str]:
         """The prompts."""
@@ -66,7 +68,7 @@ class Summarization:
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """texts: the summaries."""
-        return generation.answers(model, self._encoded(model), self.batch, self.max_new_tokens, progress)
+        return generation.answers(model, self._encoded(model)[0], self.batch, self.max_new_tokens, progress)
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Four ROUGE scores for both, ROUGE-L with a verdict where the float model's is above chance."""
@@ -102,11 +104,13 @@ class Summarization:
         return (
             f"{rouge.rouge_signature()}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
             f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|chat:{self.chat}|"
+            f"too_long:{self.too_long}|"
             f"system:{self.system!r}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
         )
 
-    def _encoded(self, model: Reader) -> list[list[int]]:
-        return generation.encoded(model, self.texts(), self.max_new_tokens, self.chat, self.system)
+    def _encoded(self, model: Reader) -> tuple[list[list[int]], list[str]]:
+        prompting = generation.Prompting(self.chat, self.system, self.too_long)
+        return generation.encoded(model, self.texts(), self.max_new_tokens, prompting)
 
     def _items(self) -> Items:
         return items.items(self.path, self.hub, PINNED)

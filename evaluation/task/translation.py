@@ -47,6 +47,7 @@ class Translation:
     )
     chat: bool = True
     system: str | None = None
+    too_long: str = "refuse"
     max_new_tokens: int = 128
     batch: int = 20
     tokenizer: str | None = None
@@ -66,6 +67,7 @@ class Translation:
             if getattr(self, key) is not None:
                 at_least(key, getattr(self, key), 1)
         at_least("margin_points", self.margin_points, 0)
+        one_of("too_long", self.too_long, generation.TOO_LONG)
         if self.target_path and not self.path:
             raise ValueError(
                 f"target_path={self.target_path} is the second of two files; give the first with path=FILE"
@@ -84,8 +86,8 @@ class Translation:
 
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a prompt with its answer or its reference is longer than the model's context."""
-        pairs = self._pairs()
-        for asked, (_, several) in zip(self._encoded(model), pairs):
+        prompts, notes = self._encoded(model)
+        for asked, (_, several) in zip(prompts, self._pairs()):
             reference = model.encode(several[0])
             if not reference:
                 raise ValueError(f"target={self.target}: the tokenizer makes no token of {several[0]!r}")
@@ -94,7 +96,7 @@ class Translation:
                     f"target={self.target}: a prompt with its reference has {len(asked) + len(reference)} tokens, the "
                     f"model's context {model.context}; leave the task out, or give shorter texts with path=FILE"
                 )
-        return []
+        return notes
 
     def texts(self) -> list[str]:
         """The sources."""
@@ -110,7 +112,7 @@ class Translation:
         The second still moves where a model cannot translate and BLEU lies at the floor.
         """
         pairs = self._pairs()
-        prompts = self._encoded(model)
+        prompts, _ = self._encoded(model)
         outputs = generation.answers(model, prompts, self.batch, self.max_new_tokens, progress)
         likelihoods = [
             float(model.continuations(asked, [model.encode(several[0])])[0].mean(dtype=np.float64))
@@ -174,15 +176,17 @@ class Translation:
         return (
             f"direction:{self.source}-{self.target}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
             f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|chat:{self.chat}|"
+            f"too_long:{self.too_long}|"
             f"system:{self.system!r}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
         )
 
     def _tokenizer(self) -> str:
         return self.tokenizer or bleu.bleu_tokenizer(self.target)
 
-    def _encoded(self, model: Reader) -> list[list[int]]:
+    def _encoded(self, model: Reader) -> tuple[list[list[int]], list[str]]:
+        prompting = generation.Prompting(self.chat, self.system, self.too_long)
         prompts = [self._prompt(source) for source, _ in self._pairs()]
-        return generation.encoded(model, prompts, self.max_new_tokens, self.chat, self.system)
+        return generation.encoded(model, prompts, self.max_new_tokens, prompting)
 
     def _prompt(self, text: str) -> str:
         columns = {"source": language.name(self.source), "target": language.name(self.target), "text": text}

@@ -25,7 +25,7 @@ from tests.evaluation.fake import FakeModel, silent
 
 CONF = Path(__file__).parents[2] / "conf" / "task"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-SMALLER = {"windows": 3, "window": 64, "limit": 5, "max_new_tokens": 6, "batch": 2, "shots": 0}
+SMALLER = {"windows": 3, "window": 64, "limit": 5, "max_new_tokens": 6, "batch": 2, "shots": 0, "too_long": "refuse"}
 
 
 @pytest.fixture(scope="module", autouse=True)

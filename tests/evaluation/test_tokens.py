@@ -80,7 +80,21 @@ def test_a_prompt_is_a_turn_or_plain_text_with_a_system_prompt_or_without(tmp_pa
     model = FakeModel()
     path = str(shapes.written(tmp_path, "boolq", [{"text": "a", "summary": "b", "question": "a", "answer": "b"}]))
     plain = {"path": path, "limit": 1, "prompt": "{{ text }}"}
-    assert bytes(Summarization(**plain)._encoded(model)[0]) == b"question: a\nanswer: "
-    assert bytes(Summarization(**plain, system="Be short. ")._encoded(model)[0]) == b"Be short. question: a\nanswer: "
-    assert bytes(Summarization(**plain, chat=False)._encoded(model)[0]) == b"a"
-    assert bytes(ExactMatch(**plain, chat=False, system="S")._encoded(model)[0]) == b"S\n\na"
+    assert bytes(Summarization(**plain)._encoded(model)[0][0]) == b"question: a\nanswer: "
+    assert bytes(Summarization(**plain, system="Brief. ")._encoded(model)[0][0]) == b"Brief. question: a\nanswer: "
+    assert bytes(Summarization(**plain, chat=False)._encoded(model)[0][0]) == b"a"
+    assert bytes(ExactMatch(**plain, chat=False, system="S")._encoded(model)[0][0]) == b"S\n\na"
+
+
+def test_prompts_beyond_the_context_are_refused_or_cut_and_counted(tmp_path: Path) -> None:
+    rows = [{"text": "a" * length, "summary": "b"} for length in (5, 40, 50)]
+    path, model = str(shapes.written(tmp_path, "boolq", rows)), FakeModel(context=40)
+    plain = {"path": path, "limit": 3, "prompt": "{{ text }}", "chat": False, "max_new_tokens": 8, "batch": 2}
+    with pytest.raises(ValueError, match=r"^prompt: 2 of 3 are too long, the longest has 50 tokens, .* too_long=cut"):
+        Summarization(**plain).fit(model)
+    own = Summarization(**plain, too_long="cut")
+    assert own.fit(model) == ["too_long=cut: 2 of 3 prompts lose their beginning, to 32 tokens"]
+    assert [len(ids) for ids in own._encoded(model)[0]] == [5, 32, 32]
+    assert own.evaluate(model, None, silent)["texts"].shape == (3,)
+    with pytest.raises(ValueError, match=r"^too_long=shorten is unknown; allowed: refuse, cut"):
+        Summarization(too_long="shorten")
