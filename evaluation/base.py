@@ -65,6 +65,10 @@ class LanguageModel(Reader, Protocol):
         """States before the output head: [B, T] -> [B, T, H]."""
         ...
 
+    def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
+        """The same of each batch; a model larger than memory takes all of them through a block before the next one."""
+        ...
+
     def log_probs(self, hidden: FloatArray) -> FloatArray:
         """Log-softmax of the output head: [N, H] -> [N, V]."""
         ...

@@ -1,5 +1,6 @@
 """Perplexity of a text, and how far the quantized model's predictions are from the float model's."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,9 +89,9 @@ class Perplexity:
         windows, before = self._tokens(model), tokens.front(model, self.prefix)
         collected: dict[str, list[np.ndarray]] = {}
         done = 0
-        for batch, count in batches(list(windows), self.batch):
-            ids = np.stack(batch)
-            hidden = _states(model, before, ids)[:count]
+        groups = [(np.stack(batch), count) for batch, count in batches(list(windows), self.batch)]
+        for (ids, count), whole in zip(groups, _states(model, before, [ids for ids, _ in groups])):
+            hidden = whole[:count]
             targets, shape = ids[:count, 1:].ravel(), (count, self.window - 1)
             states = hidden.reshape(-1, hidden.shape[-1])
             if reference is None:
@@ -116,7 +117,8 @@ class Perplexity:
         with model.disturbed() as moved:
             for batch, count in batches(list(windows[:NOISE_WINDOWS]), self.batch) if moved else ():
                 ids = np.stack(batch)
-                hidden = _states(model, tokens.front(model, self.prefix), ids)[:count]
+                [whole] = _states(model, tokens.front(model, self.prefix), [ids])
+                hidden = whole[:count]
                 states, targets = hidden.reshape(-1, hidden.shape[-1]), ids[:count, 1:].ravel()
                 moves.append(fidelity.token_log_probs(targets, states, model.log_probs).reshape(count, -1))
         if not moved:
@@ -183,7 +185,8 @@ class Perplexity:
         return np.array(found[: self.windows], dtype=np.int64)
 
 
-def _states(model: LanguageModel, before: list[int], ids: IntArray) -> FloatArray:
-    """States [B, T - 1, H] of all tokens [B, T] but the last, computed after the tokens `before` them."""
-    front = np.tile(np.array(before, dtype=np.int64), (len(ids), 1))
-    return model.hidden(np.concatenate([front, ids], axis=1))[:, len(before) : -1]
+def _states(model: LanguageModel, before: list[int], batches: Sequence[IntArray]) -> Iterator[FloatArray]:
+    """Of each batch the states [B, T - 1, H] of all tokens [B, T] but the last, computed after the tokens `before`."""
+    fronts = (np.tile(np.array(before, dtype=np.int64), (len(ids), 1)) for ids in batches)
+    for states in model.hiddens([np.concatenate(pair, axis=1) for pair in zip(fronts, batches)]):
+        yield states[:, len(before) : -1]

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from slimrun.ops.errors import Unavailable
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 CHECKSUM_PROMPTS = ("The capital of France is", "def add(a, b):\n    return", "中国的首都在哪里？")
 # Chat templates that put the day into the prompt (LLaMA 3.1, Granite, gpt-oss) would give other scores each day. They
@@ -57,6 +63,14 @@ class TextModel:
         if getattr(self.tokenizer, "chat_template", None) is None:
             return list(self.tokenizer(f"{system}\n\n{text}" if system else text)["input_ids"])
         return self.encode(self._rendered(text, system))
+
+    def hidden(self, ids: IntArray) -> FloatArray:
+        """States [B, T, H] before the output head, of tokens [B, T]."""
+        raise NotImplementedError
+
+    def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
+        """The same of each batch."""
+        return map(self.hidden, batches)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, special ones skipped."""

@@ -45,6 +45,9 @@ class FakeModel:
         before[:, 0] = 0
         return np.tanh(now + 0.5 * before)
 
+    def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
+        return map(self.hidden, batches)
+
     @contextmanager
     def disturbed(self) -> Iterator[bool]:
         before = self._embedding

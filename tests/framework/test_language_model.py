@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from slimrun.ops.framework.pytorch import TorchModel
+from slimrun.ops.framework.base import Device
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.framework.pytorch.language_model import check_output_head
+from tests.conftest import described, tiny
 
 
 def test_byte_tokenizer_keeps_any_text(tiny_model: TorchModel) -> None:
@@ -36,3 +40,14 @@ def test_output_head_stays_float_when_the_model_is_quantized(tiny_model: TorchMo
     expected = head(hidden)
     Calibrator(tiny_model.module, W8A8(ignore_last_linear=False), [{"input_ids": torch.tensor([[5, 6, 7]])}]).run()
     np.testing.assert_array_equal(head(hidden), expected)
+
+
+def test_many_batches_go_block_by_block_where_memory_has_no_room() -> None:
+    bounded = PyTorch().load(described().open(Path("unused")), Device("cpu", "cpu", max_memory={"cpu": "8KiB"}))
+    batches = [np.array([[5, 6, 7], [8, 9, 10]]), np.array([[11, 12]]), np.array([[13]])]
+    ran: list[int] = []
+    for number, layer in enumerate(bounded.module.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    for found, ids in zip(bounded.hiddens(batches), batches, strict=True):
+        np.testing.assert_array_equal(found, tiny().hidden(ids))
+    assert ran[-6:] == [0, 0, 0, 1, 1, 1]

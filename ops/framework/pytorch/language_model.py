@@ -16,6 +16,8 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.dynamic_module_utils import custom_object_save
 
+from slimrun.ops.calibration.base import Sample
+from slimrun.ops.calibration.states import States
 from slimrun.ops.format.linear import Int8Table, QuantizedLinear, float_product
 from slimrun.ops.memory import Room
 from slimrun.ops.model.output_head import output_layer
@@ -23,6 +25,7 @@ from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
 
 from .as_module import AsModule, or_of_module
 from .cached_steps import MORE, READ, CachedSteps
+from .network import TorchNetwork
 from .noise import noisy
 
 FloatArray = npt.NDArray[np.float32]
@@ -70,6 +73,27 @@ class TorchModel(AsModule, TextModel):
         self.check_tokens(ids, "row")
         states = self._base(input_ids=self._tensor(ids), use_cache=False).last_hidden_state
         return _float_array(states)
+
+    def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
+        """The same of each batch; all of them through a block before the next where memory has no room."""
+        if not self.room.full or not batches:
+            yield from super().hiddens(batches)
+            return
+        for ids in batches:
+            self.check_tokens(ids, "row")
+        with torch.inference_mode():
+            states = self._block_by_block([{"input_ids": self._tensor(ids), "use_cache": False} for ids in batches])
+        for index in range(len(batches)):
+            yield _float_array(states.take(index))
+
+    def _block_by_block(self, samples: Sequence[Sample]) -> States:
+        """What `hidden` gives of every sample, before it is an array."""
+        network, states = TorchNetwork(self.module, self._base, self.room), States(len(samples), self.room)
+        parts = network.tell_parts(samples[0])
+        for part in range(parts):
+            for index, sample in enumerate(samples):
+                states.put(index, network.states_part(part, sample, states.take(index)))
+        return states
 
     def log_probs(self, hidden: FloatArray) -> FloatArray:
         """Log-probabilities [N, V] of hidden states [N, H]."""
