@@ -33,6 +33,8 @@ def check(choices: Choices) -> Outline:
     if choices.quant.needs_gradients and not choices.framework.gives_gradients:
         raise ValueError(f"quant._target_={type(choices.quant).__name__} needs gradients; allowed: framework=pytorch")
     outline = choices.framework.check(choices.model, choices.device)
+    if outline.missing and not choices.plan:
+        raise Unavailable(outline.missing)
     try:
         choices.quant.ignored(list(outline.linears))
         covered = [] if choices.quant.quant_type == FLOAT else choices.quant.covered(list(outline.linears))
@@ -40,10 +42,13 @@ def check(choices: Choices) -> Outline:
         raise ValueError(f"quant.{error}") from error
     if covered and not set(covered) - outline.kept.keys():
         raise ValueError(f"quant.ignore leaves gates and routers alone: {', '.join(covered[:3])}; take quant=none")
-    export.check(choices.export, choices.model, readable)
+    notes = [outline.missing] if outline.missing else []
+    if not outline.missing:  # the tokenizer comes with the weights
+        export.check(choices.export, choices.model, readable)
+        notes = fit(choices)
     first = choices.coverage_note(outline)
-    notes = (*([first] if first else []), *outline.notes, *fit(choices), *uncertified(choices))
-    return replace(outline, notes=(*notes, *generated(choices, outline)))
+    notes = [*([first] if first else []), *outline.notes, *notes, *uncertified(choices), *generated(choices, outline)]
+    return replace(outline, notes=tuple(notes))
 
 
 def generated(choices: Choices, outline: Outline) -> list[str]:

@@ -19,11 +19,12 @@ from slimrun.ops.model.base import Outline
 from slimrun.runner.cache import Cache
 from slimrun.runner.experiment import Experiment
 from slimrun.runner.folder import RESULTS, SCORES, read_json, read_scores
+from slimrun.runner.forecast import Forecast
 from slimrun.runner.result import Result, covered_share
 
 PROCESS_BYTES = 620_000_000  # interpreter and libraries
-FLOAT_COPIES = 2.0  # of the float weights at the peak, the pages of their mapped file being one
-INT8_COPIES = 1.4  # of the int8 weights
+INT8_COPIES = 1.2  # of the int8 weights at the peak
+WORK_BYTES = 24  # of a weight of the largest linear while it is quantized
 REPORT_BYTES = 1_000_000  # tables, pictures, outputs of a run
 SCALE_BITS = 32  # a row's step
 EXPONENT_BITS = 5.3  # of the 8 of a number that coding saves, where floats are coded too
@@ -213,13 +214,20 @@ class Estimate:
         """(peak bytes of main memory, whether a recorded run tells them)."""
         if self.same_method:
             return max(record.peak_rss_bytes for record in self.same_method), True
-        peak = PROCESS_BYTES + FLOAT_COPIES * self.outline.float_bytes + INT8_COPIES * self.weights
-        return round(peak), False
+        held = self.outline.float_bytes + INT8_COPIES * self.weights
+        return round(min(held, self.experiment.device.room) + self.least_memory), False
 
     @property
     def least_memory(self) -> int:
-        """Bytes without which it cannot run: the process, and the float weights once."""
-        return PROCESS_BYTES + self.outline.float_bytes
+        """Bytes without which it cannot run: the process, and what quantizing the largest linear takes."""
+        return PROCESS_BYTES + WORK_BYTES * max(map(prod, self.outline.linears.values()), default=0)
+
+    @cached_property
+    def forecast(self) -> dict[str, float]:
+        """Seconds by stage, from this machine's measured speed; ValueError where nothing tells them."""
+        known = self.fingerprint is not None
+        missing = self.experiment.baselines_missing(str(self.fingerprint)) if known else list(self.experiment.task)
+        return Forecast(self.experiment, self.outline, self.covered, missing).stages()
 
     @property
     def seconds(self) -> list[float]:

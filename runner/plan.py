@@ -124,7 +124,12 @@ def memory(job: Estimate) -> str:
 def duration(job: Estimate) -> str:
     """How long it takes, as a range where the recorded runs differ by more than a quarter."""
     if not job.seconds:
-        return "unknown: no run of this model with these tasks is recorded on this machine"
+        try:
+            stages = job.forecast
+        except ValueError as error:
+            return f"unknown: no run of this model with these tasks is recorded on this machine, and {error}"
+        told = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in stages.items())
+        return f"about {clock(sum(stages.values()))} (from this machine's speed: {told})"
     low, high = min(job.seconds), max(job.seconds)
     shown = clock(high) if high <= 1.25 * low else f"{clock(low)} to {clock(high)}"
     return f"{shown} (recorded: {len(job.seconds)}{'' if job.same_method else ', with other methods'})"
@@ -136,22 +141,19 @@ def done(job: Estimate) -> str:
 
 
 def refusal(job: Estimate) -> str:
-    """Why the float weights do not fit into memory, "" when they do or some may lie elsewhere."""
+    """Why the job does not fit into memory, "" when it does or some may lie elsewhere."""
     device = job.experiment.device
     weights = job.outline.float_bytes
     if device.device_map is not None or device.max_memory.get("cpu") or job.done:
         return ""
     if device.type == "cpu":
-        needed, free, way_out = job.least_memory, free_memory(), "device=cpu_disk, or a smaller model"
+        needed, free, way_out = job.least_memory, free_memory(), "a smaller model, or a machine with more"
     else:
         needed, free = weights, int(torch.get_device_module(device.type).mem_get_info()[0])
         way_out = f"device={device.type}_multi or device=cpu_disk"
     if needed <= free:
         return ""
-    return (
-        f"needs {size(needed)} of memory on {device.name} at least (float weights {size(weights)}), "
-        f"{size(free)} are free; take {way_out}"
-    )
+    return f"needs {size(needed)} of memory on {device.name} at least, {size(free)} are free; take {way_out}"
 
 
 def disk_refusals(jobs: Sequence[Estimate], folder: Path, trials: int) -> list[str]:

@@ -11,7 +11,7 @@ from slimrun.ops.errors import Unavailable, first_line
 from slimrun.ops.model.base import Model, Outline, check_dtype
 from slimrun.ops.model.fingerprint import folder_hash, foreign_code
 from slimrun.ops.model.outline import code_hint, description_key, outline_of
-from slimrun.ops.weights.folder import check_folder, check_kind, strays
+from slimrun.ops.weights.folder import NoWeights, check_folder, check_kind, strays
 
 WAY_OUT = (
     "; give a folder (model.path=DIR; ModelScope fetches one: modelscope download --model ID --local_dir DIR), or "
@@ -79,7 +79,10 @@ class Pretrained(Model):
         folder = self.folder()
         if folder is None:
             return outline_of(self)
-        found = outline_of(self, check_folder(folder, formats))
+        try:
+            found = outline_of(self, check_folder(folder, formats))
+        except NoWeights as error:
+            return replace(outline_of(self), missing=str(error))
         return replace(found, notes=(*found.notes, *strays(folder, formats)))
 
     def fingerprint(self, *, read: bool = True) -> str | None:

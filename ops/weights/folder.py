@@ -28,6 +28,10 @@ BUNDLE = "quant_model_description*.json"
 LFS_POINTER = b"version https://git-lfs"
 
 
+class NoWeights(Unavailable):
+    """The folder is a model's, and its weights are not there."""
+
+
 def check_folder(folder: Path, formats: Collection[str]) -> dict[str, Tensor]:
     """What the files hold that would be loaded: tensors by name, on the meta device.
 
@@ -84,7 +88,7 @@ def weight_files(folder: Path, formats: Collection[str]) -> list[Path]:
     others = _named(folder, OTHER_WEIGHTS)
     found = f"; {', '.join(others[:3])} would not be loaded" if others else ""
     names += [f"*{CKPT}"] if CKPT in formats else []
-    raise Unavailable(f"{folder} has no weights ({', '.join(names)}){found}")
+    raise NoWeights(f"{folder} has no weights ({', '.join(names)}){found}")
 
 
 def strays(folder: Path, formats: Collection[str]) -> list[str]:

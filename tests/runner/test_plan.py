@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from slimrun.ops.errors import Unavailable
-from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.model.fingerprint import folder_hash
 from slimrun.runner import plan
 from slimrun.runner.config import ConfigError, build, composed
@@ -20,6 +19,7 @@ from slimrun.runner.display import Stages
 from slimrun.runner.estimate import Estimate, facts
 from slimrun.runner.plan import rows, show
 from slimrun.runner.report import run as report
+from slimrun.runner.workload import work_of
 
 TINY = [
     "model=tiny_llama", "model.architecture.hidden_size=256", "model.architecture.intermediate_size=512",
@@ -58,7 +58,8 @@ def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Pat
     cache = tmp_path / "cache"
     before = planned(cache)
     assert (before.done, before.seconds) == ("", [])
-    assert dict(rows(before))["time"].startswith("unknown: no run of this model")
+    assert dict(rows(before))["time"].startswith("about ")
+    assert "from this machine's speed: load " in dict(rows(before))["time"]
     assert "float baseline to compute: perplexity" in dict(rows(before))["evaluate"]
     found = run(before, tmp_path / "run")
 
@@ -87,10 +88,8 @@ def test_what_does_not_fit_is_refused_with_the_number(
 ) -> None:
     job = planned(tmp_path / "cache")
     monkeypatch.setattr(plan, "free_memory", lambda: 600_000_000)
-    with pytest.raises(ConfigError, match=r"needs 62\d\.\d MB of memory on cpu at least .* 600\.0 MB are free"):
+    with pytest.raises(ConfigError, match=r"needs 62\d\.\d MB of memory on cpu at least, 600\.0 MB are free"):
         show([([], job)], tmp_path, multirun=False)
-    spread = planned(tmp_path / "cache", "device=cpu_disk")  # the rest lies on disk there
-    show([([], spread)], tmp_path, multirun=False)
 
     monkeypatch.undo()
     usage = namedtuple("usage", "free")
@@ -166,4 +165,33 @@ def test_the_outline_counts_tied_weights_once(tiny_folder: Path, tmp_path: Path)
     assert found.float_bytes == pytest.approx(stored, rel=0.02)
     (tiny_folder / "model.safetensors").unlink()
     with pytest.raises(Unavailable, match="has no weights"):
-        PyTorch().check(experiment.model, experiment.device)
+        experiment.check()
+
+
+def test_a_config_alone_is_planned(tiny_folder: Path, tmp_path: Path) -> None:
+    for file in tiny_folder.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    own = [*TINY[3:], "model=hf", f"model.path={tiny_folder}", f"cache.dir={tmp_path / 'cache'}", "plan=true"]
+    experiment = build(composed(own))
+    job = Estimate(experiment, experiment.check())
+    told = dict(rows(job))
+    assert "has no weights" in told["notes"]
+    assert told["time"].startswith("about ")
+    assert job.weights > 0
+    show([([], job)], tmp_path, multirun=False)
+
+
+def test_memory_follows_the_bound(tmp_path: Path) -> None:
+    whole, bounded = (planned(tmp_path / "cache", *bound) for bound in ([], ["device.max_memory.cpu=100KB"]))
+    assert bounded.memory[0] == bounded.least_memory + 100_000
+    assert whole.memory[0] > bounded.memory[0]
+
+
+def test_a_counting_model_reads_what_the_tasks_give(tmp_path: Path) -> None:
+    job = planned(tmp_path / "cache", "task=[perplexity,translation]", "task.translation.limit=3",
+                  "task.translation.max_new_tokens=5", "task.translation.batch=2")  # fmt: skip
+    reader = job.experiment.model.reader()
+    assert work_of(job.experiment.task["perplexity"], reader).read == [64, 64]
+    work = work_of(job.experiment.task["translation"], reader)
+    assert work.written == [2] * 10  # a batch of one is filled up

@@ -1,0 +1,110 @@
+"""How long the stages of a job take on this machine, from its work and what was measured of the machine's speed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slimrun.ops.calibration.base import FLOAT_SAMPLES, Arrays
+from slimrun.ops.format.linear import FLOAT
+from slimrun.ops.model.base import Outline
+from slimrun.runner import speed
+from slimrun.runner.experiment import Experiment
+from slimrun.runner.workload import Guess, work_of
+
+AROUND = 1.25  # what attention, norms and activations take beside the products
+MOST_TOKENS = 256  # of which a product is measured at once
+PROMPTS = "calibration prompts"  # no name of a task
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one job would take, stage by stage."""
+
+    experiment: Experiment
+    outline: Outline
+    covered: dict[str, tuple[int, int]]
+    missing: list[str]  # tasks whose float outputs are not known
+
+    def stages(self) -> dict[str, float]:
+        """Seconds by stage. ValueError for a method whose time nothing here tells."""
+        quantizer = self.experiment.quant
+        if self.experiment.device.type != "cpu" or not self.experiment.framework.gives_gradients:
+            raise ValueError("only PyTorch on the processor is measured before a run")
+        if quantizer.needs_gradients:
+            raise ValueError(f"{type(quantizer).__name__} takes what recorded runs alone tell")
+        weights, kind = sum(map(prod, self.covered.values())), quantizer.quant_type
+        _, columns = max(self.covered.values(), key=prod, default=(1, 1))
+        found = {"load": self.outline.float_bytes * self._read(), "quantize": 0.0, "calibrate": 0.0}
+        work = self._work()
+        found["evaluate"] = sum(self._passes(work[name], kind) for name in self.experiment.task)
+        found["evaluate"] += sum(self._passes(work[name], FLOAT) for name in self.missing)
+        if not self.covered:
+            return found
+        found["quantize"] = weights * speed.rounding(quantizer, columns)
+        if quantizer.fallback_level or quantizer.input_observer == "auto":
+            found["quantize"] += self._passes(work[PROMPTS][:FLOAT_SAMPLES], FLOAT)
+        if quantizer.input_observer:
+            found["calibrate"] = self._passes(work[PROMPTS], kind)
+        encoded, decoded = speed.coding(self.experiment.compress, quantizer, columns)
+        found |= {"compress": weights * encoded, "decode": weights * decoded, "reload": weights * decoded}
+        return found
+
+    def _work(self) -> Arrays:
+        """Tokens of each pass, by task and of calibration; counting them takes seconds, and is done once."""
+        experiment = self.experiment
+        key = None if self.outline.missing else experiment.model.key()
+
+        def counted() -> Arrays:
+            reader = (None if self.outline.missing else experiment.model.reader()) or Guess(experiment.model.config())
+            prompts = [len(reader.encode(text)) for text in experiment.calibration.texts()]
+            found = {PROMPTS: np.minimum(prompts, experiment.calibration.length)}
+            for name, task in experiment.task.items():
+                work = work_of(task, reader)
+                found[name] = np.array(work.read + work.written)
+            return found
+
+        if key is None:
+            return counted()
+        what = {"kind": "tokens of tasks", "model": experiment.model.name}
+        calibration = experiment.calibration
+        return experiment.cache.arrays(what, key, calibration.texts(), calibration.length, experiment.protocols())(
+            counted
+        )
+
+    def _passes(self, tokens: npt.NDArray[Any], kind: str) -> float:
+        counts: Counter[int] = Counter(tokens.tolist())
+        return sum(count * self._pass(one, kind) for one, count in counts.items())
+
+    def _pass(self, tokens: int, kind: str) -> float:
+        """One pass of so many tokens through the model, the method's linears in this format."""
+        at_once = min(2 ** max(0, tokens - 1).bit_length(), MOST_TOKENS)  # few sizes, each measured once
+        shapes = Counter((shape, name in self.covered) for name, shape in self.outline.linears.items())
+        seconds: float = sum(
+            count * speed.product(shape, at_once, self._dtype, kind if covered else FLOAT)
+            for (shape, covered), count in shapes.items()
+        )
+        return AROUND * seconds * tokens / at_once
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        width = round(self.outline.float_bytes / self.outline.parameters)
+        named: Any = self.experiment.model.dtype
+        if named != "auto":
+            return getattr(torch, named)  # type: ignore[no-any-return]
+        return torch.float32 if width == 4 else torch.bfloat16 if self._is_bfloat16() else torch.float16
+
+    def _is_bfloat16(self) -> bool:
+        return getattr(self.experiment.model.config(), "dtype", None) == torch.bfloat16
+
+    def _read(self) -> float:
+        """Seconds a byte of the weight files, which are read and looked through."""
+        folder = self.experiment.model.folder()
+        files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")) if folder else []
+        return 2 * speed.reading(files[0]) if files else 0.0

@@ -1,0 +1,87 @@
+"""How fast this machine is at what a run does most, measured in seconds on random numbers of the model's shapes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimrun.ops.compress.base import Codec
+from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
+from slimrun.ops.format.linear import FLOAT, Int8Linear, quantized_linear
+from slimrun.ops.quant.base import Quantizer
+
+LEAST_SECONDS = 0.05  # of repeated work, so that the clock tells
+SLICE = 2**20  # weights of which rounding and coding are measured
+MOST_ROWS = 1024  # of a linear
+READ_BYTES = 2**27
+
+
+@cache
+def product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type: str) -> float:
+    """Seconds of a linear [n, k] of this format on so many tokens at once, measured on some of its rows."""
+    rows, columns = min(shape[0], MOST_ROWS), shape[1]
+    return shape[0] / rows * _product((rows, columns), tokens, dtype, quant_type)
+
+
+def _product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type: str) -> float:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, tokens, shape[1], generator=generator).to(dtype)
+    if quant_type == FLOAT:
+        weight = torch.empty(shape, dtype=dtype).normal_(std=0.02)
+        return _seconds(lambda: nn.functional.linear(x, weight))
+    values = torch.randint(-8, 9, shape, generator=generator, dtype=torch.int8)
+    quantized = QuantizedWeight(values, torch.full((shape[0], 1), 0.01))
+    linear: Any = quantized_linear(quant_type, quantized, None, dtype)
+    if isinstance(linear, Int8Linear):
+        linear.set_grid(quantized, activation_grid(-4.0, 4.0, linear.dtype))
+    return _seconds(lambda: linear(x))
+
+
+def rounding(quantizer: Quantizer, columns: int) -> float:
+    """Seconds a weight to quantize it."""
+    weight = _rows(columns)
+    return _seconds(lambda: quantizer.quantize_weight(weight)) / weight.numel()
+
+
+def coding(codec: Codec, quantizer: Quantizer, columns: int) -> tuple[float, float]:
+    """Seconds a weight to code its integer, and to decode it."""
+    values = quantizer.quantize_weight(_rows(columns)).values.numpy()
+    parts = codec.encode(values)
+    encoded = _seconds(lambda: codec.encode(values)) / values.size
+    return encoded, _seconds(lambda: codec.decode(parts)) / values.size
+
+
+def reading(file: Path) -> float:
+    """Seconds a byte to read a file, from the disk or from what the system keeps of it."""
+    with file.open("rb", buffering=0) as stream:
+        begin = time.perf_counter()
+        size = len(stream.read(READ_BYTES))
+        return (time.perf_counter() - begin) / max(1, size)
+
+
+def _rows(columns: int) -> Tensor:
+    rows = max(1, SLICE // columns)
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).mul_(0.02)
+
+
+@torch.inference_mode()
+def _seconds(work: Callable[[], Any]) -> float:
+    """The least of three times, each of so many calls that the clock tells."""
+    begin = time.perf_counter()
+    work()
+    first = time.perf_counter() - begin
+    if first > 10 * LEAST_SECONDS:
+        return first
+    calls, times = max(1, round(LEAST_SECONDS / max(first, 1e-6))), []
+    for _ in range(3):
+        begin = time.perf_counter()
+        for _ in range(calls):
+            work()
+        times.append((time.perf_counter() - begin) / calls)
+    return min(times)

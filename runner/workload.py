@@ -1,0 +1,80 @@
+"""How much a job reads and writes: its tasks, given a model that counts instead of computing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from slimrun.evaluation.base import FloatArray, IntArray, Task
+
+BYTES = 3  # of a token
+
+
+@dataclass
+class Work:
+    """Tokens that a model reads at once, and steps that it writes, each for so many prompts."""
+
+    read: list[int] = field(default_factory=list)  # tokens of each forward pass
+    written: list[int] = field(default_factory=list)  # prompts of each step
+
+
+class Guess:
+    """Reads text without a tokenizer: a token is about three bytes of it."""
+
+    def __init__(self, config: Any) -> None:
+        self.tokenizer = range(int(getattr(config, "vocab_size", 0) or 1))
+        self.context = int(getattr(config, "max_position_embeddings", 0) or 2**20)
+        self.prompt_date = ""
+
+    def encode(self, text: str) -> list[int]:
+        """As many zeros as there may be tokens."""
+        return [0] * (len(text.encode()) // BYTES + 1)
+
+    encode_prompt = encode
+
+
+class Counting:
+    """A `slimrun.evaluation.base.LanguageModel` that predicts nothing; it reads text as the real one does."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+        self.work = Work()
+        self.vocabulary = len(reader.tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reader, name)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Nothing."""
+        return ""
+
+    def hidden(self, ids: IntArray) -> FloatArray:
+        """[B, T] -> zeros [B, T, 1]."""
+        self.work.read.append(ids.size)
+        return np.zeros((*ids.shape, 1), np.float32)
+
+    def log_probs(self, hidden: FloatArray) -> FloatArray:
+        """[N, 1] -> zeros [N, V], which take no memory."""
+        return np.broadcast_to(np.float32(0), (len(hidden), self.vocabulary))
+
+    def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """Zeros for each token of each option."""
+        self.work.read.append(len(prefix) + sum(map(len, options)))
+        return [np.zeros(len(option), np.float32) for option in options]
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Answers without a token, counted as if each were as long as may be."""
+        self.work.read.append(sum(map(len, prompts)))
+        self.work.written += [len(prompts)] * max_new_tokens
+        return [[] for _ in prompts]
+
+
+def work_of(task: Task, reader: Any) -> Work:
+    """What one model reads and writes in a task."""
+    counting: Any = Counting(reader)
+    task.evaluate(counting, None, lambda done, total: None)
+    work: Work = counting.work
+    return work
