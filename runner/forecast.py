@@ -19,7 +19,7 @@ from slimrun.runner.experiment import Experiment
 from slimrun.runner.workload import Guess, work_of
 
 AROUND = 1.25  # what attention, norms and activations take beside the products
-MOST_TOKENS = 256  # of which a product is measured at once
+MOST_TOKENS = 64  # of which a product is measured at once
 PROMPTS = "calibration prompts"  # no name of a task
 
 
@@ -84,7 +84,7 @@ class Forecast:
 
     def _pass(self, tokens: int, kind: str) -> float:
         """One pass of so many tokens through the model, the method's linears in this format."""
-        at_once = min(2 ** max(0, tokens - 1).bit_length(), MOST_TOKENS)  # few sizes, each measured once
+        at_once = min(1 << max(0, tokens - 1).bit_length(), MOST_TOKENS)  # few sizes, each measured once
         shapes = Counter((shape, name in self.covered) for name, shape in self.outline.linears.items())
         seconds: float = sum(
             count * speed.product(shape, at_once, self._dtype, kind if covered else FLOAT)

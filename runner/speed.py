@@ -18,7 +18,7 @@ from slimrun.ops.quant.base import Quantizer
 
 LEAST_SECONDS = 0.05  # of repeated work, so that the clock tells
 SLICE = 2**20  # weights of which rounding and coding are measured
-MOST_ROWS = 1024  # of a linear
+MOST_ROWS = 512  # of a linear
 READ_BYTES = 2**27
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slimrun.evaluation.base import FloatArray, IntArray, Task
+from slimrun.evaluation.base import FloatArray, IntArray, Reader, Task
 
 BYTES = 3  # of a token
 
@@ -28,12 +28,15 @@ class Guess:
         self.tokenizer = range(int(getattr(config, "vocab_size", 0) or 1))
         self.context = int(getattr(config, "max_position_embeddings", 0) or 2**20)
         self.prompt_date = ""
+        self.opening: list[int] = []
 
     def encode(self, text: str) -> list[int]:
         """As many zeros as there may be tokens."""
         return [0] * (len(text.encode()) // BYTES + 1)
 
-    encode_prompt = encode
+    def encode_prompt(self, text: str, system: str = "") -> list[int]:
+        """The same, of both."""
+        return self.encode(system + text)
 
 
 class Counting:
@@ -72,7 +75,7 @@ class Counting:
         return [[] for _ in prompts]
 
 
-def work_of(task: Task, reader: Any) -> Work:
+def work_of(task: Task, reader: Reader) -> Work:
     """What one model reads and writes in a task."""
     counting: Any = Counting(reader)
     task.evaluate(counting, None, lambda done, total: None)
