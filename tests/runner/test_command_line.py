@@ -192,7 +192,7 @@ def test_calibration_files(slimrun: Console, tmp_path: Path, content: bytes, lin
         (["task.perplexity.window=600"], "task.perplexity.window=600 is out of range; allowed: 2 to 512, the model's"),
         (["calibration.length=600"], "calibration.length=600 is out of range; allowed: 1 to 512, the"),
         (["task=[multiple_choice]"], "task.multiple_choice.prompt: the longest question with an option has"),
-        (["task=[summarization]"], "task.summarization.prompt: the longest has "),
+        (["task=[summarization]"], "task.summarization.prompt: 20 of 20 are too long, the longest has "),
         (["task=[translation]", "task.translation.limit=1", "task.translation.max_new_tokens=400"],
          "task.translation.max_new_tokens=400 is out of range; allowed: 1 to "),
         (["task=[translation]", "model.architecture.vocab_size=100"], "the tokenizer has 259 tokens, the model embed"),
