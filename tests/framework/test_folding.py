@@ -18,6 +18,7 @@ from slimrun.ops.calibration.states import Walk
 from slimrun.ops.calibration.wiring import Fold, skipped
 from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.memory import Room
+from slimrun.ops.model.experts import unstack
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.quant.lowbit import Lowbit
 
@@ -57,7 +58,7 @@ KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "falcon by head": ({"multi_query": False}, "input_layernorm>query_key_value query_key_value>dense",
                        "dense_4h_to_h"),
     "deepseek_v3": (LATENT, "input_layernorm>q_a q_a_layernorm>q_b post_attention_layernorm>gate "
-                    "kv_b>o up>down", "post_attention_layernorm"),  # the second layer's experts are no linears
+                    "kv_b>o up>down", "input_layernorm post_attention_layernorm"),  # not all experts have tokens
     "bart": ({"d_model": 64, "decoder_layers": 2, "decoder_ffn_dim": 128, "decoder_attention_heads": 4},
              "v>out", "layernorm_embedding self_attn_layer_norm final_layer_norm fc2"),  # residuals read the norms
 }  # fmt: skip
@@ -74,6 +75,7 @@ def made(kind: str, dtype: torch.dtype = torch.float32) -> Any:
         for module in model.modules():
             if "Norm" in type(module).__name__ and module.weight is not None:
                 module.weight.add_((torch.rand(module.weight.shape) * 0.8 - 0.3).to(dtype))
+    unstack(model)
     return model
 
 
