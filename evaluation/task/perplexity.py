@@ -109,22 +109,9 @@ class Perplexity:
         vocabulary = np.array([model.log_probs(states[:1]).shape[-1]])
         found = {name: np.concatenate(parts) for name, parts in collected.items()} | {"vocabulary": vocabulary}
         found |= tokens.kept(before)
-        return found | (self._moves(model, windows, found["log_probs"]) if reference else {})
-
-    def _moves(self, model: LanguageModel, windows: IntArray, log_probs: FloatArray) -> Outputs:
-        """What the loss of the first windows changes by when the model is disturbed; nothing where it cannot be."""
-        moves = []
-        with model.disturbed() as moved:
-            for batch, count in batches(list(windows[:NOISE_WINDOWS]), self.batch) if moved else ():
-                ids = np.stack(batch)
-                [whole] = _states(model, tokens.front(model, self.prefix), [ids])
-                hidden = whole[:count]
-                states, targets = hidden.reshape(-1, hidden.shape[-1]), ids[:count, 1:].ravel()
-                moves.append(fidelity.token_log_probs(targets, states, model.log_probs).reshape(count, -1))
-        if not moved:
-            return {}
-        again = np.concatenate(moves)
-        return {"moves": (log_probs[: len(again)] - again).mean(axis=1, dtype=np.float64)}
+        return found | (
+            _moves(model, before, windows[:NOISE_WINDOWS], self.batch, found["log_probs"]) if reference else {}
+        )
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Perplexities, their difference paired by window, and the fidelity to the float model."""
@@ -190,3 +177,19 @@ def _states(model: LanguageModel, before: list[int], batches: Sequence[IntArray]
     fronts = (np.tile(np.array(before, dtype=np.int64), (len(ids), 1)) for ids in batches)
     for states in model.hiddens([np.concatenate(pair, axis=1) for pair in zip(fronts, batches)]):
         yield states[:, len(before) : -1]
+
+
+def _moves(model: LanguageModel, before: list[int], windows: IntArray, batch: int, log_probs: FloatArray) -> Outputs:
+    """What the loss of these windows changes by when the model is disturbed; nothing where it cannot be."""
+    moves = []
+    with model.disturbed() as moved:
+        for some, count in batches(list(windows), batch) if moved else ():
+            ids = np.stack(some)
+            [whole] = _states(model, before, [ids])
+            hidden = whole[:count]
+            states, targets = hidden.reshape(-1, hidden.shape[-1]), ids[:count, 1:].ravel()
+            moves.append(fidelity.token_log_probs(targets, states, model.log_probs).reshape(count, -1))
+    if not moved:
+        return {}
+    again = np.concatenate(moves)
+    return {"moves": (log_probs[: len(again)] - again).mean(axis=1, dtype=np.float64)}

@@ -1,6 +1,7 @@
 """Translation: BLEU, chrF and TER against references, and how much of the float model's own output is left."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class Translation:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self._pinned:
+        if _pinned(self):
             for key in ("source", "target"):
                 if normalized(getattr(self, key)) not in PINNED_LANGUAGES:
                     one_of(key, getattr(self, key), PINNED_LANGUAGES)
@@ -134,8 +135,8 @@ class Translation:
             told[f"{name}/{key}_quant"], signature = bleu.corpus_score(scorer, now, references)
             signatures.append(f"{key}={signature}")
         signatures.append(self._signature(len(references)) + generation.dated(float_outputs))
-        own, chance = self._bleu(name, was, now, references, "; ".join(signatures))
-        # it still moves where a model cannot translate and BLEU lies at the floor
+        margin = Margin(self.margin_points, "BLEU")
+        own, chance = _bleu(name, scorers["bleu"], (was, now), references, margin, "; ".join(signatures))
         likelihoods = [side["reference_log_probs"] for side in (float_outputs, quant_outputs)]
         reference = fidelity.perplexities(name, "reference perplexity", *likelihoods)
         flawed = generation.flaws(name, float_outputs, quant_outputs)
@@ -148,35 +149,10 @@ class Translation:
         examples = generation.examples(sources, [several[0] for several in references], was, now)
         return Report({**told, **own.metrics("bleu")}, [own, reference, *flawed], examples)
 
-    def _bleu(
-        self, name: str, was: list[str], now: list[str], references: list[list[str]], signature: str
-    ) -> tuple[Score, float]:
-        """Both BLEU scores and their difference, from what each item contributes to it; p by randomization."""
-        metric = bleu.translation_metrics(self.target, self._tokenizer())["bleu"]
-        sides = [bleu.bleu_statistics(metric, texts, references) for texts in (was, now)]
-        (before, after), (first, second) = statistics.jackknife(bleu.bleu_of, *sides)
-        change = statistics.mean(second - first, after - before)
-        intervals = (statistics.mean(first, before).interval, statistics.mean(second, after).interval)
-        floor = f"baseline BLEU {before:.1f} is at the floor, below {BLEU_FLOOR:g}" if before < BLEU_FLOOR else ""
-        margin = Margin(self.margin_points, "BLEU")
-        row = scored(
-            name,
-            "BLEU",
-            (before, after),
-            intervals,
-            change,
-            margin=margin,
-            items=len(was),
-            floor=floor,
-            signature=signature,
-        )
-        return row, statistics.randomization(bleu.bleu_of, *sides)
-
     def _signature(self, items: int) -> str:
         return (
             f"direction:{self.source}-{self.target}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
-            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|chat:{self.chat}|"
-            f"too_long:{self.too_long}|"
+            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|chat:{self.chat}|too_long:{self.too_long}|"
             f"system:{self.system!r}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
         )
 
@@ -192,10 +168,6 @@ class Translation:
         columns = {"source": language.name(self.source), "target": language.name(self.target), "text": text}
         return prompt.text("prompt", self.prompt, columns)
 
-    @property
-    def _pinned(self) -> bool:
-        return not self.path and not self.hub
-
     def _items(self) -> Items:
         if self.path and self.target_path:
             return items.parallel(self.path, self.target_path)
@@ -206,6 +178,32 @@ class Translation:
         return self._items().selected(self.limit).made(self._pair)
 
     def _pair(self, row: Row) -> tuple[str, list[str]]:
-        if self._pinned:  # a column a language
+        if _pinned(self):  # a column a language
             row = {"source": row[normalized(self.source)], "target": row[normalized(self.target)]}
         return prompt.text("text", self.text, row), prompt.texts("reference", self.reference, row)
+
+
+def _bleu(
+    name: str,
+    scorer: Any,
+    answers: tuple[list[str], list[str]],
+    references: list[list[str]],
+    margin: Margin,
+    signature: str,
+) -> tuple[Score, float]:
+    """BLEU of both models and its difference, from what each item contributes to it; p by randomization."""
+    sides = [bleu.bleu_statistics(scorer, texts, references) for texts in answers]
+    (before, after), (first, second) = statistics.jackknife(bleu.bleu_of, *sides)
+    change = statistics.mean(second - first, after - before)
+    intervals = (statistics.mean(first, before).interval, statistics.mean(second, after).interval)
+    floor = f"baseline BLEU {before:.1f} is at the floor, below {BLEU_FLOOR:g}" if before < BLEU_FLOOR else ""
+    row = scored(
+        name, "BLEU", (before, after), intervals, change,
+        margin=margin, items=len(references), floor=floor, signature=signature,
+    )  # fmt: skip
+    return row, statistics.randomization(bleu.bleu_of, *sides)
+
+
+def _pinned(task: Translation) -> bool:
+    """Whether the pairs are those that slimrun brings."""
+    return not task.path and not task.hub
