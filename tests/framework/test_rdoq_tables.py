@@ -13,9 +13,11 @@ from torch import nn
 from slimrun.ops.calibration.rdoq.head import Teacher
 from slimrun.ops.calibration.rdoq.lookups import Lookups
 from slimrun.ops.calibration.rdoq.statistics import Statistics
-from slimrun.ops.calibration.rdoq.table import Cost, divergence, head_cost, lookup_cost
+from slimrun.ops.calibration.rdoq.table import Cost, Tables, divergence, head_cost, lookup_cost
+from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.memory import Room
+from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.rdoq import RDOQ, Fallback
 
 from ..conftest import CPU, TEXTS, tiny
@@ -85,6 +87,25 @@ def test_rows_of_tokens_that_never_came_cost_what_the_model_expects() -> None:
     assert float(cost.rows.sum()) == pytest.approx(float(weights.sum()), rel=1e-5)
     assert float(cost.rows[9]) == pytest.approx(float(weights.sum()) * 9 / 45 / 2, rel=1e-5)
     assert float(cost.moment.trace()) == pytest.approx(1, rel=0.01)  # products may be of bfloat16
+
+
+@torch.no_grad()
+def test_a_rounded_table_is_measured_and_the_model_stays_float() -> None:
+    model = tiny(**SIZES, initializer_range=0.1)
+    found: Any = PyTorch().calibrator(model, RDOQ(target_file_bits=4.5), TEXTS, 64)
+    tables = Tables(found.network, {}, found.samples, asked=True)
+    states = [found.network.states(sample).flatten(0, -2) for sample in found.samples]
+    teacher = Teacher(found.samples, states, model.module.lm_head)
+    [(name, weight)] = tables.weights.items()
+    spread = float(weight.std())
+    rounded = {}
+    for step in (0.2, 0.05):
+        scale = torch.full((len(weight), 1), step * spread)
+        rounded[step] = QuantizedWeight(round_to_grid(weight, scale), scale)
+    coarse, fine = (tables.share(name, rounded[step], teacher) for step in (0.2, 0.05))
+    assert coarse == pytest.approx(16 * fine, rel=0.3)
+    assert model.module.lm_head is teacher.head
+    assert Tables(found.network, {}, found.samples, asked=False).weights == {}
 
 
 def test_costs_of_a_tied_table_add() -> None:
