@@ -1,6 +1,5 @@
 """Perplexity of a text, and how far the quantized model's predictions are from the float model's."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,8 +89,8 @@ class Perplexity:
         collected: dict[str, list[np.ndarray]] = {}
         done = 0
         groups = [(np.stack(batch), count) for batch, count in batches(list(windows), self.batch)]
-        for (ids, count), whole in zip(groups, _states(model, before, [ids for ids, _ in groups])):
-            hidden = whole[:count]
+        for (ids, count), whole in zip(groups, model.hiddens([_behind(before, ids) for ids, _ in groups])):
+            hidden = whole[:count, len(before) : -1]
             targets, shape = ids[:count, 1:].ravel(), (count, self.window - 1)
             states = hidden.reshape(-1, hidden.shape[-1])
             if reference is None:
@@ -172,11 +171,9 @@ class Perplexity:
         return np.array(found[: self.windows], dtype=np.int64)
 
 
-def _states(model: LanguageModel, before: list[int], batches: Sequence[IntArray]) -> Iterator[FloatArray]:
-    """Of each batch the states [B, T - 1, H] of all tokens [B, T] but the last, computed after the tokens `before`."""
-    fronts = (np.tile(np.array(before, dtype=np.int64), (len(ids), 1)) for ids in batches)
-    for states in model.hiddens([np.concatenate(pair, axis=1) for pair in zip(fronts, batches)]):
-        yield states[:, len(before) : -1]
+def _behind(before: list[int], ids: IntArray) -> IntArray:
+    """Each row of tokens [B, T] after the tokens `before`."""
+    return np.concatenate([np.tile(np.array(before, dtype=np.int64), (len(ids), 1)), ids], axis=1)
 
 
 def _moves(model: LanguageModel, before: list[int], windows: IntArray, batch: int, log_probs: FloatArray) -> Outputs:
@@ -185,7 +182,7 @@ def _moves(model: LanguageModel, before: list[int], windows: IntArray, batch: in
     with model.disturbed() as moved:
         for some, count in batches(list(windows), batch) if moved else ():
             ids = np.stack(some)
-            [whole] = _states(model, before, [ids])
+            whole = model.hidden(_behind(before, ids))[:, len(before) : -1]  # in one go: each window is disturbed once
             hidden = whole[:count]
             states, targets = hidden.reshape(-1, hidden.shape[-1]), ids[:count, 1:].ravel()
             moves.append(fidelity.token_log_probs(targets, states, model.log_probs).reshape(count, -1))
