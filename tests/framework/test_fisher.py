@@ -25,7 +25,8 @@ from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.memory import Room
 from slimrun.ops.model.linears import linear_names
-from slimrun.ops.quant.rdoq import RDOQ, importance
+from slimrun.ops.quant.feedback import importance
+from slimrun.ops.quant.rdoq import RDOQ
 
 from ..conftest import tiny
 from .test_rate_distortion import CHANGES, calibrator

@@ -28,8 +28,9 @@ from slimrun.ops.memory import Room
 from slimrun.ops.model.linears import linear_names
 from slimrun.ops.model.tokenizer import byte_tokenizer
 from slimrun.ops.quant.base import Quantizer, round_to_grid
+from slimrun.ops.quant.feedback import importance
 from slimrun.ops.quant.lowbit import Lowbit
-from slimrun.ops.quant.rdoq import RDOQ, Fallback, importance
+from slimrun.ops.quant.rdoq import RDOQ, Fallback
 from slimrun.ops.quant.w8a8 import W8A8
 from slimrun.ops.quant.w8a8s import W8A8S
 

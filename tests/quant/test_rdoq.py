@@ -10,13 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slimrun.ops.calibration.rdoq.folding import balanced_scale, smoothing_scale
-from slimrun.ops.quant import rdoq
 from slimrun.ops.quant.base import round_to_grid
-from slimrun.ops.quant.lowbit import Lowbit
-from slimrun.ops.quant.rdoq import (
-    RDOQ,
+from slimrun.ops.quant.feedback import (
+    PLAIN_PRICE,
     SHRINKAGE,
-    Fallback,
     Importance,
     code_lengths,
     feedback,
@@ -25,6 +22,8 @@ from slimrun.ops.quant.rdoq import (
     row_steps,
     weighted_error,
 )
+from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.rdoq import RDOQ, Fallback
 from slimrun.ops.quant.w8a8 import W8A8
 
 FLAT = torch.zeros(256)
@@ -82,7 +81,7 @@ def test_blocks_round_as_column_after_column(k: int) -> None:
     for j in range(k):
         x = rest[:, j] / steps[:, 0]
         candidates = torch.stack([x.floor(), x.floor() + 1]).clamp(-127, 127)
-        a_bit = price * rdoq.PLAIN_PRICE * columns.mean() / columns[j] * row_price
+        a_bit = price * PLAIN_PRICE * columns.mean() / columns[j] * row_price
         cost = (x - candidates).square() + a_bit * bits[candidates.long() + 128]
         expected[:, known.order[j]] = level_of = torch.where(cost[1] < cost[0], candidates[1], candidates[0])
         error = (rest[:, j] - level_of * steps[:, 0]) / known.factor[j, j]

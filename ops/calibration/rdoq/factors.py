@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slimrun.ops.calibration.base import GradientNetwork
 from slimrun.ops.memory import Room, give_back
-from slimrun.ops.quant.rdoq import Importance, importance
+from slimrun.ops.quant.feedback import Importance, importance
 
 from .statistics import Statistics
 

@@ -26,7 +26,8 @@ from slimrun.ops.calibration.wiring import (
     others_may_read,
 )
 from slimrun.ops.memory import Room
-from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ, TENSOR_BALANCE, importance
+from slimrun.ops.quant.feedback import TENSOR_BALANCE, importance
+from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ
 
 from .statistics import Statistics
 

@@ -19,7 +19,8 @@ from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
 from slimrun.ops.memory import Room, give_back
 from slimrun.ops.quant.base import round_to_grid
-from slimrun.ops.quant.rdoq import RDOQ, SCALE_BITS, Importance, code_lengths, feedback, guarded, row_steps
+from slimrun.ops.quant.feedback import Importance, code_lengths, feedback, guarded, row_steps
+from slimrun.ops.quant.rdoq import RDOQ, SCALE_BITS
 
 from .factors import Factors
 

@@ -18,7 +18,7 @@ from slimrun.ops.calibration.base import GradientNetwork, Layer, Sample
 from slimrun.ops.calibration.tables import float_tables, note_table
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import Int8Table, quantized_linear
-from slimrun.ops.quant.rdoq import importance
+from slimrun.ops.quant.feedback import importance
 
 from .factors import Factors
 from .head import CHUNK, Teacher
