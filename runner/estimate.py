@@ -18,7 +18,7 @@ from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.model.base import Outline
 from slimrun.runner.cache import Cache
 from slimrun.runner.experiment import Experiment
-from slimrun.runner.folder import RESULTS, SCORES, read_json, read_scores
+from slimrun.runner.folder import RESULTS, read_json
 from slimrun.runner.forecast import Forecast
 from slimrun.runner.result import Result, covered_share
 
@@ -233,14 +233,6 @@ class Estimate:
     def seconds(self) -> list[float]:
         """How long recorded runs like this one took; those of other methods when there is none of its own."""
         return [record.seconds for record in self.same_method or self.alike]
-
-    @property
-    def decides(self) -> list[str]:
-        """What the newest recorded run like this one tells of the margins that its items decide, a line a task."""
-        for record in reversed(self.same_method or self.alike):
-            if scores := read_scores(Path(record.folder) / SCORES):
-                return [f"{score.task}: {score.decides or score.verdict}" for score in scores if score.verdict]
-        return []
 
     @property
     def disk_bytes(self) -> int:

@@ -12,6 +12,7 @@ from slimrun.ops.memory import free_memory
 from slimrun.runner.config import ConfigError
 from slimrun.runner.display import print_table
 from slimrun.runner.estimate import Estimate
+from slimrun.runner.folder import SCORES, read_scores
 from slimrun.runner.overrides import distinct
 from slimrun.runner.settings import PINNED_CALIBRATION
 
@@ -73,7 +74,7 @@ def rows(job: Estimate) -> list[list[str]]:
         ["read", reads(job)],
         ["calibrate on", calibrates(job)],
         ["evaluate", ", ".join(experiment.task) + baselines(job)],
-        ["decides", "\n".join(job.decides) or "not known: no run of this model with these tasks is recorded"],
+        ["decides", "\n".join(decides(job)) or "not known: no run of this model with these tasks is recorded"],
         ["quantize", f"{quantized} linears of {len(outline.linears)} as {experiment.quant.quant_type}"],
         ["keep float", f"{len(kept) + job.falling_back}: {named(kept, job.falling_back)}"],
         ["weights covered", f"{job.weights:,}, {job.covered_share:.1%} of those of linears and experts"],
@@ -119,6 +120,14 @@ def memory(job: Estimate) -> str:
     device = job.experiment.device
     on_card = f"; float weights {size(job.outline.float_bytes)} on {device.type}" if device.type != "cpu" else ""
     return size(peak) + SOURCES[told] + on_card
+
+
+def decides(job: Estimate) -> list[str]:
+    """What the newest recorded run like this one tells of the margins that its items decide, a line a task."""
+    for record in reversed(job.same_method or job.alike):
+        if scores := read_scores(Path(record.folder) / SCORES):
+            return [f"{score.task}: {score.decides or score.verdict}" for score in scores if score.verdict]
+    return []
 
 
 def duration(job: Estimate) -> str:

@@ -105,12 +105,10 @@ def size_metrics(
         "size/compressed_bytes": compressed,
         "size/bits_per_weight": 8 * compressed / max(1, weights),  # quant=none takes models without linears
         "size/fallback_share": kept_float / max(1, linears),
-        "size/artifact_bytes": (artifact_bytes := bundle.size(artifact)),
-        "size/file_bytes": artifact_bytes,
+        **dict.fromkeys(("size/artifact_bytes", "size/file_bytes"), bundle.size(artifact)),
         "compress/ratio": weights / compressed if compressed else 1.0,
+        **({"size/entropy_bits": entropy_sum / quantized} if quantized else {}),
     }
-    if quantized:
-        metrics["size/entropy_bits"] = entropy_sum / quantized
     return Sizes(metrics, rows)
 
 

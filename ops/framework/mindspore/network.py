@@ -149,9 +149,8 @@ class MindSporeNetwork:
             cell = cell_of(self.network, name)
             return activation_of(cell) is None or bias_of(cell) is not None
 
-        return foldable_by_runs(
-            self, {name: given for name, given in norms.items() if all(map(takes_shift, given))}, run
-        )
+        shifted = {name: given for name, given in norms.items() if all(map(takes_shift, given))}
+        return foldable_by_runs(self, shifted, run)
 
     def set_affine(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Give a norm or a linear this weight and this bias; None: what it has stays."""

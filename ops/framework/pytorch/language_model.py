@@ -81,19 +81,10 @@ class TorchModel(AsModule, TextModel):
             return
         for ids in batches:
             self.check_tokens(ids, "row")
-        with torch.inference_mode():
-            states = self._block_by_block([{"input_ids": self._tensor(ids), "use_cache": False} for ids in batches])
+        samples: list[Sample] = [{"input_ids": self._tensor(ids), "use_cache": False} for ids in batches]
+        states = _block_by_block(TorchNetwork(self.module, self._base, self.room), samples)
         for index in range(len(batches)):
             yield _float_array(states.take(index))
-
-    def _block_by_block(self, samples: Sequence[Sample]) -> States:
-        """What `hidden` gives of every sample, before it is an array."""
-        network, states = TorchNetwork(self.module, self._base, self.room), States(len(samples), self.room)
-        parts = network.tell_parts(samples[0])
-        for part in range(parts):
-            for index, sample in enumerate(samples):
-                states.put(index, network.states_part(part, sample, states.take(index)))
-        return states
 
     def log_probs(self, hidden: FloatArray) -> FloatArray:
         """Log-probabilities [N, V] of hidden states [N, H]."""
@@ -172,15 +163,7 @@ class TorchModel(AsModule, TextModel):
 
     def save_description(self, folder: Path) -> None:
         """config.json (rope theta also at the top level, where older readers look) and the tokenizer's files."""
-        config = self.module.config
-        theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
-        if theta is not None:
-            config.rope_theta = theta
-        save_code(self.module, folder)
-        config.save_pretrained(folder)
-        if self.module.can_generate():
-            self.module.generation_config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_description(self.module, self.tokenizer, folder)
 
     def _cached_steps(self) -> CachedSteps:
         """The base model with its cache, tried on first use.
@@ -253,6 +236,29 @@ def _read_offloaded(module: nn.Module, keys: set[str]) -> dict[str, Tensor]:
             own = owner.state_dict(prefix=f"{name}." if name else "")
             found.update({key: tensor for key, tensor in own.items() if key in keys and not tensor.is_meta})
     return found
+
+
+@torch.inference_mode()
+def _block_by_block(network: TorchNetwork, samples: Sequence[Sample]) -> States:
+    """The last hidden states of every sample, all of them through a block before the next."""
+    states = States(len(samples), network.room)
+    for part in range(network.tell_parts(samples[0])):
+        for index, sample in enumerate(samples):
+            states.put(index, network.states_part(part, sample, states.take(index)))
+    return states
+
+
+def save_description(module: Any, tokenizer: Any, folder: Path) -> None:
+    """config.json (rope theta also at the top level, where older readers look) and the tokenizer's files."""
+    config = module.config
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+    if theta is not None:
+        config.rope_theta = theta
+    save_code(module, folder)
+    config.save_pretrained(folder)
+    if module.can_generate():
+        module.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def check_output_head(model: TorchModel) -> None:
