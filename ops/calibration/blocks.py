@@ -68,6 +68,15 @@ class Blocks:
                 self.blocks = []
         return len(self.blocks) + 1
 
+    def while_live(self, report: Callable[..., None]) -> Callable[..., None]:
+        """The report, of what runs in the part alone that was asked for."""
+
+        def live_report(*seen: Any) -> None:
+            if self.live:
+                report(*seen)
+
+        return live_report
+
     def run(self, part: int, run: Callable[[], Any], state: Any) -> Any:
         """One part, given what the one before gave; `run` runs the model."""
         if not self.blocks:

@@ -30,7 +30,7 @@ from slimrun.ops.calibration.wiring import Fold, first_readers, skipped
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import quantized_linear
 from slimrun.ops.memory import Room
-from slimrun.ops.quant.rdoq import BITS, FLOAT_INPUTS, RDOQ
+from slimrun.ops.quant.rdoq import BITS, RDOQ
 
 from .attribution import AttributedLinear, corrections, measured_shares
 from .factors import Factors, factored
@@ -39,7 +39,7 @@ from .fisher import measure
 from .folding import find_folds, smooth_inputs
 from .head import Teacher
 from .held_out import HeldOut, count_held_out
-from .inputs import FORMATS, Error, grid_error, input_losses, other_inputs, token_error
+from .inputs import input_losses, leave_worst_inputs
 from .rounding import Rounding
 from .table import Tables
 from .tuning import TunedLinear, tuned
@@ -89,10 +89,8 @@ class RateDistortionCalibrator(SequentialCalibrator):
         if quantizer.smooth_alpha is not None:
             folds, places = find_folds(self.network, partial(self.network.glance, self.samples[0]), selected)
             self.notes += skipped(f"smooth_alpha={quantizer.smooth_alpha}", places)
-        whole = quantizer.target_file_bits is not None
-        statistics = measure(
-            self.network, selected, self.samples, self._parts, self.room, remember, progress, lookups=whole
-        )
+        whole, parts = quantizer.target_file_bits is not None, self._parts
+        statistics = measure(self.network, selected, self.samples, parts, self.room, remember, progress, lookups=whole)
         self._gradient_parts = statistics.parts
         head = self.network.head()
         folded = any(self.network.model.get_submodule(name) is head for name in selected)
@@ -139,11 +137,8 @@ class RateDistortionCalibrator(SequentialCalibrator):
         rounding = Rounding(self.quantizer, weights, factors, self.room, progress)
         bits = aimed_at(self.quantizer, self.network.model, self._floats, tables.weights, self._biases)
         rounded = rounding.at(rounding.first_level(bits or BITS))
-        linears = {
-            name: AttributedLinear(rounded[name], weight, self._biases[name])
-            for name, weight in self._floats.items()
-            if name in factors
-        }
+        known = {name: weight for name, weight in self._floats.items() if name in factors}
+        linears = {name: AttributedLinear(rounded[name], weight, self._biases[name]) for name, weight in known.items()}
         chosen = range(0, len(self.samples), math.ceil(len(self.samples) / self.quantizer.measured_prompts))
         teacher, parts = self._teacher.of(chosen), self._gradient_parts
         shares = measured_shares(self.network, linears, teacher, parts, self.room, progress)
@@ -171,6 +166,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
             layer = self.layers[name]
             layer.quantized, layer.fallback = True, False
             layer.sqnr_db, layer.clipped = weight_error(self._floats[name], quantized)
+            self.room.release([self._floats[name]])
         if self.quantizer.tune_rate:
             weights = self._tuned(weights, progress)
         for name, quantized in weights.items():
@@ -193,21 +189,8 @@ class RateDistortionCalibrator(SequentialCalibrator):
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
         """Other inputs for the linears that lose most on a grid, as many as the quantizer allows."""
-        losses = self._input_losses(ranges)
-        for name, loss in losses.items():
-            self.layers[name].input_loss = self.layers[name].input_loss_left = loss
-        first = first_readers(self.network.model, list(ranges), partial(self.network.glance, self.samples[0]))
-
-        def dynamic_losses(worst: list[str]) -> dict[str, float]:
-            return self._input_losses({name: ranges[name] for name in worst}, token_error)
-
-        for name, (inputs, left) in other_inputs(losses, first, self.quantizer.fallback, dynamic_losses).items():
-            layer = self.layers[name]
-            layer.format, layer.input_loss_left = FORMATS[inputs], left
-            layer.fallback, layer.note = inputs == FLOAT_INPUTS, ""
-            self.network.replace(name, ranges[name].without_grid(layer.format))
-
-    def _input_losses(self, ranges: dict[str, InputRange], error: Error = grid_error) -> dict[str, float]:
         walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
         tokens = [len(states) for states in self._teacher.states]
-        return input_losses(self.network, ranges, self._token_weights, walk, tokens, error)
+        losses = partial(input_losses, self.network, self._token_weights, walk, tokens)
+        first = first_readers(self.network.model, list(ranges), partial(self.network.glance, self.samples[0]))
+        leave_worst_inputs(self.network, ranges, self.layers, first, self.quantizer.fallback, losses)

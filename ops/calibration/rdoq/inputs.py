@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from slimrun.ops.calibration.base import GradientNetwork, Watcher
+from slimrun.ops.calibration.base import GradientNetwork, Layer, Watcher
 from slimrun.ops.calibration.ranges import InputRange
 from slimrun.ops.calibration.states import Walk
 from slimrun.ops.format.arithmetic import quantize_activation, token_scales
@@ -36,10 +36,10 @@ def token_error(rows: Tensor, one: InputRange) -> Tensor:
 
 def input_losses(
     network: GradientNetwork,
-    ranges: Mapping[str, InputRange],
     token_weights: Mapping[str, Tensor],
     walk: Walk,
     tokens: Sequence[int],
+    ranges: Mapping[str, InputRange],
     error: Error = grid_error,
 ) -> dict[str, float]:
     """Nats by linear that these errors of inputs cost, over a walk of samples, each of so many tokens."""
@@ -66,6 +66,32 @@ def input_losses(
         for _ in walk:
             pass
     return losses
+
+
+def leave_worst_inputs(
+    network: GradientNetwork,
+    ranges: Mapping[str, InputRange],
+    layers: Mapping[str, Layer],
+    first: Mapping[str, str],
+    fallback: Fallback,
+    losses: Callable[..., dict[str, float]],
+) -> None:
+    """Give other inputs to the linears that lose most on a grid; `losses` are those of ranges, with an error or none.
+
+    Their layers tell what they lost and lose.
+    """
+    on_grids = losses(ranges)
+    for name, loss in on_grids.items():
+        layers[name].input_loss = layers[name].input_loss_left = loss
+
+    def dynamic_losses(worst: list[str]) -> dict[str, float]:
+        return losses({name: ranges[name] for name in worst}, token_error)
+
+    for name, (inputs, left) in other_inputs(on_grids, first, fallback, dynamic_losses).items():
+        layer = layers[name]
+        layer.format, layer.input_loss_left = FORMATS[inputs], left
+        layer.fallback, layer.note = inputs == FLOAT_INPUTS, ""
+        network.replace(name, ranges[name].without_grid(layer.format))
 
 
 def worst_groups(losses: Mapping[str, float], first: Mapping[str, str], count: int) -> tuple[list[list[str]], float]:

@@ -102,7 +102,8 @@ class MindSporeNetwork:
         """Meanwhile each linear's input goes to its watcher before the linear computes."""
         check_mode()
         watched = {
-            name: Watched(cell_of(self.network, name), self._while_live(watcher)) for name, watcher in watchers.items()
+            name: Watched(cell_of(self.network, name), self._blocks.while_live(watcher))
+            for name, watcher in watchers.items()
         }
         for name, cell in watched.items():
             put(self.network, name, cell)
@@ -124,9 +125,11 @@ class MindSporeNetwork:
         check_mode()
         cells: list[tuple[str, Any]] = []
         for name in self.linears():
-            cells.append((name, Reading(cell_of(self.network, name), self._while_live(partial(seen.read, name)))))
+            cells.append(
+                (name, Reading(cell_of(self.network, name), self._blocks.while_live(partial(seen.read, name))))
+            )
         for name, cell in norms(self.network).items():
-            cells.append((name, Giving(cell, self._while_live(partial(seen.gave, name)))))
+            cells.append((name, Giving(cell, self._blocks.while_live(partial(seen.gave, name)))))
         for name, cell in cells:
             put(self.network, name, cell)
         try:
@@ -179,15 +182,6 @@ class MindSporeNetwork:
     def run_part(self, part: int, sample: Sample, state: Any) -> Any:
         """One part of the network on one sample, given what the part before gave of it."""
         return self._blocks.run(part, partial(self.run, sample), state)
-
-    def _while_live(self, report: Callable[..., None]) -> Callable[..., None]:
-        """The report, of the part alone that was asked for."""
-
-        def live_report(*seen: Any) -> None:
-            if self._blocks.live:
-                report(*seen)
-
-        return live_report
 
 
 class Watched(nn.Cell):
