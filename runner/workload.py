@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,13 +43,11 @@ class Guess:
 class Counting:
     """A `slimrun.evaluation.base.LanguageModel` that predicts nothing; it reads text as the real one does."""
 
-    def __init__(self, reader: Any) -> None:
-        self.reader = reader
+    def __init__(self, reader: Reader, vocabulary: int) -> None:
         self.work = Work()
-        self.vocabulary = len(reader.tokenizer)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.reader, name)
+        self.vocabulary = vocabulary
+        self.context, self.prompt_date, self.opening = reader.context, reader.prompt_date, reader.opening
+        self.encode, self.encode_prompt = reader.encode, reader.encode_prompt
 
     def decode(self, ids: Sequence[int]) -> str:
         """Nothing."""
@@ -58,6 +57,14 @@ class Counting:
         """[B, T] -> zeros [B, T, 1]."""
         self.work.read.append(ids.size)
         return np.zeros((*ids.shape, 1), np.float32)
+
+    def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
+        """The same of each batch."""
+        return map(self.hidden, batches)
+
+    def disturbed(self) -> AbstractContextManager[bool]:
+        """Nothing to disturb."""
+        return nullcontext(False)
 
     def log_probs(self, hidden: FloatArray) -> FloatArray:
         """[N, 1] -> zeros [N, V], which take no memory."""
@@ -75,9 +82,8 @@ class Counting:
         return [[] for _ in prompts]
 
 
-def work_of(task: Task, reader: Reader) -> Work:
+def work_of(task: Task, reader: Any) -> Work:
     """What one model reads and writes in a task."""
-    counting: Any = Counting(reader)
+    counting = Counting(reader, len(reader.tokenizer))
     task.evaluate(counting, None, lambda done, total: None)
-    work: Work = counting.work
-    return work
+    return counting.work

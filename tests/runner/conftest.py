@@ -1,4 +1,4 @@
-"""A database of MLflow that is made once."""
+"""A database of MLflow that is made once, and the command line in an empty folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from slimrun.runner.tracking.database import ensure
+
+from .console import Console
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,10 @@ def quick_migrations(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
     monkeypatch.setattr("slimrun.runner.tracking.database.SqlAlchemyStore", Made)
+
+
+@pytest.fixture
+def slimrun(tmp_path: Path) -> Console:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return Console(folder)

@@ -18,6 +18,7 @@ import pytest
 from slimrun.runner import main as command_line
 from slimrun.runner.sweep import SweepCallback
 from slimrun.runner.tracking import attempt
+from tests.conftest import cache_folder
 
 ROOT = Path(__file__).parents[2]
 TINY = ["model=tiny_llama", "task.perplexity.windows=6", "task.perplexity.window=64", "calibration.samples=4"]
@@ -80,3 +81,13 @@ def _logging_as_before() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+class Console:
+    """Runs `slimrun ...` in an empty directory, with the user's own cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        return slimrun(self.folder, *arguments, cache=cache_folder())

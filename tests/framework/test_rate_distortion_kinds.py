@@ -1,0 +1,94 @@
+"""Rate-distortion optimized quantization of other kinds of models, and what becomes of inputs that lose most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from slimrun.ops import bundle, load_bundle
+from slimrun.ops.compress.compressor import Compressor
+from slimrun.ops.compress.native import Native
+from slimrun.ops.framework.pytorch import TorchModel
+from slimrun.ops.model.tokenizer import byte_tokenizer
+from slimrun.ops.quant.rdoq import RDOQ, Fallback
+
+from ..conftest import ARCHITECTURE, TEXTS, tiny
+from .chatglm import chatglm as make_chatglm
+from .test_rate_distortion import calibrator
+
+
+def test_fused_projections_and_biases() -> None:
+    model = TorchModel(make_chatglm(), byte_tokenizer(), "chatglm", "0")
+    layers = calibrator(model, RDOQ(target_bits=6.0)).run()
+    quantized = [layer.name.rpartition(".")[2] for layer in layers if layer.quantized]
+    assert quantized == ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"] * 2
+    ids = np.array([model.encode(TEXTS[0])[:64]])
+    assert np.isfinite(model.hidden(ids)).all()
+
+
+VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14, "vision_use_head": False,
+}  # fmt: skip
+UNUSUAL: dict[str, dict[str, Any]] = {
+    "gemma3": {"text_config": ARCHITECTURE | {"model_type": "gemma3_text", "head_dim": 16}, "vision_config": VISION,
+               "mm_tokens_per_image": 4, "image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7},
+    "mamba": ARCHITECTURE,
+    "ctrl": ARCHITECTURE | {"n_embd": 64, "n_layer": 2, "n_head": 4, "dff": 128},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_towers_without_tokens_no_attention_and_embeddings_changed_in_place(kind: str) -> None:
+    config = AutoConfig.for_model(**(UNUSUAL[kind] | {"model_type": kind}))
+    torch.manual_seed(0)
+    model = TorchModel(AutoModelForCausalLM.from_config(config).eval(), byte_tokenizer(), kind, "0")
+    layers = calibrator(model, RDOQ(target_bits=6.0, tune_rate=0.002)).run()
+    assert sum(layer.quantized for layer in layers) > len(layers) / 2
+    assert np.isfinite(model.hidden(np.array([model.encode(TEXTS[0])]))).all()
+
+
+def test_the_worst_inputs_climb_a_ladder(tmp_path: Path) -> None:
+    """Where a step a token costs as much as the worst grid that stays, inputs stay float."""
+    found: dict[str, dict[str, str]] = {}
+    for inputs in (["dynamic"], ["dynamic", "float"], ["float"]):
+        model = tiny(num_hidden_layers=4)
+        layers = calibrator(model, RDOQ(target_bits=5.0, fallback=Fallback(0.3, inputs))).run()
+        found["".join(inputs)] = {layer.name: layer.format for layer in layers if layer.format}
+        stay = [layer.input_loss for layer in layers if layer.quantized and not layer.format]
+        for layer in layers:
+            if layer.format == "W8A8_DYNAMIC":
+                assert 0 < layer.input_loss_left < layer.input_loss
+                assert not layer.fallback
+            elif layer.format:
+                assert (layer.input_loss_left, layer.fallback) == (0.0, True)
+            elif layer.quantized:
+                assert layer.input_loss_left == layer.input_loss
+        assert stay
+        folder = tmp_path / "".join(inputs)
+        tensors = model.tensors()
+        coded = Compressor(Native()).run({name: tensors[f"{name}.weight"].numpy() for name in model.quantized()})
+        bundle.write(folder, tensors, coded, "W8A8S", Native(), model.save_description, formats=found["".join(inputs)])
+        assert load_bundle(folder).logits_checksum() == model.logits_checksum()
+    assert found["dynamic"].keys() == found["dynamicfloat"].keys() == found["float"].keys() != set()
+    assert set(found["dynamic"].values()) == {"W8A8_DYNAMIC"}
+    assert set(found["dynamicfloat"].values()) == {"W8A8_DYNAMIC", "W8A16"}
+    assert set(found["float"].values()) == {"W8A16"}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_linears_that_share_an_input_keep_it_float_together(share: float) -> None:
+    layers = calibrator(tiny(num_hidden_layers=4), RDOQ(target_bits=5.0, fallback=Fallback(share))).run()
+    kept = {layer.name for layer in layers if layer.fallback}
+    covered = [layer.name for layer in layers if layer.quantized]
+    assert 0 < len(kept) <= share * len(covered)
+    for name in covered:
+        parent, _, own = name.rpartition(".")
+        for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+            if own in group:
+                assert len({f"{parent}.{member}" in kept for member in group}) == 1
