@@ -72,4 +72,5 @@ def test_integers_are_multiplied_exactly(bfloat16: bool, monkeypatch: pytest.Mon
     torch.testing.assert_close(found, (values * scale).t(), rtol=1e-6, atol=0)
     large = torch.full((1, 16), 3000.0, dtype=torch.float16)
     loud = RoundedLinear(QuantizedWeight(torch.full((7, 16), 127, dtype=torch.int8), torch.full((7, 1), 1e-3)))
-    torch.testing.assert_close(loud.product(large).float(), torch.full((1, 7), 16 * 381.0), rtol=2e-3, atol=0)
+    near = 1e-2 if bfloat16 else 2e-3  # float16 is multiplied as bfloat16 then
+    torch.testing.assert_close(loud.product(large).float(), torch.full((1, 7), 16 * 381.0), rtol=near, atol=0)
