@@ -154,8 +154,8 @@ def construct(node: Any, key: str) -> Any:
     }
     try:
         target = get_class(node["_target_"])
-        schema = OmegaConf.structured(target)
         values = {name: value for name, value in _plain(node).items() if name not in {"_target_", *inside}}
+        schema = OmegaConf.structured(target)
         merged = _plain(OmegaConf.merge(schema, values))
         merged = {name: merged[name] for name in values} | inside
     except ConfigKeyError as error:
