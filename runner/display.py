@@ -65,16 +65,21 @@ class Stages:
         """One stage; its seconds add up under its name. Yields the callback that says how much of it is done."""
         name = f"{stage} {detail}".strip()
         bar = self._bars.add_task(name, total=None)
-        start = said = time.perf_counter()
+        start = said = begun = time.perf_counter()
+        first = last = whole = 0  # of the part of the stage that counts up to `whole` and `begun` then
         self._say(name)
 
         def tick(done: int, total: int) -> None:
-            nonlocal said
+            nonlocal said, begun, first, last, whole
             self._bars.update(bar, completed=done, total=total)
-            if (now := time.perf_counter()) - said >= QUIET_SECONDS:
+            now = time.perf_counter()
+            if total != whole or done < last:
+                begun, first, whole = now, done, total
+            last = done
+            if now - said >= QUIET_SECONDS:
                 said = now
-                left = (now - start) * (total - done) / max(done, 1)
-                self._say(f"{name}: {done} of {total}, {_duration(left)} left")
+                left = (now - begun) * (total - done) / (done - first) if done > first else None
+                self._say(f"{name}: {done} of {total}" + ("" if left is None else f", {_duration(left)} left"))
 
         try:
             yield tick

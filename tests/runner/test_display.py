@@ -53,6 +53,10 @@ def test_where_nobody_looks_a_stage_says_a_line_a_minute(
         for done in range(1, 601):
             clock[0] += 0.5
             tick(done, 1200)
+        clock[0] += 60
+        tick(1, 10)  # another part of the stage, of which nothing is known yet
+        clock[0] += 60
+        tick(3, 10)
     said = [line.partition("] ")[2] for line in capfd.readouterr().err.splitlines()]
     assert said == [
         "calibrate",
@@ -61,6 +65,8 @@ def test_where_nobody_looks_a_stage_says_a_line_a_minute(
         "calibrate: 360 of 1200, 0:07:00 left",
         "calibrate: 480 of 1200, 0:06:00 left",
         "calibrate: 600 of 1200, 0:05:00 left",
+        "calibrate: 1 of 10",
+        "calibrate: 3 of 10, 0:03:30 left",
     ]
     assert [message.partition("] ")[2] for message in caplog.messages[:-1]] == said
-    assert caplog.messages[-1].splitlines() == ["stages:", "calibrate        300.0 s", "together         300.0 s"]
+    assert caplog.messages[-1].splitlines() == ["stages:", "calibrate        420.0 s", "together         420.0 s"]
