@@ -220,7 +220,7 @@ class Estimate:
     @property
     def least_memory(self) -> int:
         """Bytes without which it cannot run: the process, and what quantizing the largest linear takes."""
-        return PROCESS_BYTES + WORK_BYTES * max(map(prod, self.outline.linears.values()), default=0)
+        return PROCESS_BYTES + WORK_BYTES * max(map(prod, self.covered.values()), default=0)
 
     @cached_property
     def forecast(self) -> dict[str, float]:
