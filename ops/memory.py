@@ -10,6 +10,7 @@ import ctypes
 import math
 import mmap
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -29,7 +30,7 @@ PAGE = mmap.PAGESIZE
 MAPPINGS = Path("/proc/self/maps")  # a line each: its addresses, four flags, an offset, a device, an inode, a name
 PAGES = Path("/proc/self/pagemap")  # a word a page. Source: Linux, Documentation/admin-guide/mm/pagemap.rst
 PRESENT, SWAPPED, IN_FILE = 63, 62, 61  # its bits; the last is of pages of files, shared memory among them
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the container, in bytes
+CGROUP = Path("/sys/fs/cgroup")  # of this process. Source: Linux, Documentation/admin-guide/cgroup-v2.rst
 
 Array = TypeVar("Array", bound=npt.NDArray[Any])
 Numbers = Tensor | npt.NDArray[Any]  # an array being contiguous
@@ -50,9 +51,11 @@ def free_memory() -> int:
     """Bytes of main memory that this process can still have."""
     free = int(psutil.virtual_memory().available)
     try:
-        return min(free, int(CGROUP_LIMIT.read_text()))
+        limit, taken = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)$", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):  # no such group, or no limit ("max")
         return free
+    return max(0, min(free, limit - taken + (int(cached[1]) if cached else 0)))
 
 
 class Room:

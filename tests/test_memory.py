@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from slimrun.ops import memory
 from slimrun.ops.memory import PAGE, PAGES, Room, give_back, release
 
 PIECES, SIZE = 2000, 100_000
@@ -119,3 +120,14 @@ def in_memory(tensor: Tensor) -> int:
     with PAGES.open("rb", buffering=0) as words:
         words.seek(8 * first)
         return PAGE * int((np.frombuffer(words.read(8 * (last - first)), np.int64) < 0).sum())
+
+
+def test_free_memory_is_what_the_group_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    whole = memory.free_memory()
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("600000\n")
+    (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 50000\n")
+    assert memory.free_memory() == 450_000 < whole
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory() > 450_000

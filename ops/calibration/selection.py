@@ -38,7 +38,13 @@ def select(network: Network, quantizer: Quantizer, run: Callable[[], Any] | None
     notes = grouped(layers[name] for name in covered if name in apart)
     if len(apart) == len(covered):
         raise ValueError(f"the model has nothing to quantize: {'; '.join(notes)}")
-    return Selection(layers, [name for name in covered if name not in apart], notes)
+    names = [name for name in covered if name not in apart]
+    if quantizer.fallback_level >= len(names):
+        raise ValueError(
+            f"fallback_level={quantizer.fallback_level} leaves nothing to quantize: of {len(shapes)} linear layers "
+            f"{len(names)} can be; allowed: 0 to {len(names) - 1}, or take quant=none"
+        )
+    return Selection(layers, names, notes)
 
 
 def heaviest(layers: Mapping[str, Layer], names: Sequence[str], quantizer: Quantizer) -> list[str]:

@@ -9,8 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from slimrun import load_bundle
+from slimrun.ops.calibration.base import call, silent
 from slimrun.ops.calibration.ranges import BARELY_REACHED, UNREACHED
+from slimrun.ops.calibration.rdoq.fisher import measure
 from slimrun.ops.export.compressed_tensors import CompressedTensors
+from slimrun.ops.framework.pytorch import network
+from slimrun.ops.memory import Room
 from slimrun.ops.model.experts import unstack
 from slimrun.ops.model.linears import expert_parameters
 from slimrun.ops.model.tokenizer import byte_tokenizer
@@ -98,3 +102,13 @@ def test_no_export_writes_names_that_engines_may_not_know(tmp_path: Path) -> Non
     run("mixtral", tmp_path)
     with pytest.raises(ValueError, match=r"experts\.0\.down_proj.* is not written for mixtures of experts"):
         CompressedTensors().run(tmp_path / "artifact", tmp_path / "export")
+
+
+def test_experts_that_a_glance_misses_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = model("mixtral").requires_grad_(False)
+    monkeypatch.setattr(network, "GLANCE", 1)  # of one token, by two of the experts
+    one = network.TorchNetwork(mixture)
+    sample = {"input_ids": torch.arange(3, 253).unsqueeze(0)}  # by all of them
+    names = list(one.linears())[:-1]
+    statistics = measure(one, names, [sample], 1, Room(), call, silent)
+    assert {f"{name}.rows" for name in names} <= statistics.found[0].keys()

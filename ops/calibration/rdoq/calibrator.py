@@ -26,7 +26,7 @@ from slimrun.ops.calibration.ranges import InputRange
 from slimrun.ops.calibration.search import meet
 from slimrun.ops.calibration.sequential import SequentialCalibrator
 from slimrun.ops.calibration.states import Walk
-from slimrun.ops.calibration.wiring import Fold, first_readers, skipped
+from slimrun.ops.calibration.wiring import Fold, skipped
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import quantized_linear
 from slimrun.ops.memory import Room
@@ -76,6 +76,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         self._biases: dict[str, Tensor | None] = {}
         self._teacher: Teacher
         self._token_weights: dict[str, Tensor] = {}
+        self._first: dict[str, str] = {}  # linear -> the first that reads the same input
         self._gradient_parts = 1  # through which gradients are carried
         self._calibrated = False
 
@@ -99,19 +100,19 @@ class RateDistortionCalibrator(SequentialCalibrator):
         smooth_inputs(self.network, folds, statistics, quantizer)
         for name in selected:
             self._floats[name], self._biases[name] = self.network.affine(name)
-        self._token_weights = statistics.token_weights()
+        self._token_weights, self._first = statistics.token_weights(), statistics.first
         factors = factored(self.network, statistics, quantizer.damping, self.room)
         tables = Tables(self.network, self.layers, self.samples, whole)
         self.notes += tables.notes
         tables.add_costs(factors, statistics, self._teacher, quantizer.damping)
         del statistics
+        bits = aimed_at(quantizer, self.network.model, self._floats, tables.weights)
         if quantizer.measured_prompts and quantizer.grid is None:
-            self._correct(factors, tables, progress)
+            self._correct(factors, tables, bits or BITS, progress)
         rounding = Rounding(quantizer, self._floats | tables.weights, factors, self.network.room, progress)
         if quantizer.target_kl is not None:
             self._meet_loss(rounding, quantizer.target_kl, progress)
         else:
-            bits = aimed_at(quantizer, self.network.model, self._floats, tables.weights, self._biases)
             weights = rounding.at_bits(bits) if bits else rounding.at(None)
             del rounding, factors  # memory that tuning needs
             tables.install({name: weights.pop(name) for name in tables.weights})
@@ -131,12 +132,11 @@ class RateDistortionCalibrator(SequentialCalibrator):
         self._calibrated = True
         return list(self.layers.values())
 
-    def _correct(self, factors: Factors, tables: Tables, progress: Progress) -> None:
-        """Correct what errors are estimated to cost by what a first rounding, at about the target, is seen to lose."""
+    def _correct(self, factors: Factors, tables: Tables, bits: float, progress: Progress) -> None:
+        """Correct what errors are estimated to cost by what a first rounding, at about these bits, is seen to lose."""
         weights = self._floats | tables.weights
         rounding = Rounding(self.quantizer, weights, factors, self.room, progress)
-        bits = aimed_at(self.quantizer, self.network.model, self._floats, tables.weights, self._biases)
-        rounded = rounding.at(rounding.first_level(bits or BITS))
+        rounded = rounding.at(rounding.first_level(bits))
         known = {name: weight for name, weight in self._floats.items() if name in factors}
         linears = {name: AttributedLinear(rounded[name], weight, self._biases[name]) for name, weight in known.items()}
         chosen = range(0, len(self.samples), math.ceil(len(self.samples) / self.quantizer.measured_prompts))
@@ -192,5 +192,4 @@ class RateDistortionCalibrator(SequentialCalibrator):
         walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
         tokens = [len(states) for states in self._teacher.states]
         losses = partial(input_losses, self.network, self._token_weights, walk, tokens)
-        first = first_readers(self.network.model, list(ranges), partial(self.network.glance, self.samples[0]))
-        leave_worst_inputs(self.network, ranges, self.layers, first, self.quantizer.fallback, losses)
+        leave_worst_inputs(self.network, ranges, self.layers, self._first, self.quantizer.fallback, losses)

@@ -16,15 +16,11 @@ CODED_PARTS = 2  # tensors of a coded weight beside `weight`
 
 
 def aimed_at(
-    quantizer: RDOQ,
-    model: nn.Module,
-    linears: Mapping[str, Tensor],
-    tables: Mapping[str, Tensor],
-    biases: Mapping[str, Tensor | None],
+    quantizer: RDOQ, model: nn.Module, linears: Mapping[str, Tensor], tables: Mapping[str, Tensor]
 ) -> float | None:
     """Coded bits a weight to aim at, a step a row included; None on the steps of another method.
 
-    For a file of some size these are what the rest of it leaves. Weights [n, k] and biases are by name.
+    For a file of some size these are what the rest of it leaves. Weights [n, k] are by name.
     """
     if quantizer.target_file_bits is None:
         return quantizer.bits
@@ -34,17 +30,17 @@ def aimed_at(
     rest = sum(one.nbytes for one in kept)
     for name, weight in rounded.items():
         kind = Int8Table.quant_type if name in tables else quantizer.quant_type
-        stored = _stored(kind, weight, biases.get(name))
+        stored = _stored(kind, weight)
         rest += sum(tensor.nbytes for tensor in stored.values()) - SCALE_BITS // 8 * len(weight)
         rest += (len(stored) + 1 + CODED_PARTS) * (ENTRY_BYTES + len(name))
     return (quantizer.target_file_bits * parameters - 8 * rest) / sum(map(torch.Tensor.numel, rounded.values()))
 
 
-def _stored(kind: str, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+def _stored(kind: str, weight: Tensor) -> dict[str, Tensor]:
     """What a format stores beside the integers; a bias stands among the parameters already."""
     rows = len(weight)
     column = QuantizedWeight(torch.zeros(rows, 1, dtype=torch.int8), torch.ones(rows, 1))
-    linear = quantized_linear(kind, column, None if bias is None else bias.cpu(), weight.dtype)
+    linear = quantized_linear(kind, column, None, weight.dtype)
     if isinstance(linear, Int8Linear):
         linear.set_grid(column, ActivationGrid(1.0, 0))
-    return {suffix: tensor for suffix, tensor in linear.stored().items() if suffix not in ("weight", "bias")}
+    return {suffix: tensor for suffix, tensor in linear.stored().items() if suffix != "weight"}

@@ -25,10 +25,8 @@ from .gradient_walk import GradientWalk
 from .gradients import gradients
 from .head import CHUNK, head_gradient, surprise
 from .lookups import Lookups
-from .moments import add_moment, packed_size
+from .moments import POWER, add_moment, packed_size
 from .statistics import Statistics
-
-POWER = 0.5  # of the squared gradients: with 1 a few dozen of 8000 tokens make up the sums, and steps go astray
 
 
 class FisherStatistics:
@@ -196,7 +194,9 @@ def measure(
 
     Where gradients flow past the states between parts it runs as a whole. The room has what is made beside it.
     """
-    first = first_readers(network.model, linears, partial(network.glance, samples[0]))
+    # an expert that the glance does not reach reads for itself, as far as this shows
+    first = {name: name for name in linears}
+    first |= first_readers(network.model, linears, partial(network.glance, samples[0]))
 
     def measured(parts: int) -> Statistics:
         statistics = FisherStatistics(network, first, samples, parts, room, progress, Lookups() if lookups else None)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .moments import add_moment, packed_size
+from .moments import POWER, add_moment, packed_size
 
-POWER = 0.5  # of the squared gradients, as of linears
 MOMENT, WEIGHTS = "embeddings.moment", "embeddings.weights"  # of `Lookups.arrays`
 
 

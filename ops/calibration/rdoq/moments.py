@@ -13,6 +13,8 @@ from .gradients import for_products
 
 STRIP = 128  # rows
 
+POWER = 0.5  # of squared gradients: with 1 a few dozen of 8000 tokens make up the sums, and steps go astray
+
 
 def packed_size(k: int) -> int:
     """Numbers that a packed moment [k, k] takes."""

@@ -22,8 +22,8 @@ from slimrun.ops.quant.feedback import importance
 
 from .factors import Factors
 from .head import CHUNK, Teacher
-from .lookups import MOMENT, POWER, WEIGHTS
-from .moments import add_moment, packed_size, unpacked
+from .lookups import MOMENT, WEIGHTS
+from .moments import POWER, add_moment, packed_size, unpacked
 from .statistics import Statistics
 
 EXPECTED = 1.0  # how much what the model expects counts beside what came
@@ -58,8 +58,8 @@ class Tables:
         self.weights: dict[str, Tensor] = {}
         self.biases: dict[str, Tensor | None] = {}
         for table in self.tables:
-            with network.linear(table.name) as (weight, _), network.linear(table.places[-1]) as (_, bias):
-                self.weights[table.name], self.biases[table.name] = weight, bias
+            self.weights[table.name], _ = network.affine(table.name)
+            _, self.biases[table.name] = network.affine(table.places[-1])
 
     def add_costs(self, factors: Factors, statistics: Statistics, teacher: Teacher, damping: float) -> None:
         """Give `factors` what errors cost; `teacher` has the last hidden states of the samples, and the head."""

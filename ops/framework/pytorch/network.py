@@ -23,7 +23,7 @@ from slimrun.ops.model.output_head import output_layer
 from slimrun.ops.model.tables import Table, tables
 
 from .mapped import move, release_after_use
-from .smoothable import TorchSmoothable, while_live
+from .smoothable import TorchSmoothable, reports_input
 from .usage import watched_use
 
 GLANCE = 32  # tokens to see how the model is wired
@@ -111,7 +111,7 @@ class TorchNetwork(TorchSmoothable):
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
         """Meanwhile each linear's input goes to its watcher before the linear computes."""
         handles = [
-            self.model.get_submodule(name).register_forward_pre_hook(while_live(watcher, self._blocks))
+            self.model.get_submodule(name).register_forward_pre_hook(reports_input(self._blocks.while_live(watcher)))
             for name, watcher in watchers.items()
         ]
         try:

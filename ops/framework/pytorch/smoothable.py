@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slimrun.ops.calibration.base import Watcher
 from slimrun.ops.calibration.blocks import Blocks
 from slimrun.ops.calibration.wiring import Fold, Observations, folds_of_norm
 from slimrun.ops.memory import Room, release
@@ -38,12 +37,12 @@ class TorchSmoothable:
             raise ValueError(
                 "do_smooth=true, quant=rdoq: some weights are offloaded, all must be in memory; give device more memory"
             )
-        handles = []
+        handles, live = [], self._blocks.while_live
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Linear):
-                handles.append(module.register_forward_pre_hook(while_live(partial(seen.read, name), self._blocks)))
+                handles.append(module.register_forward_pre_hook(reports_input(live(partial(seen.read, name)))))
             elif "Norm" in type(module).__name__ and getattr(getattr(module, "weight", None), "ndim", 0) == 1:
-                handles.append(module.register_forward_hook(partial(_gave, seen, name, self._blocks)))
+                handles.append(module.register_forward_hook(_reports_output(live(partial(seen.gave, name)))))
         try:
             yield
         finally:
@@ -108,16 +107,10 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
         had.copy_(bias)
 
 
-def _gave(seen: Observations, name: str, blocks: Blocks, _: nn.Module, __: Any, out: Tensor) -> None:
-    if blocks.live:
-        seen.gave(name, out, out)
+def reports_input(report: Callable[..., None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """A hook that reports what a module is given."""
+    return lambda _, inputs: report(inputs[0])
 
 
-def while_live(watcher: Watcher, blocks: Blocks) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that shows the watcher what a module is given in the part that was asked for."""
-
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if blocks.live:
-            watcher(inputs[0])
-
-    return hook
+def _reports_output(report: Callable[..., None]) -> Callable[[nn.Module, Any, Tensor], None]:
+    return lambda _, __, out: report(out, out)
