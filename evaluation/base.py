@@ -145,13 +145,16 @@ def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{key}={value} is unknown; allowed: {', '.join(allowed)}")
 
 
+PATHS = ("path", "target_path", "shots_path")  # of a task: where its data lies, which changes nothing
+
+
 def protocol_of(task: Any, data_sha256: str, *, without: Sequence[str]) -> str:
     """The protocol of a task as JSON: its settings, and the hash of the data in place of the data's path.
 
     `without` names the settings that only change how outputs are compared, a margin for one: the kept outputs of
     the float model stay good.
     """
-    kept = {key: value for key, value in asdict(task).items() if key not in ("path", *without)}
+    kept = {key: value for key, value in asdict(task).items() if key not in (*PATHS, *without)}
     facts = {
         "task": type(task).__name__,
         "version": PROTOCOL_VERSION,

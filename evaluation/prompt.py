@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined
+from jinja2.environment import TemplateExpression
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SHOWN_COLUMNS = 8  # of an item that lacks the right one
@@ -44,7 +45,7 @@ def value(key: str, template: str, columns: Mapping[str, Any]) -> Any:
     if expression is None:
         return filled(key, template, columns)
     try:
-        found = _ENVIRONMENT.compile_expression(expression[1], undefined_to_none=False)(**columns, row=columns)
+        found = _expression(expression[1])(**columns, row=columns)
         if isinstance(found, Undefined):
             str(found)  # raises what it lacks
     except Exception as error:
@@ -75,6 +76,11 @@ _HOW = "write columns as {{ question }}"
 @cache
 def _compiled(template: str) -> Template:
     return _ENVIRONMENT.from_string(template)
+
+
+@cache
+def _expression(text: str) -> TemplateExpression:
+    return _ENVIRONMENT.compile_expression(text, undefined_to_none=False)
 
 
 def _refusal(key: str, error: Exception, columns: Mapping[str, Any]) -> ValueError:

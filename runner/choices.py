@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from slimrun.evaluation.base import Task
+from slimrun.evaluation.base import PATHS, Task
 from slimrun.evaluation.gate import Policy
 from slimrun.ops.calibration.base import Remember
 from slimrun.ops.compress.base import Codec
@@ -75,7 +75,7 @@ class Choices:
         settings = {
             "quant": settings_of(self.quant, "samples"),  # the texts below say how many were taken
             "compress": settings_of(self.compress, "threads"),
-            "task": {name: (settings_of(task, "path"), task.protocol()) for name, task in self.task.items()},
+            "task": {name: (settings_of(task, *PATHS), task.protocol()) for name, task in self.task.items()},
             "calibration": (self.calibration.texts(), self.calibration.length),
             "model": self.framework.fingerprint(self.model),
             "framework": settings_of(self.framework),

@@ -57,7 +57,7 @@ def show_jobs(jobs: Sequence[Job], trials: int) -> None:
         print_table("", ["job", "overrides", *own], table)
     able = [job for _, job in jobs if isinstance(job, Estimate)]
     left = [job for job in able if not job.done or trials > 1]
-    times = [trials * sum(job.seconds) / len(job.seconds) for job in left if job.seconds]
+    times = [trials * seconds for job in left if (seconds := expected(job)) is not None]
     time = f"{clock(sum(times))} one after the other" if times or not left else "time unknown"
     some = f" for {len(times)} of them" if 0 < len(times) < len(left) else ""
     what = f"a search of {trials} such jobs" if trials > 1 else f"{len(able) - len(left)} done, {len(left)} to run"
@@ -128,6 +128,16 @@ def decides(job: Estimate) -> list[str]:
         if scores := read_scores(Path(record.folder) / SCORES):
             return [f"{score.task}: {score.decides or score.verdict}" for score in scores if score.verdict]
     return []
+
+
+def expected(job: Estimate) -> float | None:
+    """Seconds, as recorded runs took on average, else as this machine's speed tells; None when nothing tells."""
+    if job.seconds:
+        return sum(job.seconds) / len(job.seconds)
+    try:
+        return sum(job.forecast.values())
+    except ValueError:
+        return None
 
 
 def duration(job: Estimate) -> str:

@@ -26,8 +26,13 @@ class Hub:
 
     def sha256(self, split: str) -> str:
         """Hash of a split's rows, in hex."""
-        text = json.dumps(self.rows(split), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _sha256(self.id, self.subset, split, self.revision)
+
+
+@cache
+def _sha256(name: str, subset: str | None, split: str, revision: str | None) -> str:
+    text = json.dumps(_rows(name, subset, split, revision), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache

@@ -1,6 +1,6 @@
 """The items of a task, wherever they come from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +29,12 @@ class Items:
             name = Path(self.origin.partition("=")[2]).name
             raise ValueError(f"limit={limit} is out of range; allowed: 1 to {len(self.rows)}, the items of {name}")
         return replace(self, rows=[self.rows[i * len(self.rows) // limit] for i in range(limit)])
+
+    def first(self, shots: int) -> "Items":
+        """The first `shots` of these examples; ValueError when they are fewer."""
+        if len(self.rows) < shots:
+            raise ValueError(f"shots={shots} is out of range; allowed: 0 to {len(self.rows)}, the examples there are")
+        return replace(self, rows=self.rows[:shots])
 
     def made(self, make: Callable[[Row], T]) -> list[T]:
         """What is made of every row; a ValueError names it."""
@@ -71,13 +77,6 @@ def examples(shots: int, path: str | None, hub: Hub | None) -> Items | None:
     if hub is None or hub.shots_split is None:
         raise ValueError(f"shots={shots} needs examples: allowed: shots_path=FILE, or hub.shots_split of a data set")
     return Items(f"hub.shots_split={hub.shots_split}", hub.rows(hub.shots_split), hub.sha256(hub.shots_split))
-
-
-def first(shots: int, found: Sequence[T]) -> list[T]:
-    """The first `shots` of the examples; ValueError when they are fewer."""
-    if len(found) < shots:
-        raise ValueError(f"shots={shots} is out of range; allowed: 0 to {len(found)}, the examples there are")
-    return list(found[:shots])
 
 
 def _pinned(name: str | None) -> Path:

@@ -100,7 +100,17 @@ class ExactMatch:
         )
 
     def _right(self, text: str, answers: list[str]) -> bool:
-        """Whether a text's answer, its last where there are several, is one of the right ones."""
+        """Whether a text's answer, its last where there are several, is one of the right ones.
+
+        ArithmeticError when an expression takes too long on it.
+        """
+        try:
+            return self._matches(text, answers)
+        except TimeoutError:
+            told = f"extract={self.extract} or ignore={self.ignore} takes more than {SECONDS} s on an answer"
+            raise ArithmeticError(f"{told}; repeat less inside of what is repeated") from None
+
+    def _matches(self, text: str, answers: list[str]) -> bool:
         for mark in self.stop:
             text = text.partition(mark)[0]
         if self.extract:
@@ -136,7 +146,7 @@ class ExactMatch:
     def _problems(self) -> list[Problem]:
         """The items, with the examples before them."""
         shots = self._shots()
-        before = items.first(self.shots, shots.made(self._example)) if shots else []
+        before = shots.first(self.shots).made(self._example) if shots else []
         found = self._items().selected(self.limit).made(self._problem)
         return [Problem("\n\n".join([*before, item.prompt]), item.answers) for item in found]
 

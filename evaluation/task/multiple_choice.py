@@ -168,10 +168,17 @@ class MultipleChoice:
         examples = self._shots() if shots else None
         if examples is None:
             return questions
-        solved = examples.made(lambda row: (row, self._asked.question(row).example))
-        by = self.shots_by
-        alike = [[text for other, text in solved if not by or other.get(by) == row.get(by)] for _, row in found.rows]
-        return [item.after(items.first(self.shots, texts)) for item, texts in zip(questions, alike)]
+        kinds, theirs = self._kinds(found), self._kinds(examples)
+        before = {}
+        for kind in dict.fromkeys(kinds):
+            alike = [example for example, own in zip(examples.rows, theirs) if own == kind]
+            shown = replace(examples, rows=alike).first(self.shots)
+            before[kind] = shown.made(lambda row: self._asked.question(row).example)
+        return [item.after(before[kind]) for item, kind in zip(questions, kinds)]
+
+    def _kinds(self, found: Items) -> list[str]:
+        """What rows have to share with their examples."""
+        return [repr(row.get(self.shots_by)) if self.shots_by else "" for _, row in found.rows]
 
 
 def _choices(questions: list[Question], log_probs: Values, per_character: bool) -> np.ndarray:

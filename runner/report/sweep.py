@@ -65,12 +65,13 @@ def best(jobs: Sequence[Job], rows: Sequence[Row], drawn: Sequence[Panel]) -> di
     """Tags of the parent run: fewest bits, of all jobs and of those that pass the gate, and the best of each task."""
     signs = {score.label: (score.task, -1 if score.higher_is_better else 1)
              for job in jobs for score in job.scores if score.verdict}  # fmt: skip
-    tags = {}
+    tags, winners = {}, {}
     for label, (name, sign) in {"bits": ("bits", 1), **signs}.items():
         if with_score := [row for row in rows if row[label] is not None]:
-            tags[f"best.{name}"] = _named(min(with_score, key=lambda row: sign * row[label]), label)
+            winners[name] = min(with_score, key=lambda row: sign * row[label])
+            tags[f"best.{name}"] = _named(winners[name], label)
     for panel in drawn:
-        if panel.ties:
+        if panel.ties and panel.best == winners[panel.task]["job"]:  # others are of jobs that were measured otherwise
             tags[f"best.{panel.task}"] += f"; not told apart from it: job {', '.join(map(str, panel.ties))}"
     if passed := [row for row in rows if row.get("gate") == PASSED]:
         tags["best.gate"] = _named(min(passed, key=lambda row: row["bits"]), "bits")

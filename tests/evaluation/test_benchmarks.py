@@ -11,6 +11,7 @@ from slimrun.evaluation import prompt
 from slimrun.evaluation.base import Task
 from slimrun.evaluation.source import hub
 from slimrun.evaluation.source.hub import Hub
+from slimrun.evaluation.task import exact_match
 from slimrun.evaluation.task.exact_match import ExactMatch
 from slimrun.evaluation.task.last_word import LastWord
 from slimrun.evaluation.task.multiple_choice import MultipleChoice
@@ -285,3 +286,21 @@ def test_an_answer_that_rounding_may_change_is_noise() -> None:
     assert [len(item.options) for item in questions] == [4] * 20
     report = own.compare("mc", outputs, outputs)
     assert (report.scores[0].noise, report.metrics["mc/noise"]) == (0.25, 0.25)
+
+
+def test_a_pattern_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_match, "SECONDS", 0.01)
+    task = ExactMatch(path=str(tmp_path / "unread"), extract="(a|a)+$")
+    with pytest.raises(ArithmeticError, match=r"extract=\(a\|a\)\+\$ or ignore=None takes more than 0\.01 s"):
+        task._right("a" * 40 + "b", ["b"])
+
+
+def test_where_examples_lie_changes_nothing(tmp_path: Path) -> None:
+    told = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for file in ("items.jsonl", "shots.jsonl"):
+            (tmp_path / name / file).write_text('{"question": "1+1", "answer": "2"}\n')
+        paths = {"path": str(tmp_path / name / "items.jsonl"), "shots_path": str(tmp_path / name / "shots.jsonl")}
+        told.append(ExactMatch(**paths, shots=1).protocol())
+    assert told[0] == told[1]
