@@ -128,3 +128,8 @@ def _container(file: Path, said: Any) -> tuple[str, int] | None:
     if not isinstance(name, str) or not isinstance(version, int) or not name:
         raise damage(file, f"container is {said!r}, expected its name and version")
     return name, version
+
+
+def owner(key: str) -> str:
+    """The module that a tensor of this name belongs to."""
+    return key.rpartition(".")[0]

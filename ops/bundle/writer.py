@@ -27,7 +27,7 @@ from slimrun.ops.memory import Room
 from slimrun.ops.scratch import ScratchFolder
 from slimrun.ops.weights import ckpt, safetensors
 
-from .description import QUANT_METHOD, SAFETENSORS, file_name, read_object
+from .description import QUANT_METHOD, SAFETENSORS, file_name, owner, read_object
 from .manifest import write_manifest
 from .references import CONFIG
 
@@ -61,7 +61,7 @@ def write(
     stored |= {
         f"{name}.{suffix}": torch.from_numpy(part) for name, parts in coded.items() for suffix, part in parts.items()
     }
-    types = {key: FLOAT if key.endswith(".bias") else own.get(_owner(key), FLOAT) for key in stored}
+    types = {key: FLOAT if key.endswith(".bias") else own.get(owner(key), FLOAT) for key in stored}
     room = room or Room()
     if coded and isinstance(codec, Native):
         coded_floats = _coded_floats({key: stored[key] for key, kind in types.items() if kind == FLOAT}, codec, room)
@@ -122,7 +122,8 @@ def _coded_floats(tensors: Mapping[str, Tensor], codec: Native, room: Room) -> d
         if packed is not None:
             found[key] = room.empty(packed.shape, torch.uint8)
             found[key].numpy()[...] = packed
-        room.release([tensor, *found.values()])
+            room.release([found[key]])
+        room.release([tensor])
     return found
 
 
@@ -138,10 +139,6 @@ def _name_quantizer(config: Path) -> None:
     if config.is_file():
         content = read_object(config) | {"quantization_config": {"quant_method": QUANT_METHOD}}
         config.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _owner(key: str) -> str:
-    return key.rpartition(".")[0]
 
 
 def _replace(scratch: Path, folder: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from slimrun.ops.errors import first_line
+from slimrun.ops.format.arithmetic import reciprocal
 from slimrun.ops.format.linear import Int8Linear
 from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
@@ -81,8 +82,7 @@ def _multiplying(module: Any, dtype: torch.dtype) -> Iterator[None]:
     linears = [child for child in module.modules() if isinstance(child, Int8Linear)]
     grids = [linear.grid for linear in linears]
     for linear, grid in zip(linears, grids):
-        reciprocal = (1 / torch.tensor(grid.scale).to(dtype).float()).to(dtype)
-        linear.grid = replace(grid, scale=1 / float(reciprocal))
+        linear.grid = replace(grid, scale=1 / float(reciprocal(torch.tensor(grid.scale).to(dtype))))
     try:
         yield
     finally:

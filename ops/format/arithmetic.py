@@ -81,9 +81,14 @@ def with_reciprocal(scale: Tensor) -> Tensor:
     return numbers[good[0, 0] if len(good) else missed.argmin()]
 
 
+def reciprocal(scale: Tensor) -> Tensor:
+    """What a device multiplies by that divides by the scale: 1 / scale, rounded to the dtype of the scale."""
+    return (1 / scale.float()).to(scale.dtype)
+
+
 def reciprocal_miss(scale: Tensor) -> Tensor:
     """By how much of a step the outermost level is missed when 1 / scale is rounded to the dtype of the scale."""
-    return ((1 / scale.float()).to(scale.dtype).double() * scale.double() - 1).abs() * INT8_LEVELS
+    return (reciprocal(scale).double() * scale.double() - 1).abs() * INT8_LEVELS
 
 
 def dequantization(weight: QuantizedWeight, bias: Tensor | None, grid: ActivationGrid) -> tuple[Tensor, Tensor]:

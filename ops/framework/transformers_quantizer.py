@@ -17,6 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from slimrun.ops.bundle.description import QUANT_METHOD, SAFETENSORS, read_object, weight_file
 from slimrun.ops.bundle.references import CONFIG
+from slimrun.ops.framework.base import DEVICE_MAPS
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -43,7 +44,7 @@ class BundleQuantizer(HfQuantizer):  # type: ignore[misc]
         """The one device where the model goes; ValueError for several."""
         places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
         place = places.pop()
-        if places or place in ("auto", "balanced", "balanced_low_0", "sequential", "disk"):
+        if places or place in (*DEVICE_MAPS, "disk"):
             raise ValueError(
                 f"device_map={device_map}: a bundle is loaded onto one device; give its name, such as cuda:0"
             )

@@ -20,6 +20,7 @@ from torch import Tensor
 from slimrun.msmodelslim import quant_config, telling
 from slimrun.msmodelslim.checks import check_calibrated, check_layers, check_type
 from slimrun.ops import calibration
+from slimrun.ops.bundle.description import owner
 from slimrun.ops.framework import mindspore as framework
 
 framework.require()  # before the modules below import it: one line instead of a crash
@@ -104,9 +105,9 @@ class Calibrator:
         quantized = {layer.name for layer in self._calibrator.layers.values() if layer.quantized}
         found = stored_tensors(self.model)
         if not self._calibrator.smoothed:  # then every other entry is what the file had
-            found = {key: tensor for key, tensor in found.items() if _owner(key) in quantized}
-        folded = {f"{_owner(key)}.bias" for key in found if key.endswith(".quant_bias")}
-        kept = {key: tensor for key, tensor in self._source.items() if _owner(key) not in quantized}
+            found = {key: tensor for key, tensor in found.items() if owner(key) in quantized}
+        folded = {f"{owner(key)}.bias" for key in found if key.endswith(".quant_bias")}
+        kept = {key: tensor for key, tensor in self._source.items() if owner(key) not in quantized}
         self._tensors = kept | {key: _of_file(key, tensor) for key, tensor in found.items() if key not in folded}
         telling.quantized(layers, self._tensors)
 
@@ -167,7 +168,3 @@ def _tensor(name: str, value: Any) -> Any:
 def _of_file(key: str, tensor: Tensor) -> Tensor:
     """The offset of the input is a whole number in this file."""
     return tensor.to(torch.int8) if key.endswith(".input_offset") else tensor
-
-
-def _owner(key: str) -> str:
-    return key.rpartition(".")[0]

@@ -21,6 +21,7 @@ from slimrun import Calibrator, Compressor, load_bundle
 from slimrun.evaluation.base import Reference
 from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.ops import bundle, compress
+from slimrun.ops.calibration.base import silent
 from slimrun.ops.compress.native import Native
 from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.ops.model.tokenizer import byte_tokenizer
@@ -95,7 +96,7 @@ for step in range(60):
 # %% Measured as a float model, then quantized, coded and written as a bundle that is proven to read back.
 model = TorchModel(module, tokenizer, name="mine", fingerprint="")
 task = Perplexity(path="my_text.txt", windows=8, window=64)
-float_outputs = task.evaluate(model, None, lambda done, total: None)
+float_outputs = task.evaluate(model, None, silent)
 reference = Reference(float_outputs, model.output_head())
 
 quantizer, codec, folder = W8A8(), Native(), Path("my_bundle")
@@ -107,6 +108,6 @@ bundle.verify(folder, tensors)
 
 # %% Loaded again from the folder alone, and compared window by window with the float model.
 loaded = load_bundle(folder)
-report = task.compare("perplexity", float_outputs, task.evaluate(loaded, reference, lambda done, total: None))
+report = task.compare("perplexity", float_outputs, task.evaluate(loaded, reference, silent))
 for score in report.scores:
     print(f"{score.label}: {score.float_value:.4g}, quantized {score.quant_value:.4g} {score.verdict}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from mindspore import nn
@@ -40,5 +41,5 @@ def stored_tables(network: nn.Cell, types: Mapping[str, str], tensors: Mapping[s
     for table in tables(network):
         if types.get(table.name) == Int8Table.quant_type:
             apart = [place for place in table.places[1:] if f"{place}.weight" in tensors]
-            found.append(Table(tuple(place for place in table.places if place not in apart), table.shape))
+            found.append(replace(table, places=tuple(place for place in table.places if place not in apart)))
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slimrun.ops import bundle
+from slimrun.ops.bundle.description import owner
 from slimrun.ops.bundle.references import CONFIG
 from slimrun.ops.format.linear import Int8Table, restored_linear
 from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer, own_code
@@ -74,23 +75,23 @@ def _filled(module: Any, decoded: bundle.Bundle, weights: Path) -> Any:
             linear = restored_linear(decoded.types[name], own, shapes.get(name))
         except ValueError as error:
             raise bundle.damage(weights, f"{name} {error}") from error
-        _put(module, name, linear)
+        module.set_submodule(name, linear)
     for key in rest.keys() - module.state_dict().keys():
-        owner, _, suffix = key.rpartition(".")
-        if owner.endswith(".module") and f"{owner.removesuffix('.module')}.{suffix}" in decoded.tensors:
+        module_name, _, suffix = key.rpartition(".")
+        if module_name.endswith(".module") and f"{module_name.removesuffix('.module')}.{suffix}" in decoded.tensors:
             del rest[key]  # msModelSlim's files hold a smoothed norm twice
-        elif suffix == "bias" and f"{owner}.weight" in rest:  # smoothing gave it one
-            add_bias(module.get_submodule(owner), rest.pop(key))
+        elif suffix == "bias" and f"{module_name}.weight" in rest:  # smoothing gave it one
+            add_bias(module.get_submodule(module_name), rest.pop(key))
     for key, source in module.all_tied_weights_keys.items():  # a quantized table stands in all its places
-        place, table = _owner(key), _owner(source)
+        place, table = owner(key), owner(source)
         if table in decoded.quantized and key not in decoded.tensors:
-            _put(module, place, module.get_submodule(table))
+            module.set_submodule(place, module.get_submodule(table))
     unexpected = module.load_state_dict(rest, strict=False, assign=True).unexpected_keys
     tied = module.all_tied_weights_keys  # a quantized output layer is no longer the embeddings
     module.all_tied_weights_keys = {
         key: source
         for key, source in tied.items()
-        if key not in decoded.tensors and _owner(source) not in decoded.quantized
+        if key not in decoded.tensors and owner(source) not in decoded.quantized
     }
     module.tie_weights(recompute_mapping=False)
     missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
@@ -104,11 +105,3 @@ def _filled(module: Any, decoded: bundle.Bundle, weights: Path) -> Any:
 def _shapes(module: Any, types: Mapping[str, str]) -> dict[str, tuple[int, int]]:
     """Name -> shape of what may be quantized, by the types of what is."""
     return linear_names(module) | table_shapes(module, types, Int8Table.quant_type)
-
-
-def _put(module: Any, name: str, child: Any) -> None:
-    setattr(module.get_submodule(_owner(name)), name.rpartition(".")[2], child)
-
-
-def _owner(key: str) -> str:
-    return key.rpartition(".")[0]
