@@ -68,7 +68,7 @@ def best(jobs: Sequence[Job], rows: Sequence[Row], drawn: Sequence[Panel]) -> di
     tags, winners = {}, {}
     for label, (name, sign) in {"bits": ("bits", 1), **signs}.items():
         if with_score := [row for row in rows if row[label] is not None]:
-            winners[name] = min(with_score, key=lambda row: sign * row[label])
+            winners[name] = min(with_score, key=lambda row: (sign * row[label], row["bits"]))  # as Panel.best
             tags[f"best.{name}"] = _named(winners[name], label)
     for panel in drawn:
         if panel.ties and panel.best == winners[panel.task]["job"]:  # others are of jobs that were measured otherwise

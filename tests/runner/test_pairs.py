@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ from tests.runner.test_compare import finished
 
 
 def swept(folder: Path, noises: list[float]) -> list[pareto.Job]:
-    """Jobs whose quantization moved the fake model by these much, and whose perplexity and bits follow it."""
+    """Jobs whose quantization moved the fake model by these much; the more it moved, the fewer bits they have."""
     for number, noise in enumerate(noises):
         job = finished(folder / str(number), noise)
         results = json.loads((job / "results.json").read_text())
         write_json(job / "results.json", results | {"size/int8_bytes": 1000, "size/bits_per_weight": 9 - 2 * noise})
         own = row("perplexity", 100 * noise, 100 * noise + 1, unit="%", higher_is_better=False)
-        write_scores(job / SCORES, [own.__class__(**{**vars(own), "quant_value": results["perplexity/quant"]})])
+        perplexity = round(results["perplexity/quant"], 4)  # the last digits are the machine's
+        write_scores(job / SCORES, [replace(own, quant_value=perplexity)])
     listed = [
         {"number": number, "overrides": [f"noise={noise}"], "folder": str(number), "status": "ok"}
         for number, noise in enumerate(noises)
@@ -37,6 +39,7 @@ def test_the_best_is_told_apart_where_items_tell(tmp_path: Path) -> None:
     assert (panel.best, panel.ties) == (2, [0])
     assert panel.told == "perplexity: points: best is job 2; not told apart from it: job 0"
     tags = report.best(found, report.summary(tmp_path, found, set()), [panel])
+    assert f"job 2 ({found[2].overrides[0]})" in tags["best.perplexity"]  # of equal scores that with the fewest bits
     assert tags["best.perplexity"].endswith("; not told apart from it: job 0")
     page = report.write(tmp_path, found, [panel])[2].read_text()
     assert "not told apart from it: job 0" in page
