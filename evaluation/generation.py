@@ -74,8 +74,8 @@ def answers(
         texts += [model.decode(ids).strip() for ids in written]
         cut += [len(ids) >= max_new_tokens for ids in written]
         progress(len(texts), len(tokens))
-    found: Outputs = {"texts": np.array(texts, dtype=np.str_), "cut": np.array(cut)}  # numpy saves it without pickle
-    return found | ({"date": np.array([model.prompt_date])} if model.prompt_date else {})
+    outputs: Outputs = {"texts": np.array(texts, dtype=np.str_), "cut": np.array(cut)}  # numpy saves it without pickle
+    return outputs | ({"date": np.array([model.prompt_date])} if model.prompt_date else {})
 
 
 def flaws(task: str, before: Outputs, after: Outputs) -> list[Score]:

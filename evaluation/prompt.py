@@ -45,18 +45,18 @@ def value(key: str, template: str, columns: Mapping[str, Any]) -> Any:
     if expression is None:
         return filled(key, template, columns)
     try:
-        found = _expression(expression[1])(**columns, row=columns)
-        if isinstance(found, Undefined):
-            str(found)  # raises what it lacks
+        result = _expression(expression[1])(**columns, row=columns)
+        if isinstance(result, Undefined):
+            str(result)  # raises what it lacks
     except Exception as error:
         raise _refusal(key, error, columns) from None
-    return found
+    return result
 
 
 def texts(key: str, template: str, columns: Mapping[str, Any]) -> list[str]:
     """The texts that a template gives: one, or those of a list; ValueError when one is empty."""
-    found = value(key, template, columns)
-    listed = [str(text) for text in found] if isinstance(found, list | tuple) else [str(found)]
+    result = value(key, template, columns)
+    listed = [str(text) for text in result] if isinstance(result, list | tuple) else [str(result)]
     if not listed or not all(text.strip() for text in listed):
         raise ValueError(f"{key} is empty")
     return listed
@@ -64,10 +64,10 @@ def texts(key: str, template: str, columns: Mapping[str, Any]) -> list[str]:
 
 def text(key: str, template: str, columns: Mapping[str, Any]) -> str:
     """The template filled in; ValueError when nothing is left."""
-    found = filled(key, template, columns)
-    if not found.strip():
+    result = filled(key, template, columns)
+    if not result.strip():
         raise ValueError(f"{key} is empty")
-    return found
+    return result
 
 
 _HOW = "write columns as {{ question }}"

@@ -40,10 +40,10 @@ class Question:
         """The summed log-probability of every option."""
         prefixes, options = self.tokens(model, front, chat)
         if prefixes.count(prefixes[0]) == len(prefixes):  # run once
-            found = model.continuations(prefixes[0], options)
+            log_probs = model.continuations(prefixes[0], options)
         else:
-            found = [model.continuations(prefix, [option])[0] for prefix, option in zip(prefixes, options)]
-        return [float(values.sum(dtype=np.float64)) for values in found]
+            log_probs = [model.continuations(prefix, [option])[0] for prefix, option in zip(prefixes, options)]
+        return [float(values.sum(dtype=np.float64)) for values in log_probs]
 
     def after(self, examples: Sequence[str]) -> "Question":
         """The item with examples before it."""

@@ -211,8 +211,8 @@ def _studentized(deviations: Values) -> Values:
 
 
 def _grams(text: str, n: int) -> Iterator[tuple[str, ...]]:
-    found = words(text)
-    return zip(*(found[i:] for i in range(n)))
+    tokens = words(text)
+    return zip(*(tokens[i:] for i in range(n)))
 
 
 def _portions(resamples: int, items: int) -> Iterator[int]:

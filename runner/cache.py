@@ -69,13 +69,13 @@ class Cache:
         def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
             file = self._file(what["kind"], *depends_on, *([part] if part else []))
             with self._alone(file):
-                found = _load(file, whole=not part)
-                if found is None:
-                    found = compute()
-                    self._keep(file, found)
-                    found = (_load(file, whole=False) if part else None) or found
+                arrays = _load(file, whole=not part)
+                if arrays is None:
+                    arrays = compute()
+                    self._keep(file, arrays)
+                    arrays = (_load(file, whole=False) if part else None) or arrays
             self._note_use(file, what)
-            return found
+            return arrays
 
         return remember
 
@@ -85,11 +85,11 @@ class Cache:
         stored = read_json(file)
         if stored is not None and isinstance(stored.get("notes"), list):
             return list(map(str, stored["notes"]))
-        found = find()
+        notes = find()
         with suppress(OSError):  # a cache that cannot be written only costs time
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, {"notes": found})
-        return found
+            write_json(file, {"notes": notes})
+        return notes
 
     def finished(self, config_hash: str) -> Path | None:
         """The folder where a job with this hash is said to have finished."""
@@ -111,8 +111,8 @@ class Cache:
             files = sorted((self.path / "jobs").glob("*.json"), key=lambda file: file.stat().st_mtime)
         except OSError:  # another process has removed one
             return []
-        found = [read_json(file) or {} for file in files[-newest:]]
-        return [content for content in found if isinstance(content.get("folder"), str)]
+        records = [read_json(file) or {} for file in files[-newest:]]
+        return [record for record in records if isinstance(record.get("folder"), str)]
 
     def clear(self) -> None:
         """Remove what processes that were killed left half written."""
@@ -174,8 +174,8 @@ def _say_once(line: str) -> None:
 
 def _entries(file: Path) -> dict[str, dict[str, Any]]:
     """The index, as far as it is one."""
-    found = read_json(file) or {}
-    return {name: entry for name, entry in found.items() if isinstance(entry, dict) and "used" in entry}
+    index = read_json(file) or {}
+    return {name: entry for name, entry in index.items() if isinstance(entry, dict) and "used" in entry}
 
 
 def _load(file: Path, *, whole: bool) -> Arrays | None:

@@ -97,17 +97,17 @@ def fit(choices: Choices, loaded: LoadedModel | None = None) -> list[str]:
 
 def warnings(choices: Choices, calibration: list[str], readable: bool) -> list[str]:
     """What a reader of the scores must know."""
-    found = []
+    notes = []
     if not readable:
-        found.append(
+        notes.append(
             f"nothing here decodes the container {choices.compress.container}: the bundle was not read back, "
             "the scores are those of the quantized model in memory"
         )
     for name, task in choices.task.items():
         share = overlap("\n".join(task.texts()), "\n".join(calibration))
         if share > 0:
-            found.append(f"{share:.1%} of the 13-grams of task {name} also stand in the calibration text")
-    return [*found, *choices.model.notes]
+            notes.append(f"{share:.1%} of the 13-grams of task {name} also stand in the calibration text")
+    return [*notes, *choices.model.notes]
 
 
 @contextmanager

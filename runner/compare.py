@@ -151,15 +151,15 @@ def changes(a: Run, b: Run) -> list[str]:
 
 def exact_rows(a: Run, b: Run) -> list[list[str]]:
     """Sizes: both are known, so is their difference."""
-    found = []
+    rows = []
     for size in SIZES:
         one, two = size.of(a.results), size.of(b.results)
         if one is None or two is None:
             lacking = a.folder if one is None else b.folder
             raise ValueError(f"{lacking} has no {size.key} in its {RESULTS}; run it again")
         signed = size.form.replace("{:", "{:+")
-        found.append([size.label, size.shown(a.results), size.shown(b.results), signed.format(two - one)])
-    return found
+        rows.append([size.label, size.shown(a.results), size.shown(b.results), signed.format(two - one)])
+    return rows
 
 
 def compared(name: str, a: Run, b: Run) -> Report:

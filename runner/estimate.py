@@ -83,8 +83,8 @@ def facts(experiment: Experiment, result: Result) -> dict[str, Any]:
 def recorded(cache: Cache) -> list[Record]:
     """The records of the cache, the oldest first."""
     kinds = {field.name: KINDS[str(field.type)] for field in fields(Record)}
-    found = cache.finished_jobs()
-    whole = [job for job in found if all(isinstance(job.get(name), kind) for name, kind in kinds.items())]
+    jobs = cache.finished_jobs()
+    whole = [job for job in jobs if all(isinstance(job.get(name), kind) for name, kind in kinds.items())]
     return [Record(**{name: job[name] for name in kinds}) for job in whole]
 
 

@@ -56,8 +56,10 @@ def main() -> None:
         if text is not None:
             from slimrun.ops.export.text import check_text
 
-            found = check_text(target, arguments.bundle, exported, text)
-            print_table(f"{target.name}: the text", ["what", "found"], [[check.what, check.found] for check in found])
+            checks = check_text(target, arguments.bundle, exported, text)
+            print_table(
+                f"{target.name}: the text", ["what", "found"], [[check.what, check.outcome] for check in checks]
+            )
     except (ValueError, OSError) as error:
         print(f"slimrun-export: {as_typed(str(error))}", file=sys.stderr)
         sys.exit(WRONG)
@@ -133,7 +135,7 @@ def show(exported: Exported) -> None:
         rows = [[change.what, change.where, change.why] for change in exported.changes]
         print_table(f"{exported.target}: changed", ["what", "where", "why"], rows)
     print_table(
-        f"{exported.target}: checked", ["what", "found"], [[check.what, check.found] for check in exported.checks]
+        f"{exported.target}: checked", ["what", "found"], [[check.what, check.outcome] for check in exported.checks]
     )
     print(f"export: {exported.folder.absolute()}")
     print(f"serve: {exported.command}")

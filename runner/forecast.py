@@ -41,20 +41,20 @@ class Forecast:
             raise ValueError(f"{type(quantizer).__name__} takes what recorded runs alone tell")
         weights, kind = sum(map(prod, self.covered.values())), quantizer.quant_type
         _, columns = max(self.covered.values(), key=prod, default=(1, 1))
-        found = {"load": self.outline.float_bytes * self._read(), "quantize": 0.0, "calibrate": 0.0}
+        seconds = {"load": self.outline.float_bytes * self._read(), "quantize": 0.0, "calibrate": 0.0}
         work = self._work()
-        found["evaluate"] = sum(self._passes(work[name], kind) for name in self.experiment.task)
-        found["evaluate"] += sum(self._passes(work[name], FLOAT) for name in self.missing)
+        seconds["evaluate"] = sum(self._passes(work[name], kind) for name in self.experiment.task)
+        seconds["evaluate"] += sum(self._passes(work[name], FLOAT) for name in self.missing)
         if not self.covered:
-            return found
-        found["quantize"] = weights * speed.rounding(quantizer, columns)
+            return seconds
+        seconds["quantize"] = weights * speed.rounding(quantizer, columns)
         if quantizer.fallback_level or quantizer.input_observer == "auto":
-            found["quantize"] += self._passes(work[PROMPTS][:FLOAT_SAMPLES], FLOAT)
+            seconds["quantize"] += self._passes(work[PROMPTS][:FLOAT_SAMPLES], FLOAT)
         if quantizer.input_observer:
-            found["calibrate"] = self._passes(work[PROMPTS], kind)
+            seconds["calibrate"] = self._passes(work[PROMPTS], kind)
         encoded, decoded = speed.coding(self.experiment.compress, quantizer, columns)
-        found |= {"compress": weights * encoded, "decode": weights * decoded, "reload": weights * decoded}
-        return found
+        seconds |= {"compress": weights * encoded, "decode": weights * decoded, "reload": weights * decoded}
+        return seconds
 
     def _work(self) -> Arrays:
         """Tokens of each pass, by task and of calibration; counting them takes seconds, and is done once."""
@@ -64,11 +64,11 @@ class Forecast:
         def counted() -> Arrays:
             reader = (None if self.outline.missing else experiment.model.reader()) or Guess(experiment.model.config())
             prompts = [len(reader.encode(text)) for text in experiment.calibration.texts()]
-            found = {PROMPTS: np.minimum(prompts, experiment.calibration.length)}
+            counts = {PROMPTS: np.minimum(prompts, experiment.calibration.length)}
             for name, task in experiment.task.items():
                 work = work_of(task, reader)
-                found[name] = np.array(work.read + work.written)
-            return found
+                counts[name] = np.array(work.read + work.written)
+            return counts
 
         if key is None:
             return counted()

@@ -20,15 +20,15 @@ def choices(config_dir: str | None = None) -> str:
     roots: list[Traversable] = [resources.files(CONFIG_MODULE)]
     roots += [Path(config_dir)] if config_dir else []
     defaults = default_choices()
-    found = {group: dict(entry for root in roots for entry in _lines(root.joinpath(group))) for group in defaults}
-    width = max(len(name) for lines in found.values() for name in lines)
+    groups = {group: dict(entry for root in roots for entry in _lines(root.joinpath(group))) for group in defaults}
+    width = max(len(name) for lines in groups.values() for name in lines)
 
     def told(group: str) -> str:
-        lines = sorted(found[group].items())
+        lines = sorted(groups[group].items())
         marks = ("*" if name in defaults[group] else " " for name, _ in lines)
         return "".join(f"{mark} {name:{width}}  {line}\n" for mark, (name, line) in zip(marks, lines))
 
-    return "\n".join(f"{group}=\n{told(group)}" for group in found)
+    return "\n".join(f"{group}=\n{told(group)}" for group in groups)
 
 
 def default_choices() -> dict[str, list[str]]:

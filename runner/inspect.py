@@ -143,13 +143,13 @@ def model(parts: dict[str, npt.NDArray[np.generic]]) -> str:
     info = container(parts)
     if info is None:
         return ""
-    found = {
+    features = {
         f"{info.row_classes} row classes": info.row_classes > 1,
         f"{info.column_classes} column classes": info.column_classes > 1,
         "levels by row": info.levels,
         f"{info.low_bits} raw low bits": info.low_bits > 0,
     }
-    return ", ".join(text for text, present in found.items() if present)
+    return ", ".join(text for text, present in features.items() if present)
 
 
 def print_map(name: str, parts: dict[str, npt.NDArray[np.generic]]) -> None:

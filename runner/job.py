@@ -67,9 +67,9 @@ def _run_job(config: DictConfig) -> list[float] | float | str:
     try:
         experiment = build(config)
         record["config_hash"] = experiment.identity()
-        if sweep is not None and experiment.sweep.resume and (found := adopt_finished(output, experiment, record)):
+        if sweep is not None and experiment.sweep.resume and (results := adopt_finished(output, experiment, record)):
             tracker.deliver(output, sweep)
-            return experiment.sweep.values(found)
+            return experiment.sweep.values(results)
         clear(output)
         experiment.cache.clear()
         resume.clear(experiment.cache.path)
@@ -132,16 +132,16 @@ def attempt(experiment: Experiment, outline: Outline, output: Path, record: dict
 def adopt_finished(output: Path, experiment: Experiment, record: dict[str, Any]) -> dict[str, Any] | None:
     """The results of a job that ended well before, here or in another folder, from where they are then copied."""
     for folder in (output, experiment.cache.finished(record["config_hash"])):
-        found = read_json(folder / RESULTS) if folder else None
-        if folder and found and found.get("status") == OK and found.get("config_hash") == record["config_hash"]:
+        results = read_json(folder / RESULTS) if folder else None
+        if folder and results and results.get("status") == OK and results.get("config_hash") == record["config_hash"]:
             if folder != output:
                 clear(output)
                 for file in (folder / name for name in UPLOADED):
                     if file.is_file():
                         shutil.copyfile(file, output / file.name)
-                write_json(output / RESULTS, {**found, **record, "done_in": found.get("done_in", str(folder))})
+                write_json(output / RESULTS, {**results, **record, "done_in": results.get("done_in", str(folder))})
             print(f"slimrun: job {record['job']} is done already, see {folder}", file=sys.stderr)
-            return found
+            return results
     return None
 
 

@@ -87,10 +87,10 @@ def _check_directions(config: DictConfig) -> None:
 def _check_launcher(config: DictConfig) -> None:
     package = str(config.hydra.launcher._target_).rpartition(".")[0]
     try:
-        found = find_spec(package) is not None
+        installed = find_spec(package) is not None
     except ModuleNotFoundError:
-        found = False
-    if not found:
+        installed = False
+    if not installed:
         name = config.hydra.runtime.choices["hydra/launcher"]
         extra = "ray" if name.startswith("ray") else "sweep"
         raise CompositionError(f"hydra/launcher={name} needs a package: pip install 'slimrun[{extra}]'")

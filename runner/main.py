@@ -126,7 +126,7 @@ def check(command: Command, arguments: Namespace) -> list[DictConfig]:
     One job: ConfigError on whatever can be seen to be wrong. A multirun: CompositionError only, since a value that
     a method refuses fails its own job.
     """
-    found = []
+    to_run = []
     planned: list[Job] = []
     folder = _folder(command)
     for overrides in command.jobs:
@@ -140,19 +140,19 @@ def check(command: Command, arguments: Namespace) -> list[DictConfig]:
         except ConfigError as error:
             if not command.multirun or isinstance(error, CompositionError):
                 raise
-            found.append(config)
+            to_run.append(config)
             planned.append((typed(config.hydra.overrides.task), error))
             continue
         output.check(folder, SWEEP_FOLDER if command.multirun else RUN_FOLDER)
         if experiment.plan:
             planned.append((typed(config.hydra.overrides.task), Estimate(experiment, outline)))
         else:
-            found.append(config)
+            to_run.append(config)
     if any(isinstance(job, Estimate) for _, job in planned):
         trials = command.config.hydra.sweeper.get("n_trials", 1) if command.multirun else 1
         show(planned, folder, command.multirun, trials)
         return []
-    return found
+    return to_run
 
 
 def _folder(command: Command) -> Path:

@@ -32,13 +32,13 @@ def origins_told(config: DictConfig, config_name: str | None = None, config_dir:
 def origins(message: str, config: DictConfig, plain: DictConfig, overrides: Sequence[str]) -> list[str]:
     """One clause for each key in the message that no override sets; `plain` is the configuration without the preset."""
     keys = {item.lstrip("+~").partition("=")[0] for item in overrides}
-    found = []
+    clauses = []
     for key in dict.fromkeys(KEY.findall(message)):
         value, unset = (OmegaConf.select(each, key, throw_on_resolution_failure=False) for each in (config, plain))
         if value is None or any(key == item or key.startswith(f"{item}.") for item in keys):
             continue
         if unset != value:
-            found.append(f"{key} comes from {PRESET}={config.hydra.runtime.choices[PRESET]}")
+            clauses.append(f"{key} comes from {PRESET}={config.hydra.runtime.choices[PRESET]}")
         elif f"{key}={value}" in message:
-            found.append(f"{key} has its default")
-    return found
+            clauses.append(f"{key} has its default")
+    return clauses

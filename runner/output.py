@@ -48,8 +48,8 @@ def check(folder: Path, key: str) -> None:
     if not folder.is_dir():
         return
     for place in (folder, *(item for item in folder.iterdir() if item.is_dir() and not item.is_symlink())):
-        if found := _in_the_way(place):
-            raise ConfigError(f"{key}={folder}: {found}; move it, or choose another with {key}=DIR")
+        if obstacle := _in_the_way(place):
+            raise ConfigError(f"{key}={folder}: {obstacle}; move it, or choose another with {key}=DIR")
 
 
 def chosen(key: str, folder: Path) -> str:

@@ -24,12 +24,12 @@ class Compared:
     p_value: float | None
 
 
-def told_apart(folder: Path, found: Sequence[Job], panels: Sequence[Panel]) -> list[Panel]:
+def told_apart(folder: Path, jobs: Sequence[Job], panels: Sequence[Panel]) -> list[Panel]:
     """The panels, saying which jobs are not told apart from the best, and which neighbours on a front are not.
 
     p-values are corrected for all of these comparisons of the sweep (Holm).
     """
-    folders = {job.number: folder / job.folder for job in found}
+    folders = {job.number: folder / job.folder for job in jobs}
     read = cache(compare.read)
     wanted = [(at, *pair) for at, panel in enumerate(panels) for pair in _pairs(panel)]
     done = []

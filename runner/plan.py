@@ -180,13 +180,13 @@ def disk_refusals(jobs: Sequence[Estimate], folder: Path, trials: int) -> list[s
     left = [job for job in jobs if not job.done]
     needs = [(folder, trials * sum(job.disk_bytes for job in left), "hydra.run.dir=DIR (hydra.sweep.dir=DIR)")]
     needs += [(job.experiment.cache.path, job.download_bytes, "cache.dir=DIR") for job in left[:1]]
-    found = []
+    refusals = []
     for path, needed, key in needs:
         existing = next(item for item in [path.absolute(), *path.absolute().parents] if item.exists())
         free = shutil.disk_usage(existing).free
         if needed > free:
-            found.append(f"{path}: needs {size(needed)} of disk, {size(free)} are free; choose another: {key}")
-    return found
+            refusals.append(f"{path}: needs {size(needed)} of disk, {size(free)} are free; choose another: {key}")
+    return refusals
 
 
 def named(names: Sequence[str], falling_back: int) -> str:

@@ -76,5 +76,5 @@ class Sweep:
 
     def values(self, results: Mapping[str, object]) -> list[float] | float:
         """What a search is told about a job: its objectives; one alone is no list. NaN for what is not there."""
-        found = [float(cast(float, results.get(key, math.nan))) for key in self.objectives]
-        return found[0] if len(found) == 1 else found
+        values = [float(cast(float, results.get(key, math.nan))) for key in self.objectives]
+        return values[0] if len(values) == 1 else values

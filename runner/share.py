@@ -114,7 +114,7 @@ def lease_folder() -> Path:
             folder = Path(parent) / f"leases-{platform.node()}-{os.geteuid()}"
             with suppress(OSError):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                found = folder.lstat()
-                if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+                entry = folder.lstat()
+                if stat.S_ISDIR(entry.st_mode) and entry.st_uid == os.geteuid() and not entry.st_mode & 0o022:
                     return folder
     raise OSError("no folder of this user's own for the leases of cards; set SLIMRUN_CACHE=DIR")

@@ -19,7 +19,7 @@ from slimrun.runner.job import OK, STOPPED
 from slimrun.runner.overrides import command_of, short_name
 from slimrun.runner.pairs import told_apart
 from slimrun.runner.report import sweep as report
-from slimrun.runner.report.pareto import jobs, panels
+from slimrun.runner.report.pareto import panels, read_jobs
 from slimrun.runner.status import DONE, FAILED, GATED
 from slimrun.runner.tracking.base import Tracker
 
@@ -96,34 +96,36 @@ def conclude(folder: Path, tracker: Tracker) -> int:
     record = {**(read_json(folder / SWEEP) or {}), "files": []}
     record["jobs"] = ended(folder, record["jobs"])
     write_json(folder / SWEEP, record)
-    found = jobs(folder)
-    drawn = told_apart(folder, found, panels(found))
-    common = set.intersection(*(set(job.overrides) for job in found)) if len(found) > 1 else set()
-    record["summary"] = report.summary(folder, found, common)
-    record["tags"] = report.best(found, record["summary"], drawn)
-    record["files"] = [os.path.relpath(file, folder) for file in report.write(folder, found, drawn)]
+    jobs = read_jobs(folder)
+    drawn = told_apart(folder, jobs, panels(jobs))
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    record["summary"] = report.summary(folder, jobs, common)
+    record["tags"] = report.best(jobs, record["summary"], drawn)
+    record["files"] = [os.path.relpath(file, folder) for file in report.write(folder, jobs, drawn)]
     write_json(folder / SWEEP, record)
 
     title = f"multirun in {folder}: {' '.join(sorted(common))}"
-    columns = list(record["summary"][0]) if found else []
+    columns = list(record["summary"][0]) if jobs else []
     print_table(title, columns, [[report.cell(value) for value in row.values()] for row in record["summary"]])
     for panel in drawn:
         print(panel.told)
     tracker.deliver_sweep(folder)
     if stopped := report.gated_out(record["summary"]):
-        print(f"gate: not passed by {len(stopped)} of {len(found)} jobs: {', '.join(map(str, stopped))}")
+        print(f"gate: not passed by {len(stopped)} of {len(jobs)} jobs: {', '.join(map(str, stopped))}")
     unfinished = [job for job in record["jobs"] if job["status"] != OK]
     if unfinished:
-        print(f"{len(found) - len(unfinished)} of {len(found)} jobs are done; the same command runs the others again")
+        print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done; the same command runs the others again")
     print(f"look next: {tracker.look_next() or folder / SWEEP}")
     return FAILED if unfinished else GATED if stopped else DONE
 
 
 def ended(folder: Path, planned: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The jobs of sweep.json by number, with what those that ended have left; a search plans none."""
-    found = {file.parent: read_json(file) or {} for file in folder.rglob(RESULTS) if "mlartifacts" not in file.parts}
+    by_folder = {
+        file.parent: read_json(file) or {} for file in folder.rglob(RESULTS) if "mlartifacts" not in file.parts
+    }
     listed = {job["number"]: job for job in planned}
-    for job, results in found.items():
+    for job, results in by_folder.items():
         if results.keys() >= RECORDED:
             listed[results["job"]] = {
                 "number": results["job"],

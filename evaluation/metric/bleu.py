@@ -58,10 +58,10 @@ def require_tokenizer(tokenizer: str, references: Sequence[str]) -> None:
     if tokenizer not in BY_SPACES:
         return
     for language, (characters, able) in SCRIPTS.items():
-        found = share(characters, references)
-        if found > LIMIT:
+        portion = share(characters, references)
+        if portion > LIMIT:
             raise ValueError(
-                f"tokenizer={tokenizer} cannot score text with {found:.0%} {language} characters; allowed: {able} "
+                f"tokenizer={tokenizer} cannot score text with {portion:.0%} {language} characters; allowed: {able} "
                 "(or set the target language)"
             )
 

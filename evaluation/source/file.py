@@ -33,9 +33,9 @@ def sha256(path: str | Path) -> str:
 def read_prompts(path: str | Path) -> list[str]:
     """Calibration prompts: one a line, or the `text` of objects in JSON."""
     content = decoded(path, PROMPTS)
-    found = json_values(path, content, PROMPTS)
-    if found is not None:
-        return [_text_of(path, place, value) for place, value in found]
+    values = json_values(path, content, PROMPTS)
+    if values is not None:
+        return [_text_of(path, place, value) for place, value in values]
     if mark := separator(path, content):
         raise ValueError(
             f"path={path} is a table, columns separated by {SEPARATORS[mark]}; allowed: {PROMPTS}; write the column "
@@ -101,14 +101,14 @@ def json_values(path: str | Path, content: str, allowed: str) -> Placed | None:
     if not named and content.lstrip()[0] not in "{[":
         return None
     try:
-        found = _values(content)
+        values = _values(content)
     except ValueError as error:
         if named or _OPENS_JSON.match(content):
             raise ValueError(f"path={path}, {error}; allowed: {allowed}") from None
         return None
-    if not found:
+    if not values:
         raise ValueError(f"path={path} holds an empty array; allowed: {allowed}")
-    return found
+    return values
 
 
 def half_character(value: Any) -> str:
@@ -130,7 +130,7 @@ def _read(path: str | Path) -> bytes:
 def _values(content: str) -> Placed:
     """JSON values one after the other, each on its line or over several; of a single array its items."""
     decoder = json.JSONDecoder()
-    found: Placed = []
+    values: Placed = []
     line, counted, at = 1, 0, _after_space(content, 0)
     while at < len(content):
         line, counted = line + content.count("\n", counted, at), at
@@ -141,16 +141,16 @@ def _values(content: str) -> Placed:
             raise ValueError(f"line {line} is not JSON ({error.msg})") from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
             raise ValueError(f"line {line} is not JSON that can be read ({error})") from None
-        found.append((f"line {line}", value))
+        values.append((f"line {line}", value))
         at = _after_space(content, at)
-    if len(found) == 1 and isinstance(found[0][1], list):
-        return [(f"item {number}", item) for number, item in enumerate(found[0][1], start=1)]
-    return found
+    if len(values) == 1 and isinstance(values[0][1], list):
+        return [(f"item {number}", item) for number, item in enumerate(values[0][1], start=1)]
+    return values
 
 
 def _after_space(content: str, at: int) -> int:
-    found = _SPACE.match(content, at)
-    return found.end() if found else at
+    space = _SPACE.match(content, at)
+    return space.end() if space else at
 
 
 def _text_of(path: str | Path, place: str, value: Any) -> str:

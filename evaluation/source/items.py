@@ -38,13 +38,13 @@ class Items:
 
     def made(self, make: Callable[[Row], T]) -> list[T]:
         """What is made of every row; a ValueError names it."""
-        found = []
+        made = []
         for place, row in self.rows:
             try:
-                found.append(make(row))
+                made.append(make(row))
             except ValueError as error:
                 raise ValueError(f"{self.origin}, {place}: {error}") from error
-        return found
+        return made
 
 
 def items(path: str | None, hub: Hub | None = None, otherwise: str | None = None) -> Items:

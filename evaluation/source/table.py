@@ -15,10 +15,10 @@ PARALLEL = "one text a line, in both files as many"
 
 def read_rows(path: str | Path) -> Rows:
     """The rows of a file, each with where it stands; a string of JSON is a row with `text`."""
-    found = read_rows_or_text(path)
-    if isinstance(found, str):
+    rows = read_rows_or_text(path)
+    if isinstance(rows, str):
         raise ValueError(f"path={path}, line 1 is no JSON object; allowed: {ROWS}")
-    return found
+    return rows
 
 
 def read_rows_or_text(path: str | Path) -> Rows | str:
@@ -26,12 +26,12 @@ def read_rows_or_text(path: str | Path) -> Rows | str:
     if Path(path).suffix.lower() == ".parquet":
         return _parquet(path)
     content = decoded(path, ROWS)
-    found = json_values(path, content, ROWS)
-    if found is None:
+    values = json_values(path, content, ROWS)
+    if values is None:
         mark = separator(path, content)
         return _table(path, content, mark) if mark else content
     rows = []
-    for place, value in found:
+    for place, value in values:
         row = {"text": value} if isinstance(value, str) else value
         if wrong := half_character(row) if isinstance(row, dict) else " is no JSON object":
             raise ValueError(f"path={path}, {place}{wrong}; allowed: {ROWS}")

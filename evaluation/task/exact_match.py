@@ -114,8 +114,8 @@ class ExactMatch:
         for mark in self.stop:
             text = text.partition(mark)[0]
         if self.extract:
-            found = regex.findall(self.extract, text, timeout=SECONDS)
-            last = found[-1] if found else ""
+            matches = regex.findall(self.extract, text, timeout=SECONDS)
+            last = matches[-1] if matches else ""
             text = next((group for group in last if group), "") if isinstance(last, tuple) else last
         return bool(text.strip()) and self._plain(text) in {self._plain(answer) for answer in answers}
 
@@ -147,8 +147,8 @@ class ExactMatch:
         """The items, with the examples before them."""
         shots = self._shots()
         before = shots.first(self.shots).made(self._example) if shots else []
-        found = self._items().selected(self.limit).made(self._problem)
-        return [Problem("\n\n".join([*before, item.prompt]), item.answers) for item in found]
+        problems = self._items().selected(self.limit).made(self._problem)
+        return [Problem("\n\n".join([*before, item.prompt]), item.answers) for item in problems]
 
     def _problem(self, row: Row) -> Problem:
         return Problem(prompt.text("prompt", self.prompt, row), prompt.texts("answer", self.answer, row))

@@ -105,8 +105,8 @@ class MultipleChoice:
         for done, item in enumerate(questions, start=1):
             sums += item.scores(model, front, self.chat)
             progress(done, len(questions))
-        found: Outputs = {"log_probs": np.array(sums, dtype=np.float64)} | tokens.kept([] if self.chat else front)
-        return found | (self._moves(model, questions, found["log_probs"]) if reference else {})
+        outputs: Outputs = {"log_probs": np.array(sums, dtype=np.float64)} | tokens.kept([] if self.chat else front)
+        return outputs | (self._moves(model, questions, outputs["log_probs"]) if reference else {})
 
     def _moves(self, model: LanguageModel, questions: list[Question], log_probs: Values) -> Outputs:
         """moves [k]: what the options of the first items change by when the model is disturbed."""
@@ -163,12 +163,12 @@ class MultipleChoice:
 
     def _questions(self, shots: bool = True) -> list[Question]:
         """The items, with the examples before them."""
-        found = self._items().selected(self.limit)
-        questions = found.made(self._asked.question)
+        selected = self._items().selected(self.limit)
+        questions = selected.made(self._asked.question)
         examples = self._shots() if shots else None
         if examples is None:
             return questions
-        kinds, theirs = self._kinds(found), self._kinds(examples)
+        kinds, theirs = self._kinds(selected), self._kinds(examples)
         before = {}
         for kind in dict.fromkeys(kinds):
             alike = [example for example, own in zip(examples.rows, theirs) if own == kind]
@@ -176,9 +176,9 @@ class MultipleChoice:
             before[kind] = shown.made(lambda row: self._asked.question(row).example)
         return [item.after(before[kind]) for item, kind in zip(questions, kinds)]
 
-    def _kinds(self, found: Items) -> list[str]:
+    def _kinds(self, rows: Items) -> list[str]:
         """What rows have to share with their examples."""
-        return [repr(row.get(self.shots_by)) if self.shots_by else "" for _, row in found.rows]
+        return [repr(row.get(self.shots_by)) if self.shots_by else "" for _, row in rows.rows]
 
 
 def _choices(questions: list[Question], log_probs: Values, per_character: bool) -> np.ndarray:

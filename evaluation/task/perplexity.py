@@ -63,16 +63,15 @@ class Perplexity:
 
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a window is longer than the model's context or the text; a note on windows that lack."""
-        found = len(self._tokens(model))
-        return [f"windows={self.windows} asked for, the text gives {found}"] if found < self.windows else []
+        given = len(self._tokens(model))
+        return [f"windows={self.windows} asked for, the text gives {given}"] if given < self.windows else []
 
     def texts(self) -> list[str]:
         """The documents that are cut into windows."""
         own = table.read_rows_or_text(self.path) if self.path else None
         if isinstance(own, str):
             return [own]
-        found = self._items()
-        documents = found.made(lambda row: prompt.filled("text", self.text, row))
+        documents = self._items().made(lambda row: prompt.filled("text", self.text, row))
         return ["\n\n".join(documents)] if self.path or self.hub else documents
 
     def protocol(self) -> str:
@@ -106,10 +105,10 @@ class Perplexity:
             done += count
             progress(done, len(windows))
         vocabulary = np.array([model.log_probs(states[:1]).shape[-1]])
-        found = {name: np.concatenate(parts) for name, parts in collected.items()} | {"vocabulary": vocabulary}
-        found |= tokens.kept(before)
-        return found | (
-            _moves(model, before, windows[:NOISE_WINDOWS], self.batch, found["log_probs"]) if reference else {}
+        outputs = {name: np.concatenate(parts) for name, parts in collected.items()} | {"vocabulary": vocabulary}
+        outputs |= tokens.kept(before)
+        return outputs | (
+            _moves(model, before, windows[:NOISE_WINDOWS], self.batch, outputs["log_probs"]) if reference else {}
         )
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
@@ -154,21 +153,21 @@ class Perplexity:
         if self.window > room:
             less = "" if room == model.context else f" less the {model.context - room} tokens before each window"
             raise ValueError(f"window={self.window} is out of range; allowed: 2 to {room}, the model's context{less}")
-        found: list[list[int]] = []
+        windows: list[list[int]] = []
         longest = 0
         for document in self.texts():
             ids = model.encode(document)
             longest = max(longest, len(ids))
             # of an article the first window, of an own text all of them
             ends = range(self.window, len(ids) + 1, self.window) if self.path or self.hub else [self.window]
-            found += [ids[end - self.window : end] for end in ends if end <= len(ids)]
-            if len(found) >= self.windows:
+            windows += [ids[end - self.window : end] for end in ends if end <= len(ids)]
+            if len(windows) >= self.windows:
                 break
-        if not found:
+        if not windows:
             if longest < 2:
                 raise ValueError("path: the tokenizer makes no two tokens of the text; give a longer one")
             raise ValueError(f"window={self.window} is out of range; allowed: 2 to {longest}, the tokens of the text")
-        return np.array(found[: self.windows], dtype=np.int64)
+        return np.array(windows[: self.windows], dtype=np.int64)
 
 
 def _behind(before: list[int], ids: IntArray) -> IntArray:

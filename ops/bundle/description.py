@@ -88,14 +88,14 @@ def can_decode(codec: Codec) -> bool:
 
 def containers() -> dict[tuple[str, int], type[Codec]]:
     """The codecs of `slimrun.ops.compress` by what they call their container, so that a new one is one file."""
-    found: dict[tuple[str, int], type[Codec]] = {}
+    codecs: dict[tuple[str, int], type[Codec]] = {}
     for module in pkgutil.iter_modules(compress.__path__, "slimrun.ops.compress."):
         for value in vars(importlib.import_module(module.name)).values():
             container, version = getattr(value, "container", None), getattr(value, "version", None)
             # a codec that asks another program for its container (a property) reads nothing of its own
             if isinstance(value, type) and is_dataclass(value) and isinstance(container, str):
-                found[container, cast(int, version)] = cast(type[Codec], value)
-    return {key: found[key] for key in sorted(found)}
+                codecs[container, cast(int, version)] = cast(type[Codec], value)
+    return {key: codecs[key] for key in sorted(codecs)}
 
 
 @contextmanager

@@ -83,8 +83,8 @@ def check_names(manifest: Mapping[str, Any], weights: Path, names: Collection[st
 
 def check_contents(manifest: Mapping[str, Any], weights: Path, tensors: Mapping[str, Tensor]) -> None:
     """ValueError names the first of these tensors of the weight file, some or all, that is not what was written."""
-    for name, found in _described(tensors):
-        if manifest["tensors"][name] != found:
+    for name, described in _described(tensors):
+        if manifest["tensors"][name] != described:
             raise damage(weights, f"{name} is not what was written: it differs from {NAME}; get the bundle again")
 
 

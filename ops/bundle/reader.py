@@ -181,9 +181,9 @@ def verify(folder: Path, tensors: Mapping[str, Tensor], room: Room | None = None
     shapes = {name: (rows, columns) for name, (rows, columns) in matrices.items()}
     stored = undisturbed(folder, open_stored)
     decoder, room = Decoder(stored, shapes, Room()), room or Room()
-    found = stored.tensors.keys() | {f"{name}.weight" for name in stored.coded}
-    if found != tensors.keys():
-        different = sorted(found ^ tensors.keys())
+    keys = stored.tensors.keys() | {f"{name}.weight" for name in stored.coded}
+    if keys != tensors.keys():
+        different = sorted(keys ^ tensors.keys())
         raise ValueError(f"{folder} does not hold the model's tensors: {', '.join(different[:3])}")
 
     def same(key: str) -> bool:
@@ -221,13 +221,13 @@ def undisturbed(folder: Path, work: Callable[[Path], Read]) -> Read:
                 OSError
             ):  # a writer waits a little for its readers; one that is about to replace it has it now
                 fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            found = work(place)
+            made = work(place)
         except Exception:
             if _is_still(place, held) or time.monotonic() > end:
                 raise
         else:
             if _is_still(place, held):
-                return found
+                return made
         finally:
             os.close(held)
         if time.monotonic() > end:

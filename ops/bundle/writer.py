@@ -116,15 +116,15 @@ def size(folder: Path) -> int:
 
 def _coded_floats(tensors: Mapping[str, Tensor], codec: Native, room: Room) -> dict[str, Tensor]:
     """The bytes of those that coding makes smaller."""
-    found = {}
+    coded = {}
     for key, tensor in tensors.items():
         packed = codec.encode_float(tensor) if tensor.is_floating_point() else None
         if packed is not None:
-            found[key] = room.empty(packed.shape, torch.uint8)
-            found[key].numpy()[...] = packed
-            room.release([found[key]])
+            coded[key] = room.empty(packed.shape, torch.uint8)
+            coded[key].numpy()[...] = packed
+            room.release([coded[key]])
         room.release([tensor])
-    return found
+    return coded
 
 
 def _write_tensors(weights: Path, tensors: Mapping[str, Tensor], room: Room) -> None:

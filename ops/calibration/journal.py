@@ -41,9 +41,9 @@ class Journal:
     def notes(self, kind: str) -> Iterator[Tensors]:
         """The notes of this kind, the first one first; their tensors lie in mapped files."""
         self._counts[kind] = 0
-        while self.folder is not None and (found := _read(self.folder / f"{kind}.{self._counts[kind]}.safetensors")):
+        while self.folder is not None and (note := _read(self.folder / f"{kind}.{self._counts[kind]}.safetensors")):
             self._counts[kind] += 1
-            yield found
+            yield note
 
     def add(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
         """One more note of this kind, whose others were read before."""
@@ -86,15 +86,15 @@ class Results:
         """The result of this name; computed if it is not known."""
         if name in self._known:
             return self._known[name]
-        found = compute()
+        result = compute()
         if self.journal.folder is None:
             self._new.clear()  # which would keep all of them
-            return found
-        self._new |= {f"{name}/{part}": tensor for part, tensor in found.items()}
+            return result
+        self._new |= {f"{name}/{part}": tensor for part, tensor in result.items()}
         if self.journal.due:
             self.journal.add(self.kind, self._new)
             self._new = {}
-        return found
+        return result
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,10 @@ def calibration_notes(layers: Mapping[str, Layer], raised: Mapping[str, int]) ->
 
 def grouped(layers: Iterable[Layer]) -> list[str]:
     """A line for each note, with the layers that have it."""
-    found: dict[str, list[str]] = {}
+    by_note: dict[str, list[str]] = {}
     for layer in layers:
-        found.setdefault(layer.note, []).append(layer.name)
-    return [f"{several(names)}: {note}" for note, names in found.items()]
+        by_note.setdefault(layer.note, []).append(layer.name)
+    return [f"{several(names)}: {note}" for note, names in by_note.items()]
 
 
 def several(names: Collection[str]) -> str:

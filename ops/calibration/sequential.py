@@ -157,13 +157,13 @@ class SequentialCalibrator:
     def _quantize_layer(self, name: str, results: Results) -> None:
         with self.network.linear(name) as (weight, bias):
             try:
-                found = results.get(name, partial(_integers, self.quantizer, weight, self.network.room))
+                result = results.get(name, partial(_integers, self.quantizer, weight, self.network.room))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            quantized = QuantizedWeight(found["values"], found["scale"])
+            quantized = QuantizedWeight(result["values"], result["scale"])
             layer = self.layers[name]
             layer.quantized = True
-            layer.sqnr_db, layer.clipped = found["error"].tolist()
+            layer.sqnr_db, layer.clipped = result["error"].tolist()
             linear = quantized_linear(self.quantizer.quant_type, quantized, bias, self.dtype or weight.dtype)
         self._put(name, quantized, linear)
 

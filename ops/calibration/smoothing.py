@@ -83,7 +83,7 @@ def foldable_by_runs(
         return seen.name, [given, seen.values]
 
     last, before = outcome()
-    found = {}
+    offsets = {}
     for name, readers in norms.items():
         saved = {part: network.affine(part)[0].clone() for part in (name, *readers)}
         weight, bias = network.affine(name)
@@ -101,9 +101,9 @@ def foldable_by_runs(
                 network.set_affine(reader, saved[reader], None)
             shown = 1 if name == last else 2  # its own outputs are scaled
             if all((now - then).norm() <= tolerance * then.norm() for now, then in zip(after[:shown], before)):
-                found[name] = offset
+                offsets[name] = offset
                 break
-    return found
+    return offsets
 
 
 def _fold_norm(network: Smoothable, name: str, smoothing: Smoothing, offset: float, *, shifts: bool) -> Tensor:

@@ -93,15 +93,15 @@ class Walk:
         journal, kind = self.noted.journal, self.noted.kind
         last = journal.state(kind)
         parts = int(last.pop("parts", torch.tensor(0)))
-        noted, found = 0, []
+        noted, notes = 0, []
         for note in journal.notes(kind):
             after, until = note.pop("parts").tolist()
             if after <= noted and until <= parts:
                 noted = until
-                found.append(note)
+                notes.append(note)
         if noted < parts:  # a note is damaged
             return 0
-        for note in found:
+        for note in notes:
             self.noted.give(note)
         for index, state in last.items():
             states.put(int(index), state)

@@ -24,8 +24,8 @@ def quantize_tables(
 
     `dtype` is the one in which steps are stored, None for each table's own.
     """
-    found, notes = float_tables(network, layers, samples)
-    for table in found:
+    tables, notes = float_tables(network, layers, samples)
+    for table in tables:
         with network.linear(table.name) as (weight, _), network.linear(table.places[-1]) as (_, bias):
             stored = dtype or weight.dtype
             rows = rounded_rows(weight, stored)
@@ -38,15 +38,15 @@ def float_tables(
     network: Network, layers: dict[str, Layer], samples: Sequence[Sample]
 ) -> tuple[list[Table], list[str]]:
     """The tables that can be quantized, with a row of `layers` for each of all; notes on those that stay float."""
-    found = network.tables(samples[0] if samples else None)
-    for table in found:
+    tables = network.tables(samples[0] if samples else None)
+    for table in tables:
         layer = layers.setdefault(table.name, Layer(table.name, table.shape, quantized=False))
         if table.kept:
             layer.note = f"kept float, because {table.kept}"
-    notes = [f"{table.name} stays float, because {table.kept}" for table in found if table.kept]
-    if not found:
+    notes = [f"{table.name} stays float, because {table.kept}" for table in tables if table.kept]
+    if not tables:
         notes.append("embeddings stay float, because the model does not say which they are")
-    return [table for table in found if not table.kept], notes
+    return [table for table in tables if not table.kept], notes
 
 
 def note_table(layer: Layer, table: Table, weight: Tensor, rows: QuantizedWeight) -> None:

@@ -76,9 +76,9 @@ class Fold:
 
     def by_row(self, scale: Tensor, rows: int) -> Tensor:
         """The scale [k] by entry or row of the producer's weight [rows], 1 for those that make none of the inputs."""
-        found = torch.ones(rows)
-        found[self.of] = scale
-        return found
+        scales = torch.ones(rows)
+        scales[self.of] = scale
+        return scales
 
 
 def folds_of_norm(name: str, readers: Sequence[str], width: int) -> list[Fold]:
@@ -88,11 +88,11 @@ def folds_of_norm(name: str, readers: Sequence[str], width: int) -> list[Fold]:
 
 def first_readers(model: nn.Module, linears: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:
     """Linear -> the first in running order that reads the same tensor; those that `run` does not reach are left out."""
-    found: dict[str, str] = {}
+    first: dict[str, str] = {}
     seen: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors alive, so that no id is used twice
 
     def read(name: str, x: Tensor) -> None:
-        found[name] = seen.setdefault(id(x), (name, x))[0]
+        first[name] = seen.setdefault(id(x), (name, x))[0]
 
     handles = [
         model.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: read(name, given[0]))
@@ -103,7 +103,7 @@ def first_readers(model: nn.Module, linears: Sequence[str], run: Callable[[], An
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return first
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

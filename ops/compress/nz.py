@@ -62,9 +62,9 @@ class NZ:
         payload, index = _flat(parts["weight"], "weight"), _flat(parts["index"], "index")
         if index.size == 0:
             return from_nz(_uncoded(parts["weight"], payload, shape), n, k, allocate)
-        found = _native.nz_inspect(payload, index)
-        if found != shape[:2]:
-            raise ValueError(f"info: a matrix [{n}, {k}] has {shape[:2]} fractals, but the payload {found}")
+        payload_shape = _native.nz_inspect(payload, index)
+        if payload_shape != shape[:2]:
+            raise ValueError(f"info: a matrix [{n}, {k}] has {shape[:2]} fractals, but the payload {payload_shape}")
         matrix = allocate((n, k))  # first: it may refuse a claim that is too large
         fractals = np.empty(shape, np.int8)
         _native.nz_decode_into(payload, index, fractals, self.threads)

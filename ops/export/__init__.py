@@ -14,8 +14,8 @@ def targets() -> dict[str, type[Target]]:
     """The targets of this package by what a user types, so that a new one is one file."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
-    found = [Target]
-    for target in found:
-        found += target.__subclasses__()
-    named = [target for target in found if "name" in vars(target)]
+    classes = [Target]
+    for target in classes:
+        classes += target.__subclasses__()
+    named = [target for target in classes if "name" in vars(target)]
     return {target.name: target for target in sorted(named, key=lambda target: target.name)}

@@ -144,7 +144,7 @@ def cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in this dtype; ValueError when a finite number becomes infinite."""
     if tensor.dtype == dtype:
         return tensor
-    found = tensor.to(dtype)
-    if bool((torch.isinf(found) & torch.isfinite(tensor)).any()):
+    converted = tensor.to(dtype)
+    if bool((torch.isinf(converted) & torch.isfinite(tensor)).any()):
         raise ValueError(f"{key} holds numbers beyond {str(dtype).removeprefix('torch.')}; give another dtype")
-    return found
+    return converted

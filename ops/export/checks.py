@@ -26,10 +26,10 @@ REACH = 40  # its standard deviation, in steps of the grid
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, and what was found."""
+    """What was looked at, and the outcome."""
 
     what: str
-    found: str
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _keys(source: Source, files: Files) -> Check:
     if expected is None:
         said = source.keys()
         missing, more = sorted(said - held), sorted(held - said)
-        found = f"{len(held)}, those of the bundle (the model brings its own code, which was not run)"
+        told = f"{len(held)}, those of the bundle (the model brings its own code, which was not run)"
     else:
         missing, more = sorted(expected.keys() - held), sorted(held - expected.keys())
         if source.tied:  # the output layer is the embeddings, under another name
@@ -126,12 +126,12 @@ def _keys(source: Source, files: Files) -> Check:
             missing = [
                 key for key in missing if not (key.startswith("lm_head") and tuple(expected[key].shape) in shapes)
             ]
-        found = f"{len(held)} of the float model's, none more"
+        told = f"{len(held)} of the float model's, none more"
     if missing or more:
         raise ValueError(
             f"keys: the float model has {listed(missing) or 'nothing'} more, and not {listed(more) or '-'}"
         )
-    return Check("tensors", found)
+    return Check("tensors", told)
 
 
 def _compare(counts: _Counts, linear: Linear, kind: str, held: Held) -> None:
@@ -207,18 +207,18 @@ def _compare_float(key: str, expected: Tensor, files: Files) -> None:
 
 
 def _told(counts: _Counts) -> list[Check]:
-    found = [Check("integers equal", f"{counts.integers:,} of {counts.integers:,}")]
+    checks = [Check("integers equal", f"{counts.integers:,} of {counts.integers:,}")]
     if counts.integers:
         where = f" ({counts.widest})" if counts.step_change else ""
-        found.append(Check("largest relative change of a step", f"{counts.step_change:.2g}{where}"))
+        checks.append(Check("largest relative change of a step", f"{counts.step_change:.2g}{where}"))
     if counts.rows:
-        found.append(Check("step * input_scale == deq_scale", f"{counts.exact_rows:,} of {counts.rows:,} rows"))
-        found.append(Check("quant_bias recomputed", f"{counts.biases:,} of {counts.rows:,} rows"))
-    found.append(Check("other tensors equal", f"{counts.floats}"))
+        checks.append(Check("step * input_scale == deq_scale", f"{counts.exact_rows:,} of {counts.rows:,} rows"))
+        checks.append(Check("quant_bias recomputed", f"{counts.biases:,} of {counts.rows:,} rows"))
+    checks.append(Check("other tensors equal", f"{counts.floats}"))
     for (kind, shape), difference in counts.tried.items():
         size = "x".join(map(str, shape))
-        found.append(Check(f"{kind} {size} on equal input", f"median relative difference {difference:.2g}"))
-    return found
+        checks.append(Check(f"{kind} {size} on equal input", f"median relative difference {difference:.2g}"))
+    return checks
 
 
 def _groups(source: Source, counts: _Counts) -> Check:

@@ -54,8 +54,8 @@ class Ckpt(Target):
         ckpt.write(weights, stored)
         write_manifest(scratch, weights, stored)
         manifest = read_manifest(scratch) or {}
-        found = ckpt.read(weights)
-        check_names(manifest, weights, found)
-        check_contents(manifest, weights, found)
+        read_back = ckpt.read(weights)
+        check_names(manifest, weights, read_back)
+        check_contents(manifest, weights, read_back)
         change = Change(f"{source.weights.suffix} -> {CKPT}", weights.name, "MindSpore's own kind of file")
-        return [change], [Check("tensors equal bit for bit", f"{len(found)} of {len(stored)}")]
+        return [change], [Check("tensors equal bit for bit", f"{len(read_back)} of {len(stored)}")]

@@ -122,8 +122,9 @@ class CompressedFiles:
 
 def _stored(linear: Linear, kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a linear, by suffix."""
-    found = linear.model_bias()
-    bias = {} if found is None else {"bias": found}  # float32: rounded to the model's dtype, it is not quant_bias's
+    model_bias = linear.model_bias()
+    # float32: rounded to the model's dtype, it is not quant_bias's
+    bias = {} if model_bias is None else {"bias": model_bias}
     if kind == FLOAT:
         weight = cast(f"{linear.name}.weight", linear.weight(), dtype)
         return {"weight": weight, **{suffix: cast(linear.name, value, dtype) for suffix, value in bias.items()}}

@@ -76,8 +76,8 @@ class Gguf(Target):
 
     def dtype_of(self, source: Source) -> torch.dtype:
         """Float16 for float32: embeddings twice as large would be slower and no better."""
-        found = super().dtype_of(source)
-        return torch.float16 if self.dtype == AUTO and found == torch.float32 else found
+        dtype = super().dtype_of(source)
+        return torch.float16 if self.dtype == AUTO and dtype == torch.float32 else dtype
 
     def write(self, source: Source, plan: Mapping[str, str], folder: Path) -> list[Change]:
         """Metadata, vocabulary and tensors."""
@@ -138,7 +138,7 @@ class Gguf(Target):
 def _entries(source: Source, matrices: GGMLQuantizationType) -> dict[str, Entry]:
     """What is written, in this order; ValueError names a linear that Q8_0 cannot hold."""
     expected = source.expected
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for key in sorted(source.keys()):
         name, _, suffix = key.rpartition(".")
         if expected is None or key not in expected:
@@ -147,10 +147,10 @@ def _entries(source: Source, matrices: GGMLQuantizationType) -> dict[str, Entry]
         if name in source.types and suffix == "weight":
             if shape[1] % BLOCK:
                 raise ValueError(f"{key} has {shape[1]} columns; Q8_0 wants a multiple of {BLOCK}")
-            found[key] = (shape, Q8_0)
+            entries[key] = (shape, Q8_0)
         else:
-            found[key] = (shape, matrices if len(shape) == 2 else F32)
-    return found
+            entries[key] = (shape, matrices if len(shape) == 2 else F32)
+    return entries
 
 
 def _blocks(linear: Linear) -> Array:

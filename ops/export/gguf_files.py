@@ -75,9 +75,9 @@ class GgufFiles:
             return rows
         width = len(rows) // heads
         head, row = torch.arange(len(rows)) // width, torch.arange(len(rows)) % width
-        found = torch.empty_like(rows)
-        found[head * width + row // 2 + row % 2 * (width // 2)] = rows
-        return found
+        unpaired = torch.empty_like(rows)
+        unpaired[head * width + row // 2 + row % 2 * (width // 2)] = rows
+        return unpaired
 
 
 def _name(name: str) -> str:

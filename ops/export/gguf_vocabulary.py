@@ -93,8 +93,8 @@ def _cut(content: Mapping[str, Any]) -> str:
     """llama.cpp's name of the cut; ValueError when it has none."""
     top = content.get("pre_tokenizer") or {}
     steps = top.get("pretokenizers", []) if top.get("type") == "Sequence" else [top]
-    found = [_step(step) for step in steps]
-    cut = tuple(step for step in found if step)
+    names = [_step(step) for step in steps]
+    cut = tuple(name for name in names if name)
     if cut not in CUTS or content.get("normalizer") not in (None, {"type": "NFC"}):
         raise _refused(f"the cut {' + '.join(cut) or 'none'} and the normalizer {content.get('normalizer')}")
     return CUTS[cut]

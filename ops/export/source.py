@@ -154,13 +154,13 @@ class Source:
     def groups(self) -> list[list[str]]:
         """All linears, those together that engines fuse since they share an input; float ones in such a group too."""
         known = [*self.types, *(key.removesuffix(".weight") for key in self.floats if key.endswith(".weight"))]
-        found: dict[tuple[str, str], list[str]] = defaultdict(list)
+        groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for name in known:
             parent, _, child = name.rpartition(".")
             fused = next((group for group in FUSED if child in group), None)
             if fused is not None or name in self.types:
-                found[parent, fused[0] if fused else child].append(name)
-        return list(found.values())
+                groups[parent, fused[0] if fused else child].append(name)
+        return list(groups.values())
 
     @cached_property
     def shifts(self) -> list[str]:
@@ -188,10 +188,10 @@ class Source:
         """The tensors; the file is opened anew, since what was mapped of it counts as memory until it is closed."""
         with named(self.weights):
             file = open_file(self.weights)
-            found = {key: file.read(key) for key in keys}
+            tensors = {key: file.read(key) for key in keys}
         if self._manifest is not None:
-            check_contents(self._manifest, self.weights, found)
-        return found
+            check_contents(self._manifest, self.weights, tensors)
+        return tensors
 
 
 def _linear(name: str, kind: str, module: QuantizedLinear, model_has_bias: bool) -> Linear:

@@ -42,27 +42,27 @@ def check_text(target: Target, artifact: Path, exported: Exported, text: str) ->
     if len(tokens) < 2:
         raise ValueError("the text has fewer than two tokens; give a longer one")
     what = f"of {len(tokens)} tokens, nats a token"
-    found = [Check(f"the bundle {what}", f"{loss(ours, tokens):.4f}")]
+    checks = [Check(f"the bundle {what}", f"{loss(ours, tokens):.4f}")]
     if target.float_inputs:
         with float_products(ours.module):
-            found.append(Check("with float inputs", f"{loss(ours, tokens):.4f}"))
+            checks.append(Check("with float inputs", f"{loss(ours, tokens):.4f}"))
     else:
         runs = [_disturbed(ours, tokens, seed) for seed in range(RUNS)]
         noise = f"{noise_of(ours.module.dtype):.0e}"
-        found.append(Check(f"with noise of {noise}, {RUNS} runs", f"{min(runs):.4f} to {max(runs):.4f}"))
+        checks.append(Check(f"with noise of {noise}, {RUNS} runs", f"{min(runs):.4f} to {max(runs):.4f}"))
     if target.multiplies:
         with _multiplying(ours.module, DTYPES.get(target.dtype, ours.module.dtype)):
-            found.append(Check("multiplying as the device does", f"{loss(ours, tokens):.4f}"))
+            checks.append(Check("multiplying as the device does", f"{loss(ours, tokens):.4f}"))
     tokenizer = ours.tokenizer
     del ours  # two models at once are one too many
     try:
         module = target.load(exported.folder)
     except ImportError as error:
-        return [*found, Check("the export", f"not run: {first_line(error)}")]
+        return [*checks, Check("the export", f"not run: {first_line(error)}")]
     if module is None:
-        return [*found, Check("the export", f"not run: nothing here runs files of {target.name}")]
+        return [*checks, Check("the export", f"not run: nothing here runs files of {target.name}")]
     theirs = TorchModel(module, tokenizer, target.name, "export")
-    return [*found, Check("the export, in transformers", f"{loss(theirs, tokens):.4f}")]
+    return [*checks, Check("the export, in transformers", f"{loss(theirs, tokens):.4f}")]
 
 
 def loss(model: TorchModel, tokens: list[int]) -> float:

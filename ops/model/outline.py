@@ -38,12 +38,12 @@ def outline_of(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outl
     key = hashlib.sha256(json.dumps([described, held]).encode()).hexdigest()
     file = model.cache / "outlines" / f"{key}.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        linears = {name: (int(rows), int(columns)) for name, (rows, columns) in found["linears"].items()}
-        notes = tuple(map(str, found["notes"]))
-        kept = {str(name): str(why) for name, why in found["kept"].items()}
-        sizes = int(found["parameters"]), int(found["float_bytes"])
-        return Outline(linears, *sizes, notes, int(found["experts"]), kept, int(found["tables"]))
+        known = json.loads(file.read_text(encoding="utf-8"))
+        linears = {name: (int(rows), int(columns)) for name, (rows, columns) in known["linears"].items()}
+        notes = tuple(map(str, known["notes"]))
+        kept = {str(name): str(why) for name, why in known["kept"].items()}
+        sizes = int(known["parameters"]), int(known["float_bytes"])
+        return Outline(linears, *sizes, notes, int(known["experts"]), kept, int(known["tables"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         measured = measure(model, stored)
     store_object(file, asdict(measured))

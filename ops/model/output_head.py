@@ -44,19 +44,19 @@ def check_head(module: Any, name: str) -> None:
         return
     weight = head.weight
     states = torch.empty(1, 4, head.in_features, dtype=weight.dtype, device=weight.device)
-    found = _Outside()
+    outside = _Outside()
     handles = [
-        head.register_forward_pre_hook(lambda *_: setattr(found, "inside", True)),
-        head.register_forward_hook(lambda *_: setattr(found, "inside", False)),
+        head.register_forward_pre_hook(lambda *_: setattr(outside, "inside", True)),
+        head.register_forward_hook(lambda *_: setattr(outside, "inside", False)),
     ]
 
     def give(*_: Any, **__: Any) -> _States:
-        found.inside = False
+        outside.inside = False
         return _States(states)
 
     base.forward = give
     try:
-        with torch.no_grad(), found:
+        with torch.no_grad(), outside:
             module(input_ids=torch.ones(1, 4, dtype=torch.long, device=weight.device), use_cache=False)
     except Exception:  # the model's own code may want real numbers or more of its base: it is asked again when loaded
         return
@@ -64,20 +64,20 @@ def check_head(module: Any, name: str) -> None:
         del base.forward
         for handle in handles:
             handle.remove()
-    if found.operations:
+    if outside.operations:
         config = [item for item in module.config.to_dict().items() if "logit" in item[0] and "attn" not in item[0]]
         told = ", ".join(f"{key}={value}" for key, value in config if isinstance(value, float) and value)
         raise Unavailable(
             f"model={name}: {type(module).__name__} changes its logits after the output layer"
-            f" ({told or ', '.join(found.operations)}); this is not supported"
+            f" ({told or ', '.join(outside.operations)}); this is not supported"
         )
 
 
 def output_layer(module: Any) -> Any:
     """The output layer: what the model calls so, else its last linear (custom code rarely says)."""
-    found = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    if found is not None:
-        return found
+    named = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    if named is not None:
+        return named
     linears = [child for child in module.modules() if isinstance(child, nn.Linear | QuantizedLinear)]
     if not linears:
         raise ValueError(f"{type(module).__name__} has no linear that could be its output layer")

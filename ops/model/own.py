@@ -40,10 +40,10 @@ class Own(Model):
     def own(self) -> tuple[Any, Any]:
         """(network, tokenizer) of the user's function; Unavailable says what is wrong with it."""
         try:
-            found = getattr(self._module(), str(self.loader).rpartition(".")[2])
+            function = getattr(self._module(), str(self.loader).rpartition(".")[2])
         except (ImportError, AttributeError) as error:
             raise Unavailable(f"model.loader={self.loader} cannot be imported: {error}") from error
-        made = found()
+        made = function()
         if not isinstance(made, tuple) or len(made) != 2:
             kind = type(made).__name__
             raise Unavailable(f"model.loader={self.loader} gives {kind}; expected (mindspore.nn.Cell, tokenizer)")

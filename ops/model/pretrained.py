@@ -80,10 +80,10 @@ class Pretrained(Model):
         if folder is None:
             return outline_of(self)
         try:
-            found = outline_of(self, check_folder(folder, formats))
+            outline = outline_of(self, check_folder(folder, formats))
         except NoWeights as error:
             return replace(outline_of(self), missing=str(error))
-        return replace(found, notes=(*found.notes, *strays(folder, formats)))
+        return replace(outline, notes=(*outline.notes, *strays(folder, formats)))
 
     def fingerprint(self, *, read: bool = True) -> str | None:
         """Of a folder its content, of a hub id its commit."""
@@ -112,16 +112,16 @@ class Pretrained(Model):
         """
         from transformers.utils.hub import extract_commit_hash
 
-        found, path = [], self.fetch()
+        commits, path = [], self.fetch()
         if isinstance(path, str):
-            found.append(f"{path}@{getattr(self.config(), '_commit_hash', None)}")
+            commits.append(f"{path}@{getattr(self.config(), '_commit_hash', None)}")
         if self.trust_remote_code:
             files = [_cached(str(path), name, self.revision) for name in ("config.json", "tokenizer_config.json")]
             for folder in sorted({file.parent for file in files if file is not None}):
                 for repository, name in foreign_code(folder):
                     code = _cached(repository, name, None)
-                    found.append(f"{repository}@{extract_commit_hash(str(code), None)}")
-        return found
+                    commits.append(f"{repository}@{extract_commit_hash(str(code), None)}")
+        return commits
 
 
 def _config_hint(error: BaseException) -> str:

@@ -40,14 +40,14 @@ def tables(model: nn.Module) -> list[Table]:
     names = {module: name for name, module in model.named_modules()}
     if embeddings not in names or getattr(embeddings, "weight", None) is None:
         return []
-    found = [Table((names[embeddings],), tuple(embeddings.weight.shape), _more_than_lookup(embeddings))]
-    head = _head(model, found[0].shape)
+    looked_up = Table((names[embeddings],), tuple(embeddings.weight.shape), _more_than_lookup(embeddings))
+    head = _head(model, looked_up.shape)
     if head not in names or head is embeddings:
-        return found
+        return [looked_up]
     if _tied(model, names[head], names[embeddings]):
-        kept = found[0].kept or _more_than_product(head)
-        return [Table((names[embeddings], names[head]), found[0].shape, kept)]
-    return [*found, Table((names[head],), tuple(head.weight.shape), _more_than_product(head), looked_up=False)]
+        kept = looked_up.kept or _more_than_product(head)
+        return [Table((names[embeddings], names[head]), looked_up.shape, kept)]
+    return [looked_up, Table((names[head],), tuple(head.weight.shape), _more_than_product(head), looked_up=False)]
 
 
 def table_shapes(model: nn.Module, types: Mapping[str, str], quant_type: str) -> dict[str, tuple[int, int]]:

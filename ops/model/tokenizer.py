@@ -24,9 +24,9 @@ LLAMA = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "add_bos
 
 def reader(tokenizer: Any, config: Any, source: str) -> TextModel:
     """How a model reads text; Unavailable says what of the tokenizer of `source` does not fit its config."""
-    found = TextModel(tokenizer, config)
-    _check_vocabulary(found, source)
-    return found
+    text_model = TextModel(tokenizer, config)
+    _check_vocabulary(text_model, source)
+    return text_model
 
 
 def load_tokenizer(path: Path | str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -54,9 +54,9 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
 
 
-def _check_vocabulary(found: TextModel, source: str) -> None:
+def _check_vocabulary(text_model: TextModel, source: str) -> None:
     """Unavailable when the tokenizer knows no text, or tokens for which the model has no embedding."""
-    tokenizer, rows = found.tokenizer, found.vocabulary
+    tokenizer, rows = text_model.tokenizer, text_model.vocabulary
     known = {**tokenizer.get_vocab(), **tokenizer.get_added_vocab()}
     if not known.keys() - set(tokenizer.all_special_tokens):
         raise Unavailable(_none_there(source))

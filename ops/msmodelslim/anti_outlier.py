@@ -124,6 +124,6 @@ class AntiOutlier:
 
 def _check_norm(name: str, model: nn.Module) -> None:
     check_type("norm_class_name", name, str)
-    found = sorted({type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__})
-    if name.lower() not in map(str.lower, found):
-        raise ValueError(f"norm_class_name = {name} is no norm of the model; allowed: {', '.join(found) or 'none'}.")
+    norms = sorted({type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__})
+    if name.lower() not in map(str.lower, norms):
+        raise ValueError(f"norm_class_name = {name} is no norm of the model; allowed: {', '.join(norms) or 'none'}.")

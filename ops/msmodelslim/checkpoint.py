@@ -55,13 +55,13 @@ def extract(
         keys = [key for key in weights if any(key.removesuffix(WEIGHT) + scale in tensors for scale in scales)]
     else:
         keys = _matching(pattern, weights)
-    found = {key: _integers(checkpoint, key, tensors[key]) for key in keys if key not in disable_names}
-    if not found:
+    integers = {key: _integers(checkpoint, key, tensors[key]) for key in keys if key not in disable_names}
+    if not integers:
         sought = "the weight of a quantized linear" if pattern is None else f"a key that matches {pattern}"
         raise ValueError(f"{checkpoint} holds no int8 weight: {sought} is not among its {len(tensors)} keys")
     if save_path is not None:
-        npy.save(save_path, found)
-    return found
+        npy.save(save_path, integers)
+    return integers
 
 
 def merge(checkpoint: str | Path, output: str | Path, weight: Arrays, index: Arrays, info: Arrays) -> None:
@@ -95,8 +95,8 @@ def restore(checkpoint: str | Path) -> dict[str, Tensor]:
     limited = Limited(Path(checkpoint).stat().st_size)
     for key in [key for key in tensors if key.endswith(".info")]:
         stem = key.removesuffix(".info")
-        found = {part: tensors.pop(f"{stem}.{part}", None) for part in PARTS}
-        parts = {part: np.empty(0, np.int8) if tensor is None else tensor.numpy() for part, tensor in found.items()}
+        stored = {part: tensors.pop(f"{stem}.{part}", None) for part in PARTS}
+        parts = {part: np.empty(0, np.int8) if tensor is None else tensor.numpy() for part, tensor in stored.items()}
         try:
             tensors[f"{stem}{WEIGHT}"] = torch.from_numpy(NZ().decode(parts, limited))
         except ValueError as error:

@@ -93,9 +93,9 @@ def check_device(kind: str, model: nn.Module) -> None:
     if kind == "npu" and importlib.util.find_spec("torch_npu") is None:
         raise ModuleNotFoundError("dev_type = npu needs the package torch_npu; install it with CANN, or take 'cpu'.")
     parameter = next(iter(model.parameters()), None)
-    found = "cpu" if parameter is None or parameter.is_meta else parameter.device.type
-    if found != DEVICES[kind]:
-        log.warning("dev_type=%s, but the model is on %s: it is quantized where it is", kind, found)
+    place = "cpu" if parameter is None or parameter.is_meta else parameter.device.type
+    if place != DEVICES[kind]:
+        log.warning("dev_type=%s, but the model is on %s: it is quantized where it is", kind, place)
 
 
 def check_calibrated(quantizer: Quantizer, calib_data: Sequence[Any] | None) -> None:

@@ -32,7 +32,7 @@ def matrices(
     warning that names them. ValueError names any other entry, or says that nothing is left.
     """
     keys = list(weight) if quant_model_description is None else _described(weight, quant_model_description)
-    found: dict[str, Int8Array] = {}
+    taken: dict[str, Int8Array] = {}
     skipped = []
     for key in keys:
         check_type("key of weight", key, str)
@@ -40,12 +40,12 @@ def matrices(
         if matrix is None:
             skipped.append(key)
         else:
-            found[key] = matrix
+            taken[key] = matrix
     if skipped:
         log.warning("not compressed, since they are no int8 matrices: %s", ", ".join(skipped))
-    if not found:
+    if not taken:
         raise ValueError(f"there is no int8 matrix to compress among the {len(weight)} entries of the weights")
-    return found
+    return taken
 
 
 def as_array(value: npy.Entry) -> NDArray[Any]:

@@ -103,12 +103,12 @@ class Calibrator:
         for note in self._calibrator.notes:
             log.warning(note)
         quantized = {layer.name for layer in self._calibrator.layers.values() if layer.quantized}
-        found = stored_tensors(self.model)
+        stored = stored_tensors(self.model)
         if not self._calibrator.smoothed:  # then every other entry is what the file had
-            found = {key: tensor for key, tensor in found.items() if owner(key) in quantized}
-        folded = {f"{owner(key)}.bias" for key in found if key.endswith(".quant_bias")}
+            stored = {key: tensor for key, tensor in stored.items() if owner(key) in quantized}
+        folded = {f"{owner(key)}.bias" for key in stored if key.endswith(".quant_bias")}
         kept = {key: tensor for key, tensor in self._source.items() if owner(key) not in quantized}
-        self._tensors = kept | {key: _of_file(key, tensor) for key, tensor in found.items() if key not in folded}
+        self._tensors = kept | {key: _of_file(key, tensor) for key, tensor in stored.items() if key not in folded}
         telling.quantized(layers, self._tensors)
 
     def save(self, path: str | os.PathLike[str], weight_dtype: str = "int8") -> None:

@@ -204,11 +204,11 @@ class _Reader:
             raise ValueError("a torch storage that does not begin like one")
         if type(machine) is not dict or machine.get("little_endian") is not True:
             raise ValueError("a torch storage of another byte order")
-        found = Machine(STORAGES, _StorageId).run(source)
+        identity = Machine(STORAGES, _StorageId).run(source)
         keys = Machine({}).run(source)
-        if type(found) is not _StorageId or keys != [found.key]:
+        if type(identity) is not _StorageId or keys != [identity.key]:
             raise ValueError("a torch storage that is not one")
-        count, dtype = found.count, found.dtype
+        count, dtype = identity.count, identity.dtype
         if int.from_bytes(source.read(8), "little") != count or source.left != count * dtype.itemsize:
             raise ValueError(f"a torch storage whose size is not that of its {len(data)} bytes")
         content = bytearray(source.read(source.left))

@@ -153,14 +153,14 @@ class Calibrator:
         """With smoothing: the norms' weight and bias, twice as the original has them, under `.module.` too."""
         if not self._calibrator.smoothed and getattr(self.model, "anti_method", None) is None:
             return {}
-        found: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
         for name, weight in self._tensors.items():
             owner, _, suffix = name.rpartition(".")
             if suffix == "weight" and weight.ndim == 1 and "Norm" in type(self.model.get_submodule(owner)).__name__:
                 bias = self._tensors.get(f"{owner}.bias", torch.zeros_like(weight))
-                found |= {f"{owner}.weight": weight, f"{owner}.bias": bias}
-                found |= {f"{owner}.module.weight": weight.clone(), f"{owner}.module.bias": bias.clone()}
-        return found
+                norms |= {f"{owner}.weight": weight, f"{owner}.bias": bias}
+                norms |= {f"{owner}.module.weight": weight.clone(), f"{owner}.module.bias": bias.clone()}
+        return norms
 
     def _description(self) -> dict[str, object]:
         """Tensor name -> its type."""

@@ -37,8 +37,8 @@ def read_safetensors(folder: str | Path) -> dict[str, Int8Array]:
 
     ValueError names a damaged file or tensor.
     """
-    found = bundle.read(Path(folder))
-    return {f"{name}.weight": found.tensors[f"{name}.weight"].numpy() for name in found.quantized}
+    stored = bundle.read(Path(folder))
+    return {f"{name}.weight": stored.tensors[f"{name}.weight"].numpy() for name in stored.quantized}
 
 
 def verify(original: Mapping[str, npy.Entry], restored: Mapping[str, npy.Entry]) -> None:

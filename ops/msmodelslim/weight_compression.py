@@ -136,15 +136,15 @@ class Compressor:
         weight_transpose compresses each matrix transposed. ValueError names the entry that cannot be compressed.
         """
         check_type("weight_transpose", weight_transpose, bool)
-        found = matrices(self.weight, self.description)
+        integers = matrices(self.weight, self.description)
         disabled = self.config.compress_disable_layers or ()
         for layer in disabled:
             if layer not in self.weight:
-                raise ValueError(f"compress_disable_layers has invalid key `{layer}`{nearest(layer, list(found))}")
+                raise ValueError(f"compress_disable_layers has invalid key `{layer}`{nearest(layer, list(integers))}")
         details = files.writable(Path(self.config.record_detail_root)) / DETAIL_FILE if self.config.is_debug else None
 
         def encode(key: str) -> tuple[Parts, tuple[object, ...]]:
-            matrix = found[key]
+            matrix = integers[key]
             if self.config.do_pseudo_sparse and key not in disabled:
                 matrix = pseudo_sparse(key, matrix, self.config.sparse_ratio, self.config.seed)
             matrix = np.ascontiguousarray(matrix.T if weight_transpose else matrix)
@@ -154,12 +154,12 @@ class Compressor:
 
         at_once = 1 if self.config.executor is None else self._threads()  # ours has threads of its own
         with ThreadPoolExecutor(at_once) as pool:
-            done = list(track(pool.map(encode, found), "compress", len(found), console=Console(stderr=True)))
+            done = list(track(pool.map(encode, integers), "compress", len(integers), console=Console(stderr=True)))
         if details:
             files.write_csv(details, [DETAIL_COLUMNS, *(row for _, row in done)])
-        self._coded = coded = {key: parts for key, (parts, _) in zip(found, done)}
+        self._coded = coded = {key: parts for key, (parts, _) in zip(integers, done)}
         sizes = [part.nbytes for parts in coded.values() for part in parts.values()]
-        telling.compressed(sum(matrix.size for matrix in found.values()), sum(sizes))
+        telling.compressed(sum(matrix.size for matrix in integers.values()), sum(sizes))
         if self._container[0] == NZ.container:
             telling.not_for_hardware()
         weight, index, info = ({key: parts[part] for key, parts in coded.items()} for part in PARTS)

@@ -102,8 +102,8 @@ class Quantizer:
     def covered(self, names: Sequence[str]) -> list[str]:
         """Those of all linears (in module order) that the method covers; ValueError when all of them would be float."""
         ignored = self.ignored(names)
-        found = [name for name in names if name not in ignored]
-        if not found:
+        covered = [name for name in names if name not in ignored]
+        if not covered:
             first = ", ".join([*list(names)[:3], *(["..."] if len(names) > 3 else [])])
             raise ValueError(
                 f"ignore=[{','.join(self.ignore)}] with "
@@ -111,12 +111,12 @@ class Quantizer:
                 f"linear layers (torch.nn.Linear, nn.Dense) are {first or 'none'}; "
                 "keep fewer float, or take quant=none"
             )
-        if self.fallback_level >= len(found):
+        if self.fallback_level >= len(covered):
             raise ValueError(
-                f"fallback_level={self.fallback_level} leaves nothing to quantize: the method covers {len(found)} "
-                f"linear layers; allowed: 0 to {len(found) - 1}, or take quant=none"
+                f"fallback_level={self.fallback_level} leaves nothing to quantize: the method covers {len(covered)} "
+                f"linear layers; allowed: 0 to {len(covered) - 1}, or take quant=none"
             )
-        return found
+        return covered
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,9 @@ def weight_files(folder: Path, formats: Collection[str]) -> list[Path]:
     if checkpoints:
         return checkpoints
     others = _named(folder, OTHER_WEIGHTS)
-    found = f"; {', '.join(others[:3])} would not be loaded" if others else ""
+    unloaded = f"; {', '.join(others[:3])} would not be loaded" if others else ""
     names += [f"*{CKPT}"] if CKPT in formats else []
-    raise NoWeights(f"{folder} has no weights ({', '.join(names)}){found}")
+    raise NoWeights(f"{folder} has no weights ({', '.join(names)}){unloaded}")
 
 
 def strays(folder: Path, formats: Collection[str]) -> list[str]:
@@ -100,10 +100,10 @@ def strays(folder: Path, formats: Collection[str]) -> list[str]:
 
 def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
     """Tensors by name on the meta device; Unavailable names a file that is damaged."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in files:
         try:
-            found |= open_file(file).headers()
+            tensors |= open_file(file).headers()
         except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
             with file.open("rb") as stream:
                 pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
@@ -112,7 +112,7 @@ def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
                 if pointer
                 else f"{file} is truncated or damaged ({first_line(error)}); get it again"
             ) from error
-    return found
+    return tensors
 
 
 def _named(folder: Path, suffixes: set[str], but: Sequence[Path] = ()) -> list[str]:
@@ -141,9 +141,9 @@ def _inside(folder: Path, name: str, source: Path) -> Path:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Unavailable(f"{file} is damaged ({str(error).splitlines()[0]}); get it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Unavailable(f"{file} is damaged (no JSON object); get it again")
-    return found
+    return content

@@ -36,14 +36,14 @@ class Misfit:
         `source` is where the weights lie, `model` the class that they should fit, `stored` all of them, `config` what
         config.json says.
         """
-        found = [f"lacks {_listed(self.missing)}"] if self.missing else []
+        faults = [f"lacks {_listed(self.missing)}"] if self.missing else []
         if self.unexpected:
-            found.append(f"has {_listed(self.unexpected)}, not known to the model")
+            faults.append(f"has {_listed(self.unexpected)}, not known to the model")
         if self.other_shapes:
             shapes = [f"{name} {list(own)} instead of {list(model)}" for name, own, model in self.other_shapes]
-            found.append(f"has {_listed(shapes)}")
+            faults.append(f"has {_listed(shapes)}")
         look = self.look(model, stored, config)
-        return f"{source} does not hold the weights of {model}: it {', it '.join(found)}; {look}"
+        return f"{source} does not hold the weights of {model}: it {', it '.join(faults)}; {look}"
 
     def look(self, model: str, stored: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
         """What the weights look like, and what to do about it."""

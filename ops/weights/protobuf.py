@@ -113,13 +113,13 @@ def _entries(file: BufferedReader, end: int) -> dict[str, Entry]:
 
 def _value(file: BufferedReader, span: Span) -> tuple[str, str, list[int], Span]:
     """Name, type, dimensions and content of a Value."""
-    found = {number: value for number, value in _fields(file, span) if isinstance(value, tuple)}
-    if found.keys() != {1, 2}:
-        raise ValueError(f"an entry with the fields {sorted(found)}, expected a name and a tensor")
-    name = _text(file, found[1])
+    entry = {number: value for number, value in _fields(file, span) if isinstance(value, tuple)}
+    if entry.keys() != {1, 2}:
+        raise ValueError(f"an entry with the fields {sorted(entry)}, expected a name and a tensor")
+    name = _text(file, entry[1])
     dims: list[int] = []
     tensor: dict[int, Span] = {}
-    for number, value in _fields(file, found[2]):
+    for number, value in _fields(file, entry[2]):
         if number == 1:
             dims += [value] if isinstance(value, int) else _varints(file, value)
         elif isinstance(value, tuple):
@@ -156,10 +156,10 @@ def _fields(file: BufferedReader, span: Span) -> Iterator[tuple[int, int | Span]
 def _varints(file: BufferedReader, span: Span) -> list[int]:
     """Integers one after the other, as other writers put them."""
     file.seek(span[0])
-    found: list[int] = []
-    while file.tell() < span[1] and len(found) <= MAX_DIMENSIONS:
-        found.append(_varint(file, span[1]))
-    return found
+    numbers: list[int] = []
+    while file.tell() < span[1] and len(numbers) <= MAX_DIMENSIONS:
+        numbers.append(_varint(file, span[1]))
+    return numbers
 
 
 def _varint(file: BufferedReader, end: int) -> int:

@@ -29,10 +29,10 @@ class TorchFile:
         return self._tensors[name]
 
     def _load(self, device: str) -> dict[str, Tensor]:
-        found: Any = torch.load(self._path, map_location=device, weights_only=True, mmap=is_zipfile(self._path))
-        if not isinstance(found, Mapping):
-            raise ValueError(f"holds {type(found).__name__}, expected the tensors of model.state_dict()")
-        for name, value in found.items():
+        tensors: Any = torch.load(self._path, map_location=device, weights_only=True, mmap=is_zipfile(self._path))
+        if not isinstance(tensors, Mapping):
+            raise ValueError(f"holds {type(tensors).__name__}, expected the tensors of model.state_dict()")
+        for name, value in tensors.items():
             if not isinstance(value, Tensor):
                 raise ValueError(f"{name} is {type(value).__name__}, expected the tensors of model.state_dict()")
-        return dict(found)
+        return dict(tensors)

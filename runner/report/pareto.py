@@ -97,21 +97,21 @@ class Panel:
         return sorted((point for point in self.points if point.on_front), key=lambda point: point.bits)
 
 
-def jobs(sweep_folder: Path) -> list[Job]:
+def read_jobs(sweep_folder: Path) -> list[Job]:
     """The jobs that `sweep.json` lists, by number; one that left no results.json has the status listed there."""
     listed = json.loads((sweep_folder / SWEEP).read_text(encoding="utf-8"))["jobs"]
     labels = distinct([row["overrides"] for row in listed])
-    found = [
+    jobs = [
         Job(row["number"], label, row["overrides"], row["folder"], *_left(sweep_folder / row["folder"], row["status"]))
         for row, label in zip(listed, labels)
     ]
-    return sorted(found, key=lambda job: job.number)
+    return sorted(jobs, key=lambda job: job.number)
 
 
-def panels(found: Sequence[Job]) -> list[Panel]:
+def panels(jobs: Sequence[Job]) -> list[Panel]:
     """One panel for each task's own score of the finished jobs; what was not measured alike does not share one."""
     groups: dict[tuple[str, ...], list[tuple[Job, Score]]] = {}
-    for job in found:
+    for job in jobs:
         for score in job.scores:
             if score.verdict:
                 model = (SAME_MODEL.format(score.float_value), str(job.results["size/int8_bytes"]))

@@ -59,7 +59,7 @@ def report(result: Result, command: str) -> str:
     for export in result.exports:
         lines += [f"## Export: {export.target}", "", f"`{export.command}`", ""]
         lines += _table(["changed", "where", "why"], [[item.what, item.where, item.why] for item in export.changes])
-        lines += _table(["checked", "found"], [[item.what, item.found] for item in export.checks])
+        lines += _table(["checked", "found"], [[item.what, item.outcome] for item in export.checks])
     lines += ["## All numbers", "", *_table(["key", "value"], [[k, _plain(v)] for k, v in result.metrics.items()])]
     lines += [
         "## Layers",

@@ -153,9 +153,9 @@ class Store:
 
     def _experiment(self, name: str) -> str:
         """Id of the experiment, made if it is not there; artifacts of a sqlite file lie beside it."""
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         artifacts = None
         if self.file:
             artifacts = (self.file.parent / "mlartifacts").resolve().as_uri()

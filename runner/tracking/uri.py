@@ -76,8 +76,8 @@ def database_file(uri: str) -> Path | None:
     """The file of a SQLite address, absolute; None for every other store."""
     if not SQLITE.match(uri):
         return None
-    _, found, name = uri.partition(":///")
-    if not found or name in ("", ":memory:"):
+    _, slashes, name = uri.partition(":///")
+    if not slashes or name in ("", ":memory:"):
         raise ValueError("names no file; write sqlite:///FILE")
     if {"?", "%"} & set(name):
         from sqlalchemy.engine import make_url
@@ -94,9 +94,9 @@ def check(uri: str | None) -> None:
     key = KEY if uri else VARIABLE
     try:
         whole = in_force(uri)
-        scheme, found, _ = whole.partition(":")
+        scheme, colon, _ = whole.partition(":")
         known = [*SCHEMES, *(plugin.name for plugin in entry_points(group="mlflow.tracking_store"))]
-        if whole != "databricks" and (not found or scheme.partition("+")[0] not in known):
+        if whole != "databricks" and (not colon or scheme.partition("+")[0] not in known):
             raise ValueError(f"has no known scheme; allowed: {', '.join(known)}, e.g. sqlite:///FILE")
         if scheme in ("http", "https") and not (urlsplit(whole).hostname and urlsplit(whole).port != 0):
             raise ValueError(f"names no server; write {scheme}://HOST:PORT")

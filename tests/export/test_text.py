@@ -30,7 +30,7 @@ def found(tmp_path: Path, target: Target, quantizer: Quantizer) -> dict[str, str
     write(tmp_path / "artifact", model, quantizer)
     exported = target.run(tmp_path / "artifact", tmp_path / "export")
     checks = check_text(target, tmp_path / "artifact", exported, " ".join(TEXTS))
-    return {check.what: check.found for check in checks}
+    return {check.what: check.outcome for check in checks}
 
 
 def test_an_export_with_int8_inputs_is_beside_the_spread(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def measured(model: TorchModel, *lengths: int, in_parts: bool = False) -> Statis
 
 def arrays(statistics: Statistics) -> dict[str, Tensor]:
     """All that was found, but for which part it was in."""
-    return {key: part[key] for part in statistics.found for key in part if key != "part"}
+    return {key: part[key] for part in statistics.by_part for key in part if key != "part"}
 
 
 def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:

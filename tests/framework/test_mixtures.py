@@ -111,4 +111,4 @@ def test_experts_that_a_glance_misses_are_measured_too(monkeypatch: pytest.Monke
     sample = {"input_ids": torch.arange(3, 253).unsqueeze(0)}  # by all of them
     names = list(one.linears())[:-1]
     statistics = measure(one, names, [sample], 1, Room(), call, silent)
-    assert {f"{name}.rows" for name in names} <= statistics.found[0].keys()
+    assert {f"{name}.rows" for name in names} <= statistics.by_part[0].keys()

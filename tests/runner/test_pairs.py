@@ -30,7 +30,7 @@ def swept(folder: Path, noises: list[float]) -> list[pareto.Job]:
         for number, noise in enumerate(noises)
     ]
     write_json(folder / SWEEP, {"jobs": listed})
-    return pareto.jobs(folder)
+    return pareto.read_jobs(folder)
 
 
 def test_the_best_is_told_apart_where_items_tell(tmp_path: Path) -> None:

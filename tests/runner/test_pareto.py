@@ -48,7 +48,7 @@ def sweep(folder: Path, jobs: Sequence[tuple[list[str], Mapping[str, object]]]) 
 
 
 def written(folder: Path) -> list[Path]:
-    found = pareto.jobs(folder)
+    found = pareto.read_jobs(folder)
     return report.write(folder, found, pareto.panels(found))
 
 
@@ -109,7 +109,7 @@ def test_what_was_not_measured_alike_does_not_share_a_panel(tmp_path: Path) -> N
         {"score.float_value": 20.000001},  # the same model on another device
     ]
     jobs = [(["seed=0"], finished(4, 30, **change)) for change in changes]
-    panels = pareto.panels(pareto.jobs(sweep(tmp_path / "sweep", jobs)))
+    panels = pareto.panels(pareto.read_jobs(sweep(tmp_path / "sweep", jobs)))
     assert [[point.job for point in panel.points] for panel in panels] == [[0, 4], [1], [2], [3]]
 
 
@@ -118,12 +118,12 @@ def test_a_score_of_which_more_is_better(tmp_path: Path) -> None:
     values = [(4.0, 0.40), (5.0, 0.45), (6.0, 0.42)]
     jobs = [(["seed=0"], finished(bits, q, **row, **{"score.higher_is_better": True})) for bits, q in values]
     folder = sweep(tmp_path / "sweep", jobs)
-    [panel] = pareto.panels(pareto.jobs(folder))
+    [panel] = pareto.panels(pareto.read_jobs(folder))
     assert panel.title == "perplexity: accuracy"
     assert [point.job for point in panel.front] == [0, 1]
     assert (panel.points[0].low, panel.points[0].high) == pytest.approx((0.4, 0.55))
-    rows = report.summary(folder, pareto.jobs(folder), {"seed=0"})
-    assert report.best(pareto.jobs(folder), rows, [panel]) == {
+    rows = report.summary(folder, pareto.read_jobs(folder), {"seed=0"})
+    assert report.best(pareto.read_jobs(folder), rows, [panel]) == {
         "best.bits": "bits 4: job 0 (), run ",
         "best.perplexity": "perplexity: accuracy 0.45: job 1 (), run ",
     }
@@ -132,7 +132,7 @@ def test_a_score_of_which_more_is_better(tmp_path: Path) -> None:
 def test_a_score_without_a_verdict_has_a_column_and_no_panel(tmp_path: Path) -> None:
     beside = finished(4, 30, **{"score.name": "spread", "score.verdict": ""})
     folder = sweep(tmp_path / "sweep", [(["seed=0"], beside), (["seed=1"], finished(5, 22))])
-    [panel] = pareto.panels(pareto.jobs(folder))
+    [panel] = pareto.panels(pareto.read_jobs(folder))
     assert panel.title == "perplexity"
     assert "<button>perplexity: spread</button>" in written(folder)[2].read_text()
 
@@ -187,5 +187,5 @@ def test_the_table_says_which_prompts_each_had_where_they_differ(tmp_path: Path)
     jobs = [([f"quant={name}"], finished(3.5, 22.0, **{"data/calibration_prompts": count}))
             for name, count in (("w8a8s", 16), ("rdoq", 24))]  # fmt: skip
     alike, apart = sweep(tmp_path / "alike", jobs[:1] * 2), sweep(tmp_path / "apart", [*jobs, ([], FAILED)])
-    assert "prompts" not in report.summary(alike, pareto.jobs(alike), set())[0]
-    assert [row["prompts"] for row in report.summary(apart, pareto.jobs(apart), set())] == [16, 24, None]
+    assert "prompts" not in report.summary(alike, pareto.read_jobs(alike), set())[0]
+    assert [row["prompts"] for row in report.summary(apart, pareto.read_jobs(apart), set())] == [16, 24, None]

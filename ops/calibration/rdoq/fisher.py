@@ -71,7 +71,7 @@ class FisherStatistics:
         samples; `part` itself, so that none is empty. PassedBy where gradients would flow past the states between
         parts, or parts share a linear.
         """
-        found: Arrays = {}
+        arrays: Arrays = {}
         while self._part > part:  # one that is known must be passed again all the same
             with gradients(self.network.model, again=self.parts == 1) as again:
                 if self._part == self.parts:
@@ -82,8 +82,8 @@ class FisherStatistics:
                     for index in self._walk.back(self._part):
                         self._add_inputs(index)
                         self._step()
-            found = self._part_arrays()
-        return found
+            arrays = self._part_arrays()
+        return arrays
 
     def _head_gradient(self, index: int, hidden: Tensor) -> Tensor:
         """At the last hidden states [1, T, H], which are kept."""
@@ -97,19 +97,19 @@ class FisherStatistics:
 
     def _part_arrays(self) -> Arrays:
         """What the sums are, which begin anew."""
-        found = {f"{name}.rows": rows for name, rows in self._rows.items()}
+        arrays = {f"{name}.rows": rows for name, rows in self._rows.items()}
         for name, weights in self._weights.items():
             total = weights.sum().clamp_min(1e-30)
-            found[f"{name}.moment"] = self._moments[name].div_(total)
-            found[f"{name}.weights"] = weights / total
-            found[f"{name}.reach"] = self._reach[name]
+            arrays[f"{name}.moment"] = self._moments[name].div_(total)
+            arrays[f"{name}.weights"] = weights / total
+            arrays[f"{name}.reach"] = self._reach[name]
         if self._part + 1 == self.parts:
-            found |= {f"states.{index}": states for index, states in enumerate(self.states)}
+            arrays |= {f"states.{index}": states for index, states in enumerate(self.states)}
         if self._part == 0 and self.lookups is not None:
-            found |= self.lookups.arrays()
+            arrays |= self.lookups.arrays()
         for sums in (self._rows, self._weights, self._moments, self._reach):
             sums.clear()
-        return {"part": np.array(self._part), **{key: tensor.cpu().numpy() for key, tensor in found.items()}}
+        return {"part": np.array(self._part), **{key: tensor.cpu().numpy() for key, tensor in arrays.items()}}
 
     @contextmanager
     def _watching(self, again: Sequence[nn.Module]) -> Iterator[None]:
@@ -199,19 +199,19 @@ def measure(
     first |= first_readers(network.model, linears, partial(network.glance, samples[0]))
 
     def measured(parts: int) -> Statistics:
-        statistics = FisherStatistics(network, first, samples, parts, room, progress, Lookups() if lookups else None)
-        found = [
-            _kept(room, remember(partial(statistics.arrays, part), f"part {part} of {parts}"))
+        fisher = FisherStatistics(network, first, samples, parts, room, progress, Lookups() if lookups else None)
+        kept = [
+            _kept(room, remember(partial(fisher.arrays, part), f"part {part} of {parts}"))
             for part in reversed(range(parts))
         ]
-        return Statistics(first, found, parts, room)
+        return Statistics(first, kept, parts, room)
 
     try:
-        found = measured(parts)
+        statistics = measured(parts)
     except PassedBy:
-        found = measured(1)
+        statistics = measured(1)
     give_back()
-    return found
+    return statistics
 
 
 def _kept(room: Room, arrays: Arrays) -> Mapping[str, Any]:
@@ -223,9 +223,9 @@ def _kept(room: Room, arrays: Arrays) -> Mapping[str, Any]:
 
 def embeddings(model: Any) -> list[nn.Module]:
     """Where gradients begin, so that no table needs one: what the model calls its embeddings, and all like them."""
-    found: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    modules: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     with suppress(NotImplementedError, AttributeError):  # custom code rarely says
         own = model.get_input_embeddings()
-        if isinstance(own, nn.Module) and own not in found:
-            found.append(own)
-    return found
+        if isinstance(own, nn.Module) and own not in modules:
+            modules.append(own)
+    return modules

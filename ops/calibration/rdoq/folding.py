@@ -62,9 +62,9 @@ def find_folds(
         elif others_may_read(shapes, (first.producer, *first.readers), seen.reached):
             without[place] = NOT_REACHED
     tried = {place: folds for place, folds in candidates.items() if place not in without}
-    found = dict(zip(tried, network.folds_that_hold(list(tried.values()), run)))
-    without |= {place: OTHER_FUNCTION for place, fold in found.items() if fold is None}
-    return [fold for fold in found.values() if fold is not None], without
+    holding = dict(zip(tried, network.folds_that_hold(list(tried.values()), run)))
+    without |= {place: OTHER_FUNCTION for place, fold in holding.items() if fold is None}
+    return [fold for fold in holding.values() if fold is not None], without
 
 
 @torch.no_grad()
@@ -180,7 +180,7 @@ def _between_linears(
     called: dict[str, list[str]] = {}
     for name in reached:
         called.setdefault(name.rpartition(".")[0], []).append(name)
-    found = {}
+    candidates = {}
     for owner, module in model.named_modules():
         *makers, reader = called.get(owner) or [""]
         width = shapes[reader][1] if makers else 0
@@ -190,8 +190,8 @@ def _between_linears(
             for of in _layouts(shapes[maker][0], width, _heads(module, model))
         ]
         if folds:
-            found[reader] = folds
-    return found
+            candidates[reader] = folds
+    return candidates
 
 
 def _layouts(rows: int, width: int, heads: Sequence[int]) -> Iterator[Tensor]:
@@ -222,8 +222,8 @@ def _values(rows: Tensor, head: int, queries: int) -> Tensor:
 def _heads(module: nn.Module, model: Any) -> list[int]:
     """Widths that the heads of this module may have."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    found = [getattr(owner, key, None) for owner in (module, config) for key in HEADS]
+    widths = [getattr(owner, key, None) for owner in (module, config) for key in HEADS]
     count = getattr(config, "num_attention_heads", None)
     if isinstance(count, int) and count:
-        found.append(getattr(config, "hidden_size", 0) // count)
-    return list(dict.fromkeys(head for head in found if isinstance(head, int) and head > 0))
+        widths.append(getattr(config, "hidden_size", 0) // count)
+    return list(dict.fromkeys(head for head in widths if isinstance(head, int) and head > 0))

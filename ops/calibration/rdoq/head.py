@@ -40,16 +40,16 @@ def head_gradient(
     """
     give_back()  # what the blocks have freed, and below what is freed here
     rows = states.detach().flatten(0, -2)
-    found = []
+    gradients = []
     for start in range(0, len(rows), chunk):
         where = slice(start, start + chunk)
         part = rows[where].requires_grad_()
         logits = head(part)
         with torch.no_grad():
             gradient = slope(logits.detach().float(), where).to(logits)
-        found.append(torch.autograd.grad(logits, part, gradient)[0])
+        gradients.append(torch.autograd.grad(logits, part, gradient)[0])
     give_back()
-    return torch.cat(found).reshape(states.shape)
+    return torch.cat(gradients).reshape(states.shape)
 
 
 def surprise(logits: Tensor, generator: torch.Generator) -> Tensor:

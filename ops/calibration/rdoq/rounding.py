@@ -53,26 +53,26 @@ class Rounding:
 
     def at(self, level: float | None) -> dict[str, QuantizedWeight]:
         """Every weight rounded on steps of this level, None: on those of the quantizer's grid."""
-        found = {}
+        quantized = {}
         for done, (name, weight) in enumerate(self.weights.items()):
             rounded = self._round(name, weight.detach().float(), level)
-            found[name] = QuantizedWeight(self.room.keep(rounded.values), rounded.scale)
+            quantized[name] = QuantizedWeight(self.room.keep(rounded.values), rounded.scale)
             self.factors.room.release([weight])
             self.progress(done + 1, len(self.weights))
             if done % GIVE_BACK == 0:  # the integers that stay lie between what is freed
                 give_back()
-        return found
+        return quantized
 
     def at_bits(self, target: float) -> dict[str, QuantizedWeight]:
         """Every weight rounded so that all of them, coded, take `target` bits a weight; ValueError when they cannot."""
         level = self.first_level(target)
         for attempt in range(PASSES):
-            found = self.at(level)
-            reached = self.bits(found)
+            quantized = self.at(level)
+            reached = self.bits(quantized)
             log.info("rounding %d: level %.4g gives %.4f bits a weight", attempt + 1, level, reached)
             if abs(reached - target) <= (TOLERANCE if attempt < PASSES - 1 else LAST_TOLERANCE) * target:
-                return found
-            del found  # before the next ones come
+                return quantized
+            del quantized  # before the next ones come
             level *= 2 ** (reached - target)  # twice the step, a bit less
         raise ValueError(
             f"{self.quantizer.asked} is out of reach: {PASSES} roundings end at {reached:.3f} bits a weight, not at "

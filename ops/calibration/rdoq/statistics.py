@@ -19,7 +19,7 @@ class Statistics:
     """The Fisher statistics of all linears, and what folding makes of them."""
 
     first: dict[str, str]  # linear -> the first that reads the same input
-    found: Sequence[Mapping[str, Any]]  # of `FisherStatistics`, by part; reading one may mean reading a file
+    by_part: Sequence[Mapping[str, Any]]  # of `FisherStatistics`; reading one may mean reading a file
     parts: int  # through which gradients can be carried
     room: Room  # where those lie that no file has
     rows: dict[str, Tensor] = field(default_factory=dict)  # linear -> squared gradients of its rows, folded
@@ -27,7 +27,7 @@ class Statistics:
 
     def __getitem__(self, key: str) -> Tensor:
         """The array of this name; KeyError where no sample came by."""
-        for part in self.found:
+        for part in self.by_part:
             if key in part:
                 return torch.as_tensor(part[key])
         raise KeyError(key)

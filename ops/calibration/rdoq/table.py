@@ -83,8 +83,8 @@ class Tables:
         self.network.replace_table(table, self._quantized(name, rounded))
         lost = 0.0
         for sample, states in zip(teacher.samples, teacher.states):
-            found = self.network.states(sample).flatten(0, -2)
-            lost += divergence(teacher.head, states.to(found), self.network.head(), found)
+            quantized = self.network.states(sample).flatten(0, -2)
+            lost += divergence(teacher.head, states.to(quantized), self.network.head(), quantized)
         for place, module in before.items():
             self.network.replace(place, module)
         return lost / len(teacher.samples)

@@ -93,10 +93,10 @@ def activation_of(cell: Any) -> Any:
 
 def cell_of(network: nn.Cell, name: str) -> Any:
     """The cell of this name."""
-    found: Any = network
+    cell: Any = network
     for part in name.split("."):
-        found = found[int(part)] if isinstance(found, nn.CellList | nn.SequentialCell) else getattr(found, part)
-    return found
+        cell = cell[int(part)] if isinstance(cell, nn.CellList | nn.SequentialCell) else getattr(cell, part)
+    return cell
 
 
 def put(network: nn.Cell, name: str, cell: nn.Cell) -> None:

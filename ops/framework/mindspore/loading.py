@@ -185,10 +185,10 @@ def generation_config(folder: Path) -> Any:
 
 
 def _fetched(model: Model) -> Path:
-    found = model.fetch()
-    if isinstance(found, Path):
-        return found
-    return Path(snapshot_download(found, revision=model.revision, allow_patterns=FILES))
+    fetched = model.fetch()
+    if isinstance(fetched, Path):
+        return fetched
+    return Path(snapshot_download(fetched, revision=model.revision, allow_patterns=FILES))
 
 
 def content_hash(network: nn.Cell) -> str:

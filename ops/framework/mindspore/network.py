@@ -60,8 +60,8 @@ class MindSporeNetwork:
     def used_otherwise(self, names: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:
         """Linear -> why it cannot be replaced: what the network does with it beside calling it, while `run` runs."""
         check_mode()
-        found: dict[str, str] = {}
-        asked = {name: Asked(cell_of(self.network, name), partial(found.setdefault, name)) for name in names}
+        reasons: dict[str, str] = {}
+        asked = {name: Asked(cell_of(self.network, name), partial(reasons.setdefault, name)) for name in names}
         for name, cell in asked.items():
             put(self.network, name, cell)
         try:
@@ -69,7 +69,7 @@ class MindSporeNetwork:
         finally:
             for name, cell in asked.items():
                 put(self.network, name, cell.cell)
-        return found
+        return reasons
 
     @contextmanager
     def linear(self, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:

@@ -37,9 +37,9 @@ def put_table(network: nn.Cell, table: Table, quantized: QuantizedLinear) -> Non
 
 def stored_tables(network: nn.Cell, types: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> list[Table]:
     """Those that are stored quantized; an output layer with tensors of its own is no part of the embeddings."""
-    found = []
+    stored = []
     for table in tables(network):
         if types.get(table.name) == Int8Table.quant_type:
             apart = [place for place in table.places[1:] if f"{place}.weight" in tensors]
-            found.append(replace(table, places=tuple(place for place in table.places if place not in apart)))
-    return found
+            stored.append(replace(table, places=tuple(place for place in table.places if place not in apart)))
+    return stored

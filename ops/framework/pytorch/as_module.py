@@ -35,7 +35,7 @@ def or_of_module(method: Callable[Parameters, Result]) -> Callable[Parameters, R
         if "input_ids" not in keywords:
             return method(*arguments, **keywords)
         model: Any = arguments[0]
-        found: Result = getattr(model.module, method.__name__)(*arguments[1:], **keywords)
-        return found
+        result: Result = getattr(model.module, method.__name__)(*arguments[1:], **keywords)
+        return result
 
     return called

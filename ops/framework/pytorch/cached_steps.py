@@ -93,9 +93,9 @@ class CachedSteps:
         except FAILURES:  # each family of models fails in its own way on a cache that is not its own
             return False
         return all(
-            float((found - expected).float().norm())
+            float((stepped - expected).float().norm())
             <= TOLERANCE.get(expected.dtype, TOLERANCE[torch.bfloat16]) * float(expected.float().norm())
-            for found, expected in pairs
+            for stepped, expected in pairs
         )
 
     def _padded_states(self, tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
@@ -114,9 +114,9 @@ class CachedSteps:
         """(found, expected) of two texts after a prefix."""
         prefix = torch.tensor([tokens[:READ]], device=self.device)
         later = torch.tensor([tokens[READ:], tokens[:MORE]], device=self.device)
-        found = self.after_prefix(prefix, later)
+        stepped = self.after_prefix(prefix, later)
         full = [self.full(torch.cat([prefix[0], row]).unsqueeze(0))[0, READ - 1 :] for row in later]
-        return list(zip(found, full))
+        return list(zip(stepped, full))
 
 
 class PaddedBatch:

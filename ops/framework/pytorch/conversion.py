@@ -59,9 +59,9 @@ class Converted:
     def read(self, name: str) -> Tensor:
         """The numbers of one tensor."""
         tensor = self.file.read(name)
-        found = self._as_wanted(name, tensor)
+        converted = self._as_wanted(name, tensor)
         release([tensor])
-        return found
+        return converted
 
     def _as_wanted(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if name in self.names else tensor

@@ -229,13 +229,13 @@ def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _read_offloaded(module: nn.Module, keys: set[str]) -> dict[str, Tensor]:
     """The values of these offloaded tensors of the module, in main memory."""
-    found = {}
+    values = {}
     for name in sorted({key.rpartition(".")[0] for key in keys}):
         owner = module.get_submodule(name)
         with align_module_device(owner, torch.device("cpu")):
             own = owner.state_dict(prefix=f"{name}." if name else "")
-            found.update({key: tensor for key, tensor in own.items() if key in keys and not tensor.is_meta})
-    return found
+            values.update({key: tensor for key, tensor in own.items() if key in keys and not tensor.is_meta})
+    return values
 
 
 @torch.inference_mode()

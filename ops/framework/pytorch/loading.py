@@ -38,14 +38,14 @@ def load_pretrained(path: Path | str, model: Model, device: Device, room: Room) 
     told = AutoConfig.from_pretrained(path, **source).dtype if dtype == "auto" else dtype
     try:
         with quiet(), in_dtype(Path(path), told, Room() if spread else room) as folder:
-            module, found = AutoModelForCausalLM.from_pretrained(
+            module, report = AutoModelForCausalLM.from_pretrained(
                 folder or path, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **spread, **source
             )
     except RuntimeError as error:
         if "conversion" in str(error):
             raise ValueError(f"{path}: experts lack weights, or have them in other shapes; get it again") from error
         raise
-    check_loaded(module, found, str(path))
+    check_loaded(module, report, str(path))
     if folder is not None:
         for name, weight in module.named_parameters():
             if weight.ndim > 1 and weight.dtype != told:

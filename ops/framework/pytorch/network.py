@@ -54,9 +54,9 @@ class TorchNetwork(TorchSmoothable):
     def used_otherwise(self, names: Sequence[str], run: Callable[[], Any]) -> dict[str, str]:
         """Linear -> why it cannot be replaced: what the model does with it beside calling it, while `run` runs."""
         linears: Any = {name: self.model.get_submodule(name) for name in names}
-        with watched_use(linears) as found:
+        with watched_use(linears) as reasons:
             run()
-        return found
+        return reasons
 
     @contextmanager
     def linear(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -81,15 +81,15 @@ class TorchNetwork(TorchSmoothable):
 
     def tables(self, sample: Sample | None) -> list[Table]:
         """Embeddings and output layer; on the first tokens of the sample the model shows what it does with them."""
-        found = tables(self.model)
-        if sample is None or not found:
-            return found
-        places = [place for table in found if not table.kept for place in table.places]
+        named = tables(self.model)
+        if sample is None or not named:
+            return named
+        places = [place for table in named if not table.kept for place in table.places]
         watched: Any = {place: self.model.get_submodule(place) for place in places}
         with torch.no_grad(), watched_use(watched) as misused:
             self.glance(sample)
-        reasons = {table.name: next(filter(None, map(misused.get, table.places)), table.kept) for table in found}
-        return [replace(table, kept=reasons[table.name]) for table in found]
+        reasons = {table.name: next(filter(None, map(misused.get, table.places)), table.kept) for table in named}
+        return [replace(table, kept=reasons[table.name]) for table in named]
 
     def replace_table(self, table: Table, quantized: QuantizedLinear) -> None:
         """Put a quantized table in all places of the float one."""
@@ -164,9 +164,9 @@ class TorchNetwork(TorchSmoothable):
 
     def head(self) -> nn.Module:
         """The output layer: hidden states -> logits."""
-        found = output_layer(self.model)
-        assert isinstance(found, nn.Module)
-        return found
+        layer = output_layer(self.model)
+        assert isinstance(layer, nn.Module)
+        return layer
 
 
 def _has_compiled(model: nn.Module) -> bool:

@@ -45,16 +45,18 @@ def find_device_map(module: Any, device: Device, *, offload_buffers: bool = Fals
         limits = get_balanced_memory(
             module, limits, no_split_module_classes=whole, low_zero=device.device_map == "balanced_low_0"
         )
-    found = infer_auto_device_map(
+    device_map = infer_auto_device_map(
         module, max_memory=limits, no_split_module_classes=whole, offload_buffers=offload_buffers
     )
-    if set(found.values()) == {"disk"}:  # accelerate writes to disk only what has a name
+    if set(device_map.values()) == {"disk"}:  # accelerate writes to disk only what has a name
         return {name: "disk" for name, _ in [*module.named_children(), *module.named_parameters(recurse=False)]}
     if (
-        len(set(found.values())) == 1
+        len(set(device_map.values())) == 1
     ):  # one card has to be named in full: accelerate never moves a model to the number 0 of an NPU
-        return {name: f"{device.type}:{where}" if isinstance(where, int) else where for name, where in found.items()}
-    return dict(found)
+        return {
+            name: f"{device.type}:{where}" if isinstance(where, int) else where for name, where in device_map.items()
+        }
+    return dict(device_map)
 
 
 def private_folder(device: Device) -> str:

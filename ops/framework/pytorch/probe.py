@@ -33,7 +33,7 @@ def folds_that_hold(
 
     None where there is no such fold, where the parts also run outside their block, or share weights with others.
     """
-    found: list[Fold | None] = [None] * len(candidates)
+    holding: list[Fold | None] = [None] * len(candidates)
     blocks: dict[str, list[int]] = {}
     for index, folds in enumerate(candidates):
         blocks.setdefault(block_of(model, folds[0]), []).append(index)
@@ -49,7 +49,7 @@ def folds_that_hold(
             try:
                 tried = Block(model, name, given, named)
                 for index in blocks.pop(name):
-                    found[index] = next(filter(tried.keeps, candidates[index]), None)
+                    holding[index] = next(filter(tried.keeps, candidates[index]), None)
             finally:
                 probing.clear()
 
@@ -74,7 +74,7 @@ def folds_that_hold(
     finally:
         for handle in handles:
             handle.remove()
-    return [None if index in outside else fold for index, fold in enumerate(found)]
+    return [None if index in outside else fold for index, fold in enumerate(holding)]
 
 
 def block_of(model: nn.Module, fold: Fold) -> str:
@@ -131,7 +131,7 @@ class Block:
         scale = torch.exp2((exponents * signs).float())[fold.of]
         changed = [(producer, key, fold.by_row(scale, rows)) for key in ("weight", "bias")]
         changed += [(self.model.get_submodule(name), "weight", scale) for name in fold.readers]
-        found: dict[str, Tensor] = {}
+        folded: dict[str, Tensor] = {}
         for module, key, by in changed:
             own = getattr(module, key, None)
             if own is None:
@@ -144,8 +144,8 @@ class Block:
                 weight = (weight + offset) / by.reshape(-1, *[1] * (weight.ndim - 1)) - offset
             else:
                 weight = weight * by
-            found[self._names[own.data_ptr()]] = weight
-        return found
+            folded[self._names[own.data_ptr()]] = weight
+        return folded
 
     def _weight(self, module: nn.Module, key: str) -> Tensor:
         own: Tensor = getattr(module, key).detach()
@@ -153,9 +153,11 @@ class Block:
 
     def _outputs(self, readers: Sequence[str], weights: Mapping[str, Tensor]) -> list[Tensor]:
         """What the readers and the block give with other weights."""
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         handles = [
-            self.model.get_submodule(name).register_forward_hook(lambda _, __, out: found.append(out.detach().clone()))
+            self.model.get_submodule(name).register_forward_hook(
+                lambda _, __, out: outputs.append(out.detach().clone())
+            )
             for name in readers
         ]
         try:
@@ -164,7 +166,7 @@ class Block:
         finally:
             for handle in handles:
                 handle.remove()
-        return [*found, *_tensors(out)]
+        return [*outputs, *_tensors(out)]
 
 
 def takes_bias(module: nn.Module) -> bool:

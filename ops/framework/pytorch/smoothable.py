@@ -61,8 +61,8 @@ class TorchSmoothable:
             for name, readers in norms.items()
             if all(takes_bias(self.model.get_submodule(part)) for part in (name, *readers))
         }
-        found = self.folds_that_hold(list(candidates.values()), run)
-        return {fold.producer: fold.offset for fold in found if fold is not None}
+        folds = self.folds_that_hold(list(candidates.values()), run)
+        return {fold.producer: fold.offset for fold in folds if fold is not None}
 
     def set_affine(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
         """Give a norm or a linear this weight and this bias; None: what it has stays."""
@@ -86,9 +86,9 @@ class TorchSmoothable:
 
     def first_tensor(self, output: Any) -> Tensor:
         """The first tensor of what the model gave: a tensor, a tuple, or a ModelOutput."""
-        found = output if isinstance(output, Tensor) else output[0]
-        assert isinstance(found, Tensor)
-        return found
+        tensor = output if isinstance(output, Tensor) else output[0]
+        assert isinstance(tensor, Tensor)
+        return tensor
 
     def folds_that_hold(self, candidates: Sequence[Sequence[Fold]], run: Callable[[], Any]) -> list[Fold | None]:
         """Of each candidate's folds the first that changes nothing while `run` runs the model once."""

@@ -24,13 +24,13 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 @contextmanager
 def watched_use(linears: Mapping[str, nn.Linear | nn.Embedding]) -> Iterator[dict[str, str]]:
     """Fills the dictionary, while the model runs, with the linears and tables that cannot be replaced, and why."""
-    found = {
+    reasons = {
         name: WEIGHT_READ for name, linear in linears.items() if isinstance(linear, NonDynamicallyQuantizableLinear)
     }
     with ExitStack() as stack:
         for name, linear in linears.items():
-            stack.enter_context(_watched(linear, partial(found.setdefault, name)))
-        yield found
+            stack.enter_context(_watched(linear, partial(reasons.setdefault, name)))
+        yield reasons
 
 
 @contextmanager
