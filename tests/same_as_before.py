@@ -28,14 +28,14 @@ TINY = ["model=tiny_llama", "task=[perplexity]", "task.perplexity.windows=4", "t
 
 def tensors(folder: Path) -> dict[str, str]:
     """sha256 by name of everything that safetensors files in the folder hold."""
-    found = {}
+    hashes = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
             for name in sorted(weights.keys()):
                 tensor = weights.get_tensor(name).contiguous()
                 data = tensor.flatten().view(torch.uint8).numpy().tobytes()
-                found[name] = hashlib.sha256(str((tensor.dtype, tensor.shape)).encode() + data).hexdigest()
-    return found
+                hashes[name] = hashlib.sha256(str((tensor.dtype, tensor.shape)).encode() + data).hexdigest()
+    return hashes
 
 
 def run(*arguments: str) -> dict[str, Any]:
@@ -57,15 +57,15 @@ def main() -> None:
     parser.add_argument("--framework", choices=["pytorch", "mindspore"], default="pytorch")
     parser.add_argument("--smollm2", action="store_true")
     arguments = parser.parse_args()
-    found = {}
+    runs = {}
     for choice in sorted(file.stem for file in (ROOT / "conf" / "quant").glob("*.yaml")):
-        found[choice] = run(*TINY, f"framework={arguments.framework}", f"quant={choice}")
-        print(choice, len(found[choice].get("tensors", "")), found[choice].get("said", ""), file=sys.stderr)
+        runs[choice] = run(*TINY, f"framework={arguments.framework}", f"quant={choice}")
+        print(choice, len(runs[choice].get("tensors", "")), runs[choice].get("said", ""), file=sys.stderr)
     if arguments.smollm2:
         for choice in ("w8a8s", "rdoq"):
-            found[f"smollm2 {choice}"] = run("task=[perplexity]", f"quant={choice}")
+            runs[f"smollm2 {choice}"] = run("task=[perplexity]", f"quant={choice}")
             print(choice, "on SmolLM2", file=sys.stderr)
-    arguments.file.write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
+    arguments.file.write_text(json.dumps(runs, indent=1, sort_keys=True), encoding="utf-8")
 
 
 if __name__ == "__main__":

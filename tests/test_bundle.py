@@ -84,8 +84,8 @@ def test_the_reloaded_model_computes_the_same(
 
 def test_a_fresh_process_reproduces_the_logits_from_the_path_alone(artifact: Path, tiny_model: TorchModel) -> None:
     script = "import sys, slimrun; print(slimrun.load_bundle(sys.argv[1]).logits_checksum())"
-    found = subprocess.run([sys.executable, "-c", script, str(artifact)], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == tiny_model.logits_checksum()
+    process = subprocess.run([sys.executable, "-c", script, str(artifact)], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == tiny_model.logits_checksum()
 
 
 def test_layout_types_and_permissions(artifact: Path) -> None:

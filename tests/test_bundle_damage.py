@@ -41,10 +41,10 @@ def saved(folder: Path, model: TorchModel, codec: Native | NoCompression) -> Pat
 @pytest.fixture(scope="module")
 def models() -> tuple[TorchModel, TorchModel]:
     """Two that compute differently."""
-    found = tiny(), tiny(intermediate_size=96)
-    for model in found:
+    both = tiny(), tiny(intermediate_size=96)
+    for model in both:
         PyTorch().calibrator(model, W8A8S(), TEXTS, 64).run()
-    return found
+    return both
 
 
 @pytest.fixture
@@ -229,11 +229,11 @@ def test_a_bundle_replaced_while_it_is_read_is_one_or_the_other(
     writer_thread = threading.Thread(target=lambda: [None for _ in in_turns(artifact, models, done)])
     writer_thread.start()
     try:
-        found = {load_bundle(artifact).logits_checksum() for _ in range(5)}
+        checksums = {load_bundle(artifact).logits_checksum() for _ in range(5)}
     finally:
         done.set()
         writer_thread.join()
-    assert found <= known
+    assert checksums <= known
     assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
 
 

@@ -46,8 +46,8 @@ def test_integers_are_those_of_the_formula(smollm2: TorchModel, quantized: tuple
     for name in ("model.layers.10.mlp.gate_proj", "model.layers.0.self_attn.q_proj", "model.layers.29.mlp.down_proj"):
         weight = smollm2.module.get_submodule(name).weight.detach().numpy()
         integers, _ = co_sparse(weight, 0.011, per_channel=True)
-        found = quantized[0].module.get_submodule(name).weight.numpy()
-        assert (found == integers).mean() > 0.99999
+        values = quantized[0].module.get_submodule(name).weight.numpy()
+        assert (values == integers).mean() > 0.99999
 
 
 def test_coded_size_is_near_the_entropy(quantized: tuple[TorchModel, list[Layer]]) -> None:

@@ -118,10 +118,10 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {}
     for name, array in tensors(set(arguments.tensors.split(","))):
-        found = measure(array, codecs(), arguments.rounds)
+        by_codec = measure(array, codecs(), arguments.rounds)
         entropy = compress.entropy_bits(array)
-        results[name] = {"entropy_bits": entropy, "weights": array.size, "codecs": found}
-        report(name, array.size, entropy, found)
+        results[name] = {"entropy_bits": entropy, "weights": array.size, "codecs": by_codec}
+        report(name, array.size, entropy, by_codec)
     print(f"processor: {' '.join(sorted(_features()))}; slimrun used {_native.simd()}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"features": sorted(_features()), "tensors": results}, indent=1) + "\n")
@@ -129,11 +129,11 @@ def main() -> None:
         draw(arguments.png, results)
 
 
-def report(name: str, weights: int, entropy: float, found: dict[str, dict[str, float]]) -> None:
-    """One table a tensor; speeds also against memcpy and against the smallest zstd."""
-    zstd = min((codec for codec in found if codec.startswith("zstd")), key=lambda codec: found[codec]["bytes"])
+def report(name: str, weights: int, entropy: float, by_codec: dict[str, dict[str, float]]) -> None:
+    """One table a tensor; by_codec also against memcpy and against the smallest zstd."""
+    zstd = min((codec for codec in by_codec if codec.startswith("zstd")), key=lambda codec: by_codec[codec]["bytes"])
     rows = []
-    for codec, result in found.items():
+    for codec, result in by_codec.items():
         bits = 8 * result["bytes"] / weights
         rows.append(
             [
@@ -142,9 +142,9 @@ def report(name: str, weights: int, entropy: float, found: dict[str, dict[str, f
                 f"{bits / entropy - 1:+.2%}",
                 f"{result['encode_gbs']:.3f}",
                 f"{result['decode_gbs']:.3f}",
-                f"{result['decode_gbs'] / found['memcpy']['decode_gbs']:.3f}",
-                f"{result['encode_gbs'] / found[zstd]['encode_gbs']:.2f}",
-                f"{result['decode_gbs'] / found[zstd]['decode_gbs']:.2f}",
+                f"{result['decode_gbs'] / by_codec['memcpy']['decode_gbs']:.3f}",
+                f"{result['encode_gbs'] / by_codec[zstd]['encode_gbs']:.2f}",
+                f"{result['decode_gbs'] / by_codec[zstd]['decode_gbs']:.2f}",
             ]
         )
     columns = ["codec", "bits", "over entropy", "encode GB/s", "decode GB/s", "decode/memcpy", "encode/zstd"]

@@ -94,9 +94,9 @@ def measured(settings: list[str], task: Perplexity, folder: Path | None) -> list
 def row(label: str, size: int, model: TorchModel, task: Perplexity, references: dict[str, Reference]) -> dict[str, Any]:
     """What is printed of a file."""
     [(loss, interval, change)] = losses(model, {"": task}, references, KIND).values()
-    found = {"file": label, "bytes": size, "loss": loss, "interval": interval, "perplexity, %": change}
-    print(json.dumps(found), flush=True)
-    return found
+    cells = {"file": label, "bytes": size, "loss": loss, "interval": interval, "perplexity, %": change}
+    print(json.dumps(cells), flush=True)
+    return cells
 
 
 def file_bytes(model: TorchModel, quant_type: str, formats: dict[str, str]) -> int:

@@ -126,13 +126,13 @@ def losses(
     model: TorchModel, domains: dict[str, Perplexity], references: dict[str, Reference], kind: str
 ) -> dict[str, tuple[float, float, float]]:
     """By domain: KL, half its interval, perplexity's change in percent."""
-    found = {}
+    by_domain = {}
     for name, task in domains.items():
         outputs = task.evaluate(model, references[name], silent)
         report = task.compare("perplexity", references[name].outputs, outputs).metrics
         change = float(report["perplexity/delta_pct"])
-        found[f"{name}, {kind}"] = (float(report["fidelity/kl_mean"]), interval(outputs), change)
-    return found
+        by_domain[f"{name}, {kind}"] = (float(report["fidelity/kl_mean"]), interval(outputs), change)
+    return by_domain
 
 
 def load(experiment: Experiment) -> TorchModel:

@@ -36,9 +36,9 @@ def models(texts: list[str]) -> dict[str, TorchModel]:
     folder = str(embedded.fetched(cache))
     framework = PyTorch()
     load = lambda dtype: framework.load(Pretrained("smollm2", folder, dtype=dtype).open(cache), CPU)  # noqa: E731
-    found = {"float32": load("float32"), "bfloat16": load("bfloat16"), "w8a8s": load("float32")}
-    framework.calibrator(found["w8a8s"], W8A8S(), texts[:4], WINDOW).run()
-    return found
+    loaded = {"float32": load("float32"), "bfloat16": load("bfloat16"), "w8a8s": load("float32")}
+    framework.calibrator(loaded["w8a8s"], W8A8S(), texts[:4], WINDOW).run()
+    return loaded
 
 
 def works(texts: list[str], model: TorchModel) -> dict[str, tuple[int, Callable[[], object]]]:

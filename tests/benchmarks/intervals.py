@@ -50,8 +50,8 @@ def main() -> None:
         own, others = [], []
         for n in ITEMS:
             samples = [draw(rng, n) - truth for _ in range(sets)]
-            found = [statistics.mean(sample) for sample in samples]
-            said = [change for change in found if not change.doubt]
+            changes = [statistics.mean(sample) for sample in samples]
+            said = [change for change in changes if not change.doubt]
             missed = sum(not change.low <= 0 <= change.high for change in said)
             own.append(f"{100 * missed / max(len(said), 1):.1f} ({100 * (1 - len(said) / sets):.0f})")
             others.append(sum(not low <= 0 <= high for low, high in map(percentile, samples)))

@@ -104,9 +104,9 @@ def run(folder: Path, quant: str, memory: str | None) -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found: dict[str, float] = json.loads((place(folder, quant, memory) / "results.json").read_text(encoding="utf-8"))
+    results: dict[str, float] = json.loads((place(folder, quant, memory) / "results.json").read_text(encoding="utf-8"))
     return {
-        **found,
+        **results,
         "read": BLOCK * (after.ru_inblock - before.ru_inblock),
         "written": BLOCK * (after.ru_oublock - before.ru_oublock),
     }
@@ -117,12 +117,12 @@ def place(folder: Path, quant: str, memory: str | None) -> Path:
     return folder / f"{quant}-{memory or 'resident'}"
 
 
-def report(what: str, found: dict[str, float]) -> None:
+def report(what: str, results: dict[str, float]) -> None:
     """A line for the run, and one for its stages."""
-    stages = {key[5:-2]: value for key, value in found.items() if key.startswith("time/")}
+    stages = {key[5:-2]: value for key, value in results.items() if key.startswith("time/")}
     print(
-        f"{what}: {sum(stages.values()):.0f} s, peak {found['memory/peak_rss_bytes'] / 2**30:.2f} GiB, "
-        f"read {found['read'] / 1e9:.2f} GB, written {found['written'] / 1e9:.2f} GB"
+        f"{what}: {sum(stages.values()):.0f} s, peak {results['memory/peak_rss_bytes'] / 2**30:.2f} GiB, "
+        f"read {results['read'] / 1e9:.2f} GB, written {results['written'] / 1e9:.2f} GB"
     )
     print("    " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.items()))
 

@@ -75,13 +75,13 @@ def codecs() -> list[Codec]:
             size=lambda packed: sum(section.nbytes for section in packed),
         )
 
-    found = [Codec("memcpy", lambda array: array.copy(), lambda packed, out: np.copyto(out, packed)), ours(1), ours(2)]
-    found += [ours(1, extension) for extension in _others()]
+    known = [Codec("memcpy", lambda array: array.copy(), lambda packed, out: np.copyto(out, packed)), ours(1), ours(2)]
+    known += [ours(1, extension) for extension in _others()]
     for level in ZSTD_LEVELS:
         for huffman in (False, True) if level <= 1 else (False,):  # higher levels choose Huffman codes themselves
             codec = Zstd(level, huffman)
-            found.append(Codec(f"zstd {level}{' huffman' if huffman else ''}", codec.encode, codec.decode))
-    return [*found, *_installed()]
+            known.append(Codec(f"zstd {level}{' huffman' if huffman else ''}", codec.encode, codec.decode))
+    return [*known, *_installed()]
 
 
 def _others() -> Iterator[str]:

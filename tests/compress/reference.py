@@ -92,13 +92,13 @@ def _rans(tile: bytes, n: int, first: int, model: Model) -> list[int]:
 
     escaped = []
     for i in range(n_escaped):
-        found = entry(i % LANES, model.rare_frequencies)
-        escaped.append(next(raw) if found == 15 else model.value_of(model.rare[found]))
+        place = entry(i % LANES, model.rare_frequencies)
+        escaped.append(next(raw) if place == 15 else model.value_of(model.rare[place]))
     rest, values = iter(escaped), []
     for i in range(coded):
         frequencies, entries = model.table(first + i)
-        found = entry(i % LANES, frequencies)
-        values.append(next(rest) if found == 15 else entries[found])
+        place = entry(i % LANES, frequencies)
+        values.append(next(rest) if place == 15 else entries[place])
     assert next(stream, None) is None
     assert next(raw, None) is None
     assert next(rest, None) is None

@@ -36,8 +36,8 @@ def test_the_codec_gives_what_nz_gives(executor: Path, shape: tuple[int, int]) -
 
 def test_a_script_reaches_it(executor: Path, weight: Int8Array) -> None:
     ours = Compressor(CompressConfig(), weight={"one": weight}).run()
-    for found, expected in zip(Compressor(CompressConfig(executor=executor), weight={"one": weight}).run(), ours):
-        assert found["one"].tobytes() == expected["one"].tobytes()
+    for theirs, expected in zip(Compressor(CompressConfig(executor=executor), weight={"one": weight}).run(), ours):
+        assert theirs["one"].tobytes() == expected["one"].tobytes()
 
 
 def test_the_codec_leaves_no_files(

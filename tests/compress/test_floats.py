@@ -46,9 +46,9 @@ def test_tensors_are_filled_in_place(dtype: torch.dtype) -> None:
 
 def test_bfloat16_without_a_tensor_comes_as_bits() -> None:
     tensor = torch.from_numpy(WEIGHTS).bfloat16()
-    found = compress.decode(compress.encode(tensor))
-    assert found.dtype == np.uint16
-    assert bits(found) == bits(tensor.view(torch.int16).numpy())
+    decoded = compress.decode(compress.encode(tensor))
+    assert decoded.dtype == np.uint16
+    assert bits(decoded) == bits(tensor.view(torch.int16).numpy())
 
 
 @pytest.mark.parametrize(

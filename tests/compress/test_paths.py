@@ -39,14 +39,14 @@ def test_an_extension_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_every_part_of_a_model_occurs() -> None:
-    found = {name: compress.inspect(packed) for name, packed in PACKED.items()}
-    assert found["unequal_rows"].row_classes > 1
-    assert found["unequal_columns"].column_classes == 2
-    assert found["unequal_rows_and_columns"].row_classes > 1
-    assert found["unequal_rows_and_columns"].column_classes == 2
-    assert found["grids_by_row"].levels
-    assert found["large_low_bits"].low_bits > 0
-    assert not found["sparse_quantized"].levels
+    models = {name: compress.inspect(packed) for name, packed in PACKED.items()}
+    assert models["unequal_rows"].row_classes > 1
+    assert models["unequal_columns"].column_classes == 2
+    assert models["unequal_rows_and_columns"].row_classes > 1
+    assert models["unequal_rows_and_columns"].column_classes == 2
+    assert models["grids_by_row"].levels
+    assert models["large_low_bits"].low_bits > 0
+    assert not models["sparse_quantized"].levels
 
 
 @pytest.mark.parametrize("name", ARRAYS)

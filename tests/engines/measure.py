@@ -86,12 +86,12 @@ def vllm(folder: Path) -> Engine:
 
     def answer(ids: Sequence[int], count: int, **more: int) -> Any:
         settings = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, **more)
-        [found] = model.generate(TokensPrompt(prompt_token_ids=list(ids)), settings, use_tqdm=False)
-        return found
+        [answered] = model.generate(TokensPrompt(prompt_token_ids=list(ids)), settings, use_tqdm=False)
+        return answered
 
     def loss(ids: Sequence[int]) -> float:
         scores = answer(ids, 1, prompt_logprobs=0).prompt_logprobs
-        return -sum(found[token].logprob for found, token in zip(scores[1:], ids[1:])) / (len(ids) - 1)
+        return -sum(choices[token].logprob for choices, token in zip(scores[1:], ids[1:])) / (len(ids) - 1)
 
     return answer, loss
 

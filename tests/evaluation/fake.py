@@ -61,11 +61,11 @@ class FakeModel:
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
-        found = []
+        scores = []
         for option in options:
             states = self.hidden(np.array([[*prefix, *option]]))[0, len(prefix) - 1 : -1]
-            found.append(self.log_probs(states)[np.arange(len(option)), list(option)])
-        return found
+            scores.append(self.log_probs(states)[np.arange(len(option)), list(option)])
+        return scores
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         self.calls.append((len(prompts), max_new_tokens))

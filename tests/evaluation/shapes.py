@@ -112,17 +112,17 @@ SHAPES: dict[str, tuple[str, Rows]] = {
 def written(folder: Path, name: str, rows: Rows | None = None) -> Path:
     """The file of a data set's shape."""
     kind, shape = SHAPES[name]
-    found, path = rows or shape, folder / f"{name}.{kind}"
+    content, path = rows or shape, folder / f"{name}.{kind}"
     match kind:
         case "jsonl":
-            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), "utf-8")
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), "utf-8")
         case "json":
-            path.write_text(json.dumps(found), "utf-8")
+            path.write_text(json.dumps(content), "utf-8")
         case "parquet":
-            parquet.write_table(pyarrow.Table.from_pylist(found), path)
+            parquet.write_table(pyarrow.Table.from_pylist(content), path)
         case _:
             with path.open("w", encoding="utf-8", newline="") as stream:
-                writer = csv.DictWriter(stream, list(found[0]), delimiter="\t" if kind == "tsv" else ",")
+                writer = csv.DictWriter(stream, list(content[0]), delimiter="\t" if kind == "tsv" else ",")
                 writer.writeheader()
-                writer.writerows(found)
+                writer.writerows(content)
     return path

@@ -44,8 +44,8 @@ ASKED = {  # the second item of four, evenly over six, with what is scored and w
 
 @pytest.mark.parametrize("name", ASKED)
 def test_what_a_multiple_choice_asks(name: str, tmp_path: Path) -> None:
-    found = task(name, tmp_path, shots=0)._questions()[1]
-    assert (found.prompts[0], found.continuations, found.answer) == ASKED[name]
+    question = task(name, tmp_path, shots=0)._questions()[1]
+    assert (question.prompts[0], question.continuations, question.answer) == ASKED[name]
 
 
 def test_examples_stand_before_the_question(tmp_path: Path) -> None:

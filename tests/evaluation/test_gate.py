@@ -45,9 +45,9 @@ def test_the_line_says_why() -> None:
 
 
 def test_a_failure_is_said_before_what_is_not_certified() -> None:
-    found = decide(Policy({"t": Rule(), "absent": Rule()}), [WORSE])
-    assert found.line == "failed: t (required) worse (margin 5 points)"
-    assert found.metrics()["gate/absent"] == "required: was not run"
+    decision = decide(Policy({"t": Rule(), "absent": Rule()}), [WORSE])
+    assert decision.line == "failed: t (required) worse (margin 5 points)"
+    assert decision.metrics()["gate/absent"] == "required: was not run"
 
 
 def test_the_policy_sets_the_margin() -> None:

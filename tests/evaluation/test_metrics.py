@@ -60,8 +60,8 @@ def test_translation_golden(  # the values were computed apart, from the formula
     language: str, key: str, hypothesis: str, reference: str, score: float, signature: str
 ) -> None:
     scorer = bleu.translation_metrics(language, bleu.bleu_tokenizer(language))[key]
-    found, said = bleu.corpus_score(scorer, [hypothesis], [[reference]])
-    assert found == pytest.approx(score, abs=0.01)
+    computed, said = bleu.corpus_score(scorer, [hypothesis], [[reference]])
+    assert computed == pytest.approx(score, abs=0.01)
     assert signature in said
 
 
@@ -130,7 +130,7 @@ def test_the_reference_that_fits_best_counts() -> None:
     hypotheses = ["the cat sat on the mat", "one two three four five"]
     assert rouge(hypotheses, several)["rougeL"].tolist() == [100, 100]
     metric = BLEU()
-    found, said = bleu.corpus_score(metric, hypotheses, several)
-    assert (found, "nrefs:var" in said) == (pytest.approx(100), True)
+    score, said = bleu.corpus_score(metric, hypotheses, several)
+    assert (score, "nrefs:var" in said) == (pytest.approx(100), True)
     rows = bleu.bleu_statistics(metric, hypotheses, several)
     assert bleu.bleu_of(rows.sum(axis=0)) == pytest.approx(100)

@@ -46,13 +46,13 @@ KINDS: dict[str, Callable[[np.random.Generator, int], statistics.Values]] = {
 def test_the_interval_misses_as_often_as_it_says(kind: str, items: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 999)
     rng = np.random.default_rng(items)
-    found = [statistics.mean(KINDS[kind](rng, items)) for _ in range(400)]
-    said = [change for change in found if not change.doubt]
+    changes = [statistics.mean(KINDS[kind](rng, items)) for _ in range(400)]
+    said = [change for change in changes if not change.doubt]
     missed = sum(not change.low <= 0 <= change.high for change in said) / max(1, len(said))
     # tests/benchmarks/intervals.py has 5 % within 2 points; the standard error of these 400 sets is 1.1 points.
     # A skew that five items cannot show is what no interval bears.
     assert missed <= (0.115 if kind == "skewed" and items == 5 else 0.085)
-    assert all((change.p_value < 0.05) == (not change.low <= 0 <= change.high) for change in found)
+    assert all((change.p_value < 0.05) == (not change.low <= 0 <= change.high) for change in changes)
 
 
 def test_equal_systems_differ_in_nothing() -> None:
@@ -167,8 +167,8 @@ def test_what_the_items_decide(margin: Margin | None, told: str) -> None:
 
 def test_a_margin_that_is_decided_is_found_non_inferior_four_times_in_five() -> None:
     rng = np.random.default_rng(3)
-    found = [statistics.mean(rng.normal(size=40)) for _ in range(300)]
-    within = [change.high <= change.detectable for change in found]
+    changes = [statistics.mean(rng.normal(size=40)) for _ in range(300)]
+    within = [change.high <= change.detectable for change in changes]
     assert 0.74 < np.mean(within) < 0.88
 
 

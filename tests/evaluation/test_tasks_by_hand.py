@@ -27,14 +27,14 @@ def test_perplexity_does_not_depend_on_the_batch() -> None:
 def test_perplexity_report_by_hand() -> None:
     before = {"log_probs": np.full((24, 9), -1.0, np.float32), "vocabulary": np.array([100])}
     after = {"log_probs": np.full((24, 9), -1.1, np.float32), "vocabulary": np.array([100])}
-    found = Perplexity().compare("perplexity_own", before, after).metrics
-    assert found["perplexity_own/float"] == pytest.approx(math.e)
-    assert found["perplexity_own/delta_pct"] == pytest.approx(100 * (math.exp(0.1) - 1), rel=1e-5)
-    assert found["perplexity_own/verdict"] == "worse (margin 5 %)"
+    metrics = Perplexity().compare("perplexity_own", before, after).metrics
+    assert metrics["perplexity_own/float"] == pytest.approx(math.e)
+    assert metrics["perplexity_own/delta_pct"] == pytest.approx(100 * (math.exp(0.1) - 1), rel=1e-5)
+    assert metrics["perplexity_own/verdict"] == "worse (margin 5 %)"
     after["kl"], after["agree"] = np.zeros((24, 9), np.float32), np.ones((24, 9), np.bool_)
-    found = Perplexity().compare("perplexity_own", before, after).metrics
-    assert found["fidelity_own/kl_mean"] == 0
-    assert found["fidelity_own/top1_agreement"] == 1
+    metrics = Perplexity().compare("perplexity_own", before, after).metrics
+    assert metrics["fidelity_own/kl_mean"] == 0
+    assert metrics["fidelity_own/top1_agreement"] == 1
     few = {key: side[:4] for key, side in before.items()}
     assert Perplexity().compare("p", few, few).metrics["p/verdict"] == ("too few to say (4 items; 5 are the least)")
     guesses = before | {"vocabulary": np.array([2])}
@@ -50,17 +50,17 @@ def test_multiple_choice_by_hand(tmp_path: Path) -> None:
     # per character the long option of the second pair wins
     before = {"log_probs": np.array([-1.0, -9.0, -3.0, -4.0, -1.0, -9.0, -9.0, -1.0])}
     after = {"log_probs": np.array([-9.0, -1.0, -9.0, -1.0, -1.0, -9.0, -9.0, -1.0])}
-    found = MultipleChoice(path=str(path), limit=4).compare("mc", before, after)
-    assert found.metrics["mc/accuracy_float"] == 0.75
-    assert found.metrics["mc/accuracy_normalized_float"] == 1
-    assert found.metrics["mc/accuracy_quant"] == 0.75
-    assert found.metrics["mc/answer_log_prob_float"] == (-1 - 4 - 1 - 1) / 4
-    assert (found.metrics["mc/flips"], found.metrics["mc/flips_lost"], found.metrics["mc/flips_gained"]) == (
+    report = MultipleChoice(path=str(path), limit=4).compare("mc", before, after)
+    assert report.metrics["mc/accuracy_float"] == 0.75
+    assert report.metrics["mc/accuracy_normalized_float"] == 1
+    assert report.metrics["mc/accuracy_quant"] == 0.75
+    assert report.metrics["mc/answer_log_prob_float"] == (-1 - 4 - 1 - 1) / 4
+    assert (report.metrics["mc/flips"], report.metrics["mc/flips_lost"], report.metrics["mc/flips_gained"]) == (
         0.5,
         0.25,
         0.25,
     )
-    assert [sample["input"].split()[1] for sample in found.samples] == ["q0", "q1", "q2", "q3"]
+    assert [sample["input"].split()[1] for sample in report.samples] == ["q0", "q1", "q2", "q3"]
     by_length = MultipleChoice(path=str(path), limit=4, normalize=True).compare("mc", before, after).metrics
     assert (by_length["mc/accuracy_float"], by_length["mc/flips"]) == (1, 0.25)
 
@@ -76,12 +76,12 @@ def test_perfect_translation(target: str, floor: bool) -> None:
     task = Translation(target=target, limit=20)
     texts = np.array([references[0] for _, references in task._pairs()])
     outputs = {"texts": texts, "reference_log_probs": np.zeros(20)}
-    found = task.compare("t", outputs, outputs).metrics
+    metrics = task.compare("t", outputs, outputs).metrics
     for key in ("bleu_float", "bleu_quant", "chrf_quant", "chrfpp_quant", "bleu_self"):
-        assert found[f"t/{key}"] == pytest.approx(100), key
-    assert found["t/ter_quant"] == 0
-    assert found["t/verdict"] == "non-inferior (margin 1 BLEU)"
-    assert f"tok:{'zh' if target == 'zh' else '13a'}" in str(found["t/signature"])
+        assert metrics[f"t/{key}"] == pytest.approx(100), key
+    assert metrics["t/ter_quant"] == 0
+    assert metrics["t/verdict"] == "non-inferior (margin 1 BLEU)"
+    assert f"tok:{'zh' if target == 'zh' else '13a'}" in str(metrics["t/signature"])
 
 
 def test_the_code_of_a_language_chooses_the_pinned_column_and_the_tokenizer() -> None:
@@ -94,5 +94,5 @@ def test_the_code_of_a_language_chooses_the_pinned_column_and_the_tokenizer() ->
 
 def test_translation_at_the_floor_concludes_nothing() -> None:
     outputs = {"texts": np.array(["", "la", "", "", "!"]), "reference_log_probs": np.zeros(5)}
-    found = Translation(limit=5).compare("t", outputs, outputs).metrics
-    assert str(found["t/verdict"]).startswith("inconclusive (baseline BLEU 0.0 is at the floor")
+    metrics = Translation(limit=5).compare("t", outputs, outputs).metrics
+    assert str(metrics["t/verdict"]).startswith("inconclusive (baseline BLEU 0.0 is at the floor")

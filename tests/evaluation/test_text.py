@@ -156,9 +156,9 @@ def test_rows_that_cannot_be_read(tmp_path: Path, data: bytes, name: str, messag
 @pytest.mark.parametrize(("name", "mark"), [("own.csv", ","), ("own.tsv", "\t")])
 def test_a_table_is_rows_of_its_columns(tmp_path: Path, name: str, mark: str) -> None:
     text = f'id{mark}text\n1{mark}"a{mark} ""b""\nc"\n\n2{mark}中\n'
-    found = read_rows(written(tmp_path, text.encode(), name))
+    rows = read_rows(written(tmp_path, text.encode(), name))
     assert read_rows(written(tmp_path, b"id;text\n1;a\n", "own.txt")) == [("line 2", {"id": "1", "text": "a"})]
-    assert found == [("line 3", {"id": "1", "text": f'a{mark} "b"\nc'}), ("line 5", {"id": "2", "text": "中"})]
+    assert rows == [("line 3", {"id": "1", "text": f'a{mark} "b"\nc'}), ("line 5", {"id": "2", "text": "中"})]
 
 
 def test_two_files_line_beside_line(tmp_path: Path) -> None:

@@ -90,13 +90,13 @@ def test_tensors_are_what_the_loader_wants(tmp_path: Path, method: str, engine: 
         "model": getattr(torch, dtype),
         "deq": torch.float32 if dtype == "bfloat16" else torch.int64,
     }
-    found = {
+    held = {
         key.removeprefix(f"{NAME}."): (tensor.dtype, tuple(tensor.shape))
         for key, tensor in tensors.items()
         if NAME in key
     }
-    assert found == {suffix: (names.get(str(wanted), wanted), shape) for suffix, (wanted, shape) in expected.items()}
-    assert {types[f"{NAME}.{suffix}"] for suffix in found} == {kind}
+    assert held == {suffix: (names.get(str(wanted), wanted), shape) for suffix, (wanted, shape) in expected.items()}
+    assert {types[f"{NAME}.{suffix}"] for suffix in held} == {kind}
     assert types["lm_head.weight"] == "FLOAT"
     assert ("lm_head.weight" in tensors) is not tied
     assert types.keys() - {"version", "model_quant_type"} == tensors.keys() | {"lm_head.weight"}
@@ -107,7 +107,7 @@ def test_tensors_are_what_the_loader_wants(tmp_path: Path, method: str, engine: 
     assert config["rope_theta"] == 10000.0
     assert config.get("quantize") == (kind.lower() if engine == "mindie" else None)
     ours = model.module.get_submodule(NAME)
-    if "deq_scale" in found:
+    if "deq_scale" in held:
         assert isinstance(ours, Int8Linear)
         deq_scale = tensors[f"{NAME}.deq_scale"]
         bits = deq_scale if deq_scale.dtype == torch.float32 else deq_scale.to(torch.int32).view(torch.float32)

@@ -32,12 +32,12 @@ def median_difference(ours: QuantizedLinear, theirs: torch.nn.Module) -> float:
     if isinstance(ours, Int8Linear):
         x *= 40 * ours.grid.scale
     with torch.inference_mode():
-        expected, found = ours(x), theirs(x)
+        expected, outputs = ours(x), theirs(x)
     if isinstance(ours, DynamicInt8Linear):  # transformers' emulation divides a token by max / 127.5, vLLM as we do
         scale = x.abs().amax(dim=2, keepdim=True) / 127.5
         weight, bias = ours.floats()
         expected = torch.nn.functional.linear((x / scale).round().clamp(-128, 127) * scale, weight, bias)
-    return float(((found - expected).abs() / expected.abs().clamp_min(1e-30)).median())
+    return float(((outputs - expected).abs() / expected.abs().clamp_min(1e-30)).median())
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,9 @@ def test_the_step_is_the_one_whose_product_is_deq_scale() -> None:
     steps = torch.rand(10_000, generator=generator) * 1e-3 + 1e-6
     for scale in (0.0123, 0.5, 1.7e-3):
         deq_scale = steps * scale
-        found = step_of(deq_scale, scale)
-        assert torch.equal(found * scale, deq_scale)
-        assert float((found / steps - 1).abs().max()) < 2e-7
+        step = step_of(deq_scale, scale)
+        assert torch.equal(step * scale, deq_scale)
+        assert float((step / steps - 1).abs().max()) < 2e-7
 
 
 @pytest.mark.parametrize(

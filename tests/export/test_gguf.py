@@ -108,14 +108,18 @@ def test_pieces_of_sentencepiece_keep_their_order(tmp_path: Path) -> None:
     write(tmp_path / "artifact", model, W8A16())
     Gguf().run(tmp_path / "artifact", tmp_path / "export")
     fields = gguf.GGUFReader(tmp_path / "export" / "model-Q8_0.gguf").fields
-    found = {name: fields[f"tokenizer.ggml.{name}"].contents() for name in ("model", "tokens", "scores", "token_type")}
+    vocabulary = {
+        name: fields[f"tokenizer.ggml.{name}"].contents() for name in ("model", "tokens", "scores", "token_type")
+    }
     pieces = SentencePieceProcessor(str(tmp_path / "llama" / "tokenizer.model"))
-    assert found["model"] == "llama"
-    assert found["tokens"] == [pieces.id_to_piece(number) for number in range(pieces.get_piece_size())]
-    order = [number for number, kind in enumerate(found["token_type"]) if kind == int(gguf.TokenType.NORMAL)]
-    merged = [number for number in order if len(found["tokens"][number]) > 1]
-    assert [found["scores"][number] for number in merged] == sorted((found["scores"][n] for n in merged), reverse=True)
-    assert found["token_type"].count(int(gguf.TokenType.BYTE)) == 256
+    assert vocabulary["model"] == "llama"
+    assert vocabulary["tokens"] == [pieces.id_to_piece(number) for number in range(pieces.get_piece_size())]
+    order = [number for number, kind in enumerate(vocabulary["token_type"]) if kind == int(gguf.TokenType.NORMAL)]
+    merged = [number for number in order if len(vocabulary["tokens"][number]) > 1]
+    assert [vocabulary["scores"][number] for number in merged] == sorted(
+        (vocabulary["scores"][n] for n in merged), reverse=True
+    )
+    assert vocabulary["token_type"].count(int(gguf.TokenType.BYTE)) == 256
     assert fields["tokenizer.ggml.add_space_prefix"].contents()
     assert fields["tokenizer.ggml.add_bos_token"].contents()
     assert "tokenizer.ggml.padding_token_id" not in fields  # the config says -1

@@ -71,16 +71,16 @@ def test_both_harnesses_find_the_same(artifact: Path, tmp_path: Path, tasks: Any
     if given == "an export's folder":
         place = str(CompressedTensors().run(artifact, tmp_path / "export").folder)
     theirs = HFLM(pretrained=place, device="cpu", batch_size=4)
-    found = lm_eval.simple_evaluate(theirs, tasks=["choice", "rolling"], task_manager=tasks, bootstrap_iters=0)
+    harness = lm_eval.simple_evaluate(theirs, tasks=["choice", "rolling"], task_manager=tasks, bootstrap_iters=0)
     choice = MultipleChoice(path=str(tmp_path / "choice.jsonl"), limit=len(ITEMS))
     scores = choice.evaluate(ours, None, lambda done, total: None)
     accuracy = choice.compare("choice", scores, scores).metrics["choice/accuracy_quant"]
-    assert found["results"]["choice"]["acc,none"] == accuracy
+    assert harness["results"]["choice"]["acc,none"] == accuracy
     assert 0 < accuracy < 1
     ids = [ours.tokenizer.bos_token_id, *ours.encode(TEXT)]
     log_probs = ours.log_probs(ours.hidden(np.array([ids]))[0])[np.arange(len(ids) - 1), ids[1:]]
     perplexity = np.exp(-log_probs.sum(dtype=np.float64) / len(TEXT.encode()))
-    np.testing.assert_allclose(found["results"]["rolling"]["byte_perplexity,none"], perplexity, rtol=1e-6)
+    np.testing.assert_allclose(harness["results"]["rolling"]["byte_perplexity,none"], perplexity, rtol=1e-6)
 
 
 def test_answers_are_generated(artifact: Path) -> None:

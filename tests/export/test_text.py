@@ -23,7 +23,7 @@ from .test_gguf import WORDS
 pytest.importorskip("compressed_tensors")
 
 
-def found(tmp_path: Path, target: Target, quantizer: Quantizer) -> dict[str, str]:
+def checked(tmp_path: Path, target: Target, quantizer: Quantizer) -> dict[str, str]:
     model = tiny("float16" if isinstance(target, VllmAscend) else "float32")
     if isinstance(target, Gguf):
         model.tokenizer.backend_tokenizer.pre_tokenizer = WORDS
@@ -34,26 +34,26 @@ def found(tmp_path: Path, target: Target, quantizer: Quantizer) -> dict[str, str
 
 
 def test_an_export_with_int8_inputs_is_beside_the_spread(tmp_path: Path) -> None:
-    checks = found(tmp_path, CompressedTensors(), W8A8S())
+    checks = checked(tmp_path, CompressedTensors(), W8A8S())
     low, high = map(float, checks["with noise of 1e-06, 16 runs"].split(" to "))
     assert 4 < low <= high < 7
     assert low - 0.01 < float(checks["the export, in transformers"]) < high + 0.01
 
 
 def test_weights_alone_predict_the_same(tmp_path: Path) -> None:
-    checks = list(found(tmp_path, CompressedTensors(), W8A16()).values())
+    checks = list(checked(tmp_path, CompressedTensors(), W8A16()).values())
     assert float(checks[0]) == pytest.approx(float(checks[-1]), abs=2e-4)
 
 
 def test_what_nothing_runs_is_said(tmp_path: Path) -> None:
-    checks = found(tmp_path, VllmAscend(), W8A8S())
+    checks = checked(tmp_path, VllmAscend(), W8A8S())
     assert checks["the export"] == "not run: nothing here runs files of vllm-ascend"
     low, high = map(float, checks["with noise of 1e-03, 16 runs"].split(" to "))
     assert low - 0.02 < float(checks["multiplying as the device does"]) < high + 0.02
 
 
 def test_an_export_with_float_inputs_is_beside_ours(tmp_path: Path) -> None:
-    checks = found(tmp_path, Gguf(), W8A8S())
+    checks = checked(tmp_path, Gguf(), W8A8S())
     assert float(checks["with float inputs"]) == pytest.approx(float(checks["the export, in transformers"]), abs=1e-3)
 
 

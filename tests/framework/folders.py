@@ -89,8 +89,8 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], count: int) -> Non
 def write_sentencepiece(file: Path) -> None:
     """A tokenizer.model trained as LLaMA's was: pairs of bytes, three special pieces, 256 bytes."""
     SentencePieceTrainer.train(
-        sentence_iterator=iter(DATA.read_text(encoding="utf-8").split(".")), model_writer=(found := BytesIO()),
+        sentence_iterator=iter(DATA.read_text(encoding="utf-8").split(".")), model_writer=(trained := BytesIO()),
         model_type="bpe", vocab_size=PIECES, byte_fallback=True, split_digits=True, character_coverage=0.98,
         normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
     )  # fmt: skip
-    file.write_bytes(found.getvalue())
+    file.write_bytes(trained.getvalue())

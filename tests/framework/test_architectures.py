@@ -88,10 +88,10 @@ def test_generation_and_scores_are_those_of_full_passes(kind: str) -> None:
             ids.append(token)
         assert len(ids) == len(prompt) + 4
     options = [[7, 8, 9], [100, 12]]
-    for option, found in zip(options, model.continuations(PROMPTS[0], options), strict=True):
+    for option, scored in zip(options, model.continuations(PROMPTS[0], options), strict=True):
         hidden = model.hidden(np.array([[*PROMPTS[0], *option]]))[0, len(PROMPTS[0]) - 1 : -1]
         expected = model.log_probs(hidden)[np.arange(len(option)), option]
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(scored, expected, atol=1e-4)
     assert model._steps.generates is (kind not in NO_STEPS)
     assert model._steps.keeps_prefix is (kind in KEYS_AND_VALUES)
     assert len(model.notes) == (kind not in KEYS_AND_VALUES)
@@ -118,8 +118,8 @@ def test_linears_whose_weight_the_model_reads_stay_float(kind: str) -> None:
     expected = model.module(**ids).logits.detach()
     calibrator = Calibrator(model.module, W8A8(observer="minmax"), [ids])
     layers = calibrator.run()
-    found = model.module(**ids).logits.detach()
-    assert 0 < float((found - expected).norm() / expected.norm()) < 0.1
+    logits = model.module(**ids).logits.detach()
+    assert 0 < float((logits - expected).norm() / expected.norm()) < 0.1
     kept = {layer.name.rpartition(".")[2] for layer in layers if layer.note.startswith("kept")}
     assert kept == ({"dt_proj"} if kind in ("mamba", "falcon_mamba") else set())
 
@@ -162,5 +162,5 @@ def test_a_users_network_keeps_what_it_does_with_its_linears() -> None:
     }
     assert type(network[1]) is Doubled
     with torch.no_grad():  # then the encoder takes its fast path
-        found = network(x)
-    assert 0 < float((found - expected).norm() / expected.norm()) < 0.1
+        outputs = network(x)
+    assert 0 < float((outputs - expected).norm() / expected.norm()) < 0.1

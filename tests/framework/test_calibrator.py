@@ -57,8 +57,8 @@ def test_quantized_model_stays_close_and_keeps_biases(
     expected = chatglm(ids).logits.detach()
     bias = chatglm.get_submodule("transformer.encoder.layers.0.self_attention.query_key_value").bias.detach()
     Calibrator(chatglm, quantizer, samples()).run()
-    found = chatglm(ids).logits.detach()
-    assert float((found - expected).norm() / expected.norm()) < error
+    logits = chatglm(ids).logits.detach()
+    assert float((logits - expected).norm() / expected.norm()) < error
     fused = chatglm.get_submodule("transformer.encoder.layers.0.self_attention.query_key_value")
     assert torch.equal(fused.stored()["bias"], bias)
     without = (fused.quant_bias.double() + fused.grid.offset * fused.weight.sum(dim=1)) * fused.deq_scale
@@ -179,11 +179,11 @@ def test_a_linear_that_no_sample_reaches_keeps_float_inputs(quantizer: Quantizer
     assert [name for name, layer in layers.items() if layer.fallback] == unreached
     assert {layers[name].note for name in unreached} == {"inputs kept float, because no calibration sample reached it"}
     assert calibrator.notes == [f"2 linears (experts.1.0, experts.1.1): {layers[unreached[0]].note}"]
-    found = model.experts[1][0]
-    assert isinstance(found, WeightOnlyLinear)
+    linear = model.experts[1][0]
+    assert isinstance(linear, WeightOnlyLinear)
     expected = quantizer.quantize_weight(weight)
     x = torch.randn(3, 16)
-    torch.testing.assert_close(found(x) - found.bias, x @ (expected.values * expected.scale).t())
+    torch.testing.assert_close(linear(x) - linear.bias, x @ (expected.values * expected.scale).t())
 
 
 def test_a_linear_that_no_sample_reaches_stays_float_where_the_format_has_nothing_else() -> None:
@@ -240,8 +240,8 @@ def test_a_bias_beyond_int32_gets_a_step_that_holds_it(kind: type[W8A8], per_cha
     calibrator = Calibrator(net, quantizer, batches)
     layers = calibrator.run()
     Calibrator(same, quantizer, batches).run()
-    found = net[0](batches[0][0])
-    torch.testing.assert_close(found[:, [3, 5]], expected[:, [3, 5]], rtol=1e-4, atol=0)
+    outputs = net[0](batches[0][0])
+    torch.testing.assert_close(outputs[:, [3, 5]], expected[:, [3, 5]], rtol=1e-4, atol=0)
     others = [row for row in range(32) if row not in (3, 5)]
     if per_channel:
         assert net[0].raised_rows == 2
@@ -251,7 +251,7 @@ def test_a_bias_beyond_int32_gets_a_step_that_holds_it(kind: type[W8A8], per_cha
     assert layers[0].note == f"a larger step in {net[0].raised_rows} rows, so that int32 holds their bias"
     assert calibrator.notes[0].startswith("1 linear (0): a larger step in")
     restored = restored_linear(quantizer.quant_type, net[0].stored(), (32, 64))
-    assert torch.equal(restored(batches[0][0]), found)
+    assert torch.equal(restored(batches[0][0]), outputs)
 
 
 def test_a_row_takes_its_own_step_again_once_the_grid_allows_it() -> None:

@@ -26,12 +26,12 @@ def test_logits_are_those_of_the_original_code(case: str) -> None:
     module: Any = ChatGLMForConditionalGeneration(ChatGLMConfig(**{**golden.SHRUNKEN, **changes}))
     module = module.to(getattr(torch, changes.get("torch_dtype", "float32"))).eval()
     golden.fill(module)
-    found = golden.logits(case, module).float().numpy()
+    logits = golden.logits(case, module).float().numpy()
     expected = np.load(golden.GOLDEN)[case]
     if case == "padded":
         seen = np.array(golden.PADDED, dtype=bool)
-        found, expected = found[seen], expected[seen]
-    np.testing.assert_allclose(found, expected, atol=5e-3 if case == "float16" else 1e-5)
+        logits, expected = logits[seen], expected[seen]
+    np.testing.assert_allclose(logits, expected, atol=5e-3 if case == "float16" else 1e-5)
 
 
 @pytest.fixture

@@ -79,16 +79,16 @@ def test_hidden_and_head_give_transformers_log_probs(framework: Framework, chang
     ids = model.encode("some text of a few words, and enough of them to turn the positions a little further than that")
     hidden = model.hidden(np.array([ids]))
     assert hidden.shape == (1, len(ids), 64)
-    found, expected = model.log_probs(hidden[0]), plain_log_probs(reference, ids)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    log_probs, expected = model.log_probs(hidden[0]), plain_log_probs(reference, ids)
+    np.testing.assert_allclose(log_probs, expected, atol=1e-5)
 
 
 def test_continuations_share_a_prefix_and_equal_scoring_each_alone(framework: Framework) -> None:
     model, reference = loaded(framework), tiny()
     prefix = model.encode("The answer is")
     options = [model.encode(text) for text in (" a", " something longer", " b!")]
-    found = model.continuations(prefix, options)
-    for option, scores in zip(options, found):
+    scored = model.continuations(prefix, options)
+    for option, scores in zip(options, scored):
         whole = plain_log_probs(reference, prefix + option)
         expected = [whole[len(prefix) - 1 + i, token] for i, token in enumerate(option)]
         np.testing.assert_allclose(scores, expected, atol=1e-4)
@@ -97,8 +97,8 @@ def test_continuations_share_a_prefix_and_equal_scoring_each_alone(framework: Fr
 def test_generation_in_a_batch_equals_greedy_decoding_alone(framework: Framework) -> None:
     model, reference = loaded(framework), tiny()
     prompts = [model.encode(text) for text in ("a", "some longer prompt", "mid one")]
-    found = model.generate(prompts, max_new_tokens=6)
-    for prompt, produced in zip(prompts, found):
+    answers = model.generate(prompts, max_new_tokens=6)
+    for prompt, produced in zip(prompts, answers):
         expected, ids = [], list(prompt)
         for _ in range(6):
             token = int(plain_log_probs(reference, ids)[-1].argmax())

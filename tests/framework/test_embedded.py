@@ -92,9 +92,9 @@ class TestUsersModels:
         return PyTorch().check(Pretrained("hf", str(path), **changes).open(Path("cache")), CPU)  # type: ignore[arg-type]
 
     def test_a_good_folder(self, tiny_folder: Path) -> None:
-        found = self.check(tiny_folder)
-        assert len(found.linears) == 2 * 7 + 1
-        assert found.linears["model.layers.0.mlp.down_proj"] == (64, 128)
+        outline = self.check(tiny_folder)
+        assert len(outline.linears) == 2 * 7 + 1
+        assert outline.linears["model.layers.0.mlp.down_proj"] == (64, 128)
 
     def test_truncated_weights(self, tiny_folder: Path) -> None:
         weights = tiny_folder / "model.safetensors"

@@ -104,7 +104,7 @@ def test_what_is_known_without_weights_follows_all_but_the_weights(tmp_path: Pat
 def test_code_in_another_repository_counts_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
-    folder, found = tmp_path / "model", []
+    folder, fingerprints = tmp_path / "model", []
     named = {"auto_map": {"AutoModelForCausalLM": "owner/code--modeling.Mine"}, "model_type": "llama"}
     put(folder, "config.json", json.dumps(named).encode())
     for commit in ("a" * 40, "b" * 40):
@@ -112,9 +112,9 @@ def test_code_in_another_repository_counts_by_its_commit(tmp_path: Path, monkeyp
         put(hub, "models--owner--code/refs/main", commit.encode())
         for trusted in (True, False):
             model = Pretrained("mine", str(folder), trust_remote_code=trusted)
-            found.append(PyTorch().fingerprint(model.open(tmp_path / "cache")))
-    assert found[0] != found[2]
-    assert found[1] == found[3]
+            fingerprints.append(PyTorch().fingerprint(model.open(tmp_path / "cache")))
+    assert fingerprints[0] != fingerprints[2]
+    assert fingerprints[1] == fingerprints[3]
     assert (
         PyTorch().fingerprint(Pretrained("mine", str(folder), trust_remote_code=True).open(tmp_path), read=False)
         is None

@@ -51,7 +51,7 @@ def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(gradients, "fast_bfloat16", lambda device: False)
     model = tiny(**CHANGES)
     statistics = measured(model)
-    found = arrays(statistics)
+    by_name = arrays(statistics)
     # by hand, for one linear
     name, gate = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"
     kept: dict[str, Tensor] = {}
@@ -63,15 +63,15 @@ def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> No
     assert kept["out"].grad is not None
     x, gradient = kept["x"].detach()[0], kept["out"].grad[0]
     length = gradient.square().sum(dim=1)
-    torch.testing.assert_close(found[f"{name}.rows"], length.pow(-0.5) @ gradient.square())
+    torch.testing.assert_close(by_name[f"{name}.rows"], length.pow(-0.5) @ gradient.square())
     assert statistics.first[name] == gate
-    assert f"{name}.moment" not in found
-    weights = found[f"{gate}.weights"].unsqueeze(1)
+    assert f"{name}.moment" not in by_name
+    weights = by_name[f"{gate}.weights"].unsqueeze(1)
     moment = statistics.moment(gate)
     torch.testing.assert_close(moment, x.t() @ (x * weights), rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(found[f"{gate}.reach"], x.abs().amax(dim=0), rtol=1e-6)
+    np.testing.assert_allclose(by_name[f"{gate}.reach"], x.abs().amax(dim=0), rtol=1e-6)
     np.testing.assert_allclose(
-        found["states.0"] @ model.module.lm_head.weight.detach().numpy().T, logits.detach(), atol=1e-5
+        by_name["states.0"] @ model.module.lm_head.weight.detach().numpy().T, logits.detach(), atol=1e-5
     )
     assert all(not parameter.grad_fn for parameter in model.module.parameters())
 
@@ -80,10 +80,10 @@ def test_statistics_are_the_same_part_by_part() -> None:
     changes = {**CHANGES, "num_hidden_layers": 3}
     whole, in_parts = measured(tiny(**changes), 40, 7, 25), measured(tiny(**changes), 40, 7, 25, in_parts=True)
     assert (whole.parts, in_parts.parts) == (1, 4)
-    expected, found = arrays(whole), arrays(in_parts)
-    assert found.keys() == expected.keys()
+    expected, by_part = arrays(whole), arrays(in_parts)
+    assert by_part.keys() == expected.keys()
     for key, array in expected.items():
-        assert torch.equal(found[key], array), key
+        assert torch.equal(by_part[key], array), key
 
 
 def test_gradients_past_the_states_are_taken_of_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +131,8 @@ def test_what_is_known_of_some_parts_is_not_measured_again(tmp_path: Path) -> No
         if not file.exists():
             computed.append(part)
             np.savez(file, **compute())
-        found: Arrays = np.load(file)
-        return found
+        stored: Arrays = np.load(file)
+        return stored
 
     one, other = tiny(), tiny()
     calibrator(one).quantize(remember)
@@ -154,20 +154,20 @@ def test_factors_come_back_from_where_there_is_room(room: Room) -> None:
     assert "b" in factors
     assert "c" not in factors
     factors.leave("b")
-    found = factors["b"]
-    assert torch.equal(found.factor, known.factor)
-    assert torch.equal(found.order, known.order)
-    assert torch.equal(found.rows, torch.full((5,), 2.0))
-    assert torch.equal(factors.slope("b"), found.slope)
+    kept = factors["b"]
+    assert torch.equal(kept.factor, known.factor)
+    assert torch.equal(kept.order, known.order)
+    assert torch.equal(kept.rows, torch.full((5,), 2.0))
+    assert torch.equal(factors.slope("b"), kept.slope)
 
 
 def test_where_things_lie_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     in_memory, in_files = tiny(), tiny()
     calibrator(in_memory).run()
     monkeypatch.setattr(rdoq, "BESIDE", 0)
-    found = calibrator(in_files)
-    found.run()
-    assert found.room.full
+    bounded = calibrator(in_files)
+    bounded.run()
+    assert bounded.room.full
     for key, tensor in in_memory.tensors().items():
         assert torch.equal(tensor, in_files.tensors()[key]), key
 
@@ -180,12 +180,12 @@ def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch
             kept[part] = compute()
         return kept[part]
 
-    first, second = tiny(), tiny()
+    first, bounded = tiny(), tiny()
     calibrator(first).quantize(remember)
     monkeypatch.setattr(FisherStatistics, "_part_arrays", None)
-    other = calibrator(second, RDOQ(target_bits=4.0))
+    other = calibrator(bounded, RDOQ(target_bits=4.0))
     other.quantize(remember)
-    assert second.quantized() == first.quantized()
+    assert bounded.quantized() == first.quantized()
 
 
 def test_the_worst_inputs_are_taken_by_whole_groups() -> None:

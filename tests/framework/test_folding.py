@@ -108,8 +108,8 @@ def scales(folds: list[Fold]) -> list[tuple[Fold, Tensor]]:
     return [(one, one.per_producer(torch.rand(one.of.numel(), generator=generator) * 3 + 0.2)) for one in folds]
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def distance(tensor: Tensor, expected: Tensor) -> float:
+    return float((tensor - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("kind", KINDS)

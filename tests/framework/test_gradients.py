@@ -68,8 +68,8 @@ def test_integers_are_multiplied_exactly(bfloat16: bool, monkeypatch: pytest.Mon
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-127, 128, (7, 16), generator=generator).to(torch.int8)
     scale = torch.rand(7, 1, generator=generator)
-    found = RoundedLinear(QuantizedWeight(values, scale)).product(torch.eye(16))
-    torch.testing.assert_close(found, (values * scale).t(), rtol=1e-6, atol=0)
+    product = RoundedLinear(QuantizedWeight(values, scale)).product(torch.eye(16))
+    torch.testing.assert_close(product, (values * scale).t(), rtol=1e-6, atol=0)
     large = torch.full((1, 16), 3000.0, dtype=torch.float16)
     loud = RoundedLinear(QuantizedWeight(torch.full((7, 16), 127, dtype=torch.int8), torch.full((7, 1), 1e-3)))
     near = 1e-2 if bfloat16 else 2e-3  # float16 is multiplied as bfloat16 then

@@ -48,6 +48,6 @@ def test_many_batches_go_block_by_block_where_memory_has_no_room() -> None:
     ran: list[int] = []
     for number, layer in enumerate(bounded.module.model.layers):
         layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
-    for found, ids in zip(bounded.hiddens(batches), batches, strict=True):
-        np.testing.assert_array_equal(found, tiny().hidden(ids))
+    for states, ids in zip(bounded.hiddens(batches), batches, strict=True):
+        np.testing.assert_array_equal(states, tiny().hidden(ids))
     assert ran[-6:] == [0, 0, 0, 1, 1, 1]

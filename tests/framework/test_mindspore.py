@@ -62,14 +62,14 @@ def test_every_linear_is_found_and_a_graph_computes_the_same(quantizer: Quantize
     expected = network(inputs(9)).asnumpy()
     SequentialCalibrator(MindSporeNetwork(network), quantizer, [[inputs(seed)] for seed in range(4)]).run()
     assert list(linear_names(network)) == ["last"]
-    found = network(inputs(9)).asnumpy()
-    assert 0 < np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+    outputs = network(inputs(9)).asnumpy()
+    assert 0 < np.linalg.norm(outputs - expected) < 0.05 * np.linalg.norm(expected)
 
     @ms.jit
     def compiled(x: Any) -> Any:
         return network(x)
 
-    np.testing.assert_allclose(compiled(inputs(9)).asnumpy(), found, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(compiled(inputs(9)).asnumpy(), outputs, rtol=1e-6, atol=1e-6)
     assert {parameter.name for parameter in network.get_parameters()} >= {"first.weight", "blocks.0.weight"}
 
 
@@ -82,8 +82,8 @@ def test_the_product_without_a_host_is_exact(depth: int) -> None:
     scale = torch.rand(7, generator=generator)
     expected = int8_linear(x, weight, ActivationGrid(0.02, 3), bias, scale)
     arguments = [x, weight, torch.tensor([0.02]), torch.tensor([3], dtype=torch.int32), bias, scale]
-    found = static_product(*(Tensor.from_numpy(tensor.numpy()) for tensor in arguments))
-    np.testing.assert_array_equal(found.asnumpy(), expected.numpy())
+    product = static_product(*(Tensor.from_numpy(tensor.numpy()) for tensor in arguments))
+    np.testing.assert_array_equal(product.asnumpy(), expected.numpy())
 
 
 def test_generation_compiles_for_prompts_and_for_a_token_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,8 +106,10 @@ def test_checkpoints_keep_every_dtype(tmp_path: Path) -> None:
     }
     path = tmp_path / "all.ckpt"
     ckpt.write(path, tensors)
-    found = ckpt.read(path)
-    assert all(torch.equal(found[key], tensor) and found[key].dtype == tensor.dtype for key, tensor in tensors.items())
+    read_back = ckpt.read(path)
+    assert all(
+        torch.equal(read_back[key], tensor) and read_back[key].dtype == tensor.dtype for key, tensor in tensors.items()
+    )
     assert path.stat().st_mode & 0o777 == 0o400
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:20])
@@ -148,7 +150,7 @@ def test_weights_that_the_network_reads_and_linears_without_samples(one_format: 
     assert len(calibrator.notes) == 2
     assert isinstance(network.read, nn.Dense)
     assert isinstance(network.unreached, nn.Dense if one_format else WeightOnly)
-    found = network(inputs(9), True).asnumpy()
-    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+    outputs = network(inputs(9), True).asnumpy()
+    assert np.linalg.norm(outputs - expected) < 0.05 * np.linalg.norm(expected)
     with pytest.raises(ValueError, match="quantized already"):
         SequentialCalibrator(MindSporeNetwork(network), W8A8(), [[inputs()]])

@@ -62,7 +62,7 @@ def run(model: Model, device: Device, quantizer: W8A8S, artifact: Path) -> tuple
     """(everything that has to be equal on every device, where the modules were: float and read back)."""
     framework = PyTorch()
     loaded = framework.load(model.open(artifact.parent), device)
-    found: list[object] = [loaded.fingerprint, *answers(loaded), loaded.tensors()]
+    compared: list[object] = [loaded.fingerprint, *answers(loaded), loaded.tensors()]
     framework.calibrator(loaded, quantizer, TEXTS, 32).run()
     tensors = loaded.tensors()
     coded = Compressor(Native()).run({name: tensors[f"{name}.weight"].numpy() for name in loaded.quantized()})
@@ -70,12 +70,12 @@ def run(model: Model, device: Device, quantizer: W8A8S, artifact: Path) -> tuple
     bundle.verify(artifact, tensors)
     restored = framework.restore(artifact, device, model.trust_remote_code)
     assert restored.logits_checksum() == loaded.logits_checksum()
-    found += [tensors, *answers(restored), restored.tensors()]
-    return found, [getattr(part.module, "hf_device_map", None) for part in (loaded, restored)]
+    compared += [tensors, *answers(restored), restored.tensors()]
+    return compared, [getattr(part.module, "hf_device_map", None) for part in (loaded, restored)]
 
 
-def assert_same(expected: list[object], found: list[object]) -> None:
-    for left, right in zip(expected, found, strict=True):
+def assert_same(expected: list[object], actual: list[object]) -> None:
+    for left, right in zip(expected, actual, strict=True):
         if isinstance(left, dict):
             assert isinstance(right, dict)
             assert left.keys() == right.keys()
@@ -97,13 +97,13 @@ def test_cpu_and_disk_give_what_the_cpu_gives(
     model = Pretrained("m", str(write(tmp_path / "model")), trust_remote_code=write is write_folder)
     quantizer = W8A8S(fraction=0.1, ignore_last_linear=not all_linears)
     expected, _ = run(model, CPU, quantizer, tmp_path / "plain")
-    found, (float_map, restored_map) = run(model, on_disk(memory), quantizer, tmp_path / "spread")
+    actual, (float_map, restored_map) = run(model, on_disk(memory), quantizer, tmp_path / "spread")
     assert isinstance(float_map, dict)
     assert set(float_map.values()) == ({"disk"} if memory == "1KB" else {"cpu", "disk"})
     assert isinstance(restored_map, dict)
     if memory == "1KB":
         assert set(restored_map.values()) == {"disk"}
-    assert_same(expected, found)
+    assert_same(expected, actual)
 
 
 @pytest.mark.skipif(

@@ -27,11 +27,11 @@ TYPES |= {torch.int64: "Int64", torch.bool: "Bool"}
 
 def varint(value: int) -> bytes:
     value &= (1 << 64) - 1
-    found = bytearray()
+    content = bytearray()
     while value > 127:
-        found.append(value & 127 | 128)
+        content.append(value & 127 | 128)
         value >>= 7
-    return bytes([*found, value])
+    return bytes([*content, value])
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -45,14 +45,14 @@ def entry(name: str, dims: list[int], kind: str, content: bytes) -> bytes:
 
 
 def written(tensors: dict[str, Tensor], slices: int = 1) -> bytes:
-    found = b""
+    file = b""
     for name, tensor in tensors.items():
         content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
         step = -(-len(content) // slices)
         for start in range(0, len(content), step):
             dims = list(tensor.shape) or [0]
-            found += entry(name, dims, TYPES[tensor.dtype], content[start : start + step])
-    return found
+            file += entry(name, dims, TYPES[tensor.dtype], content[start : start + step])
+    return file
 
 
 def read(folder: Path, content: bytes) -> dict[str, Tensor]:
@@ -66,11 +66,11 @@ def test_tensors_come_back_as_they_are(tmp_path: Path, slices: int, checksum: bo
     content = written(TENSORS, slices)
     if checksum:
         content += b"crc_num" + zlib.crc32(content).to_bytes(10, "big")
-    found = read(tmp_path, content)
-    assert found.keys() == TENSORS.keys()
+    tensors = read(tmp_path, content)
+    assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
 
 
 @pytest.mark.mindspore
@@ -87,11 +87,11 @@ def test_what_mindspore_writes_is_read_as_mindspore_reads_it(tmp_path: Path, crc
     entries = [{"name": name, "data": from_torch(tensor)} for name, tensor in TENSORS.items()]
     ms.save_checkpoint(entries, str(tmp_path / "x.ckpt"), crc_check=crc_check)
     expected = {name: to_torch(tensor) for name, tensor in ms.load_checkpoint(str(tmp_path / "x.ckpt")).items()}
-    found = dict(read_tensors(tmp_path / "x.ckpt"))
-    assert found.keys() == expected.keys()
+    tensors = dict(read_tensors(tmp_path / "x.ckpt"))
+    assert tensors.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_random_damage_is_refused_or_has_the_size_of_its_bytes(tmp_path: Path) -
         if rng.random() < 0.2:
             del content[rng.randrange(len(content)) :]
         try:
-            found = read(tmp_path, bytes(content))
+            tensors = read(tmp_path, bytes(content))
         except ValueError:
             continue
-        assert sum(tensor.nbytes for tensor in found.values()) <= len(content)
+        assert sum(tensor.nbytes for tensor in tensors.values()) <= len(content)

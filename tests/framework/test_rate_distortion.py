@@ -39,9 +39,9 @@ QUANTIZER = RDOQ(target_bits=5.0, fallback=Fallback(0.1))
 
 
 def calibrator(model: TorchModel, quantizer: RDOQ = QUANTIZER) -> RateDistortionCalibrator:
-    found = PyTorch().calibrator(model, quantizer, TEXTS, 64)
-    assert isinstance(found, RateDistortionCalibrator)
-    return found
+    made = PyTorch().calibrator(model, quantizer, TEXTS, 64)
+    assert isinstance(made, RateDistortionCalibrator)
+    return made
 
 
 def test_the_target_is_met_and_the_bundle_computes_the_same(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_the_target_is_met_and_the_bundle_computes_the_same(tmp_path: Path) -> N
     folder = tmp_path / "artifact"
     bundle.write(folder, tensors, coded, "W8A8S", Native(), model.save_description)
     bundle.verify(folder, tensors)
-    found = bundle.read(folder).types
-    assert {name for name, kind in found.items() if kind == "W8A16"} == float_inputs
-    assert {kind for name, kind in found.items() if name not in float_inputs} == {"W8A8S"}
+    types = bundle.read(folder).types
+    assert {name for name, kind in types.items() if kind == "W8A16"} == float_inputs
+    assert {kind for name, kind in types.items() if name not in float_inputs} == {"W8A8S"}
     assert load_bundle(folder).logits_checksum() == model.logits_checksum()
 
 
@@ -78,12 +78,12 @@ def test_the_same_seed_gives_the_same_integers() -> None:
 @pytest.mark.parametrize("floor", [0.0, 0.05])
 def test_the_search_for_a_loss_ends(noise: float, floor: float) -> None:
     generator = np.random.default_rng(0)
-    found = [(0.0, 1.3)]
-    while abs(found[-1][1]) > 0.01:
-        place = next_level(found)
+    tried = [(0.0, 1.3)]
+    while abs(tried[-1][1]) > 0.01:
+        place = next_level(tried)
         loss = (np.exp(2.3 * place) * 0.3 + floor) * np.exp(noise * generator.standard_normal())
-        found.append((place, float(np.log(loss / 0.1))))
-    assert len(found) <= PASSES
+        tried.append((place, float(np.log(loss / 0.1))))
+    assert len(tried) <= PASSES
 
 
 def test_a_loss_is_met(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,12 +99,12 @@ def test_a_loss_is_met(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
 
 def test_targets_out_of_reach_are_refused() -> None:
     narrow = tiny(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
-    found = calibrator(narrow, RDOQ(target_bits=1.5))  # a row's step alone takes two bits a weight
+    method = calibrator(narrow, RDOQ(target_bits=1.5))  # a row's step alone takes two bits a weight
     with pytest.raises(ValueError, match=r"target_bits=1.5 is out of reach: 10 roundings end at \d"):
-        found.quantize()
-    found = calibrator(tiny(), RDOQ(target_kl=2.0, tune_rate=0.0))  # it knows nothing that it could lose
+        method.quantize()
+    method = calibrator(tiny(), RDOQ(target_kl=2.0, tune_rate=0.0))  # it knows nothing that it could lose
     with pytest.raises(ValueError, match=r"target_kl=2.0 is out of reach: the nearest loss found is \d"):
-        found.quantize()
+        method.quantize()
 
 
 @pytest.mark.parametrize("grid", [W8A8(), Lowbit(), Lowbit(open_outlier=False), W8A8S(per_channel=False)])
@@ -113,17 +113,17 @@ def test_steps_of_another_method(grid: Quantizer, tmp_path: Path) -> None:
     plain, fed = tiny(**CHANGES), tiny(**CHANGES)
     quantizer = RDOQ(grid=grid, smooth_alpha=None, tune_rate=0.0, price=0.0, fallback=Fallback(0.0))
     PyTorch().calibrator(plain, grid, TEXTS, 64).quantize()
-    found = calibrator(fed, quantizer)
-    found.quantize()
+    method = calibrator(fed, quantizer)
+    method.quantize()
     theirs = {name: plain.module.get_submodule(name).weight for name in plain.quantized()}
     assert plain.quantized() == fed.quantized()
-    for name, one in found._ranges.items():
+    for name, one in method._ranges.items():
         weight = one.weight
         assert int(weight.values.abs().max()) <= grid.levels
         expected = grid.quantize_weight(tiny(**CHANGES).module.get_submodule(name).weight)
         torch.testing.assert_close(weight.scale, expected.scale.expand_as(weight.scale))
-    assert any(not torch.equal(found._ranges[name].weight.values, values) for name, values in theirs.items())
-    found.calibrate()
+    assert any(not torch.equal(method._ranges[name].weight.values, values) for name, values in theirs.items())
+    method.calibrate()
     tensors = fed.tensors()
     bundle.write(tmp_path / "a", tensors, {}, quantizer.quant_type, Native(), fed.save_description)
     assert quantizer.quant_type == grid.quant_type
@@ -137,8 +137,8 @@ def test_steps_of_another_method_do_not_clip_what_smoothing_made_large() -> None
     factors.rows["a"] = ("a", torch.ones(8))
     assert float(Lowbit().quantize_weight(weight).scale.max()) * 127 < 2  # its own steps would
     rounding = Rounding(RDOQ(grid=Lowbit(), price=0.0), {"a": weight}, factors, Room(), silent)
-    found = rounding.at(None)["a"]
-    assert float((found.values * found.scale - weight)[:, 3].abs().max()) <= 0.51 * float(found.scale.max())
+    rounded = rounding.at(None)["a"]
+    assert float((rounded.values * rounded.scale - weight)[:, 3].abs().max()) <= 0.51 * float(rounded.scale.max())
 
 
 @pytest.mark.parametrize(("nearest", "met"), [(3.49, True), (3.4, False)])
@@ -173,11 +173,11 @@ def test_tuning_moves_steps_alone_and_lowers_the_loss() -> None:
         if not key.endswith("weight_scale"):
             assert torch.equal(tensor, tuned.tensors()[key]), key
     samples = [np.array([plain.encode(text)[:64]]) for text in TEXTS]
-    expected, *found = (
+    expected, *log_probs = (
         torch.cat([torch.from_numpy(one.log_probs(one.hidden(ids)[0])) for ids in samples])
         for one in (model, plain, tuned)
     )
-    before, after = (float((expected.exp() * (expected - one)).sum()) for one in found)
+    before, after = (float((expected.exp() * (expected - one)).sum()) for one in log_probs)
     assert after < 0.9 * before
 
 
@@ -212,10 +212,10 @@ def test_shares_of_the_loss_add_up_to_it() -> None:
 
 
 def test_corrections_go_by_the_loss_a_weight() -> None:
-    found = corrections(
+    factors = corrections(
         {"even": 0.1, "twice": 0.2, "good": -1e-4, "bad": 1.0}, {"even": 40, "twice": 40, "good": 40, "bad": 400}
     )
-    assert found == pytest.approx({"even": 1, "twice": 2, "good": 0.25, "bad": 1}, rel=0.01)
+    assert factors == pytest.approx({"even": 1, "twice": 2, "good": 0.25, "bad": 1}, rel=0.01)
     assert corrections({"lost nothing": 0.0}, {"lost nothing": 4}) == {}
 
 
@@ -226,17 +226,17 @@ def test_a_first_rounding_corrects_and_leaves_the_model_float(monkeypatch: pytes
         model = tiny(initializer_range=0.1)
         ids = np.array([model.encode(TEXTS[0])[:64]])
         before = model.hidden(ids)
-        found = calibrator(model, RDOQ(target_bits=4.0, tune_rate=0.0, smooth_alpha=None, measured_prompts=prompts))
-        correct, seen = found._correct, []
+        method = calibrator(model, RDOQ(target_bits=4.0, tune_rate=0.0, smooth_alpha=None, measured_prompts=prompts))
+        correct, seen = method._correct, []
 
         def corrected(factors: Factors, *more: Any) -> None:
             correct(factors, *more)  # noqa: B023
             seen.append(factors.corrections)  # noqa: B023
             np.testing.assert_array_equal(model.hidden(ids), before)  # noqa: B023
 
-        monkeypatch.setattr(found, "_correct", corrected)
-        found.quantize()
-        steps.append({name: float(one.weight.scale.log().mean()) for name, one in found._ranges.items()})
+        monkeypatch.setattr(method, "_correct", corrected)
+        method.quantize()
+        steps.append({name: float(one.weight.scale.log().mean()) for name, one in method._ranges.items()})
         assert len(seen) == (prompts > 0)
     changes = np.array([steps[1][name] - steps[0][name] for name in steps[0]])
     asked = np.array([seen[0][name] for name in steps[0]])

@@ -55,11 +55,11 @@ def test_towers_without_tokens_no_attention_and_embeddings_changed_in_place(kind
 
 def test_the_worst_inputs_climb_a_ladder(tmp_path: Path) -> None:
     """Where a step a token costs as much as the worst grid that stays, inputs stay float."""
-    found: dict[str, dict[str, str]] = {}
+    formats: dict[str, dict[str, str]] = {}
     for inputs in (["dynamic"], ["dynamic", "float"], ["float"]):
         model = tiny(num_hidden_layers=4)
         layers = calibrator(model, RDOQ(target_bits=5.0, fallback=Fallback(0.3, inputs))).run()
-        found["".join(inputs)] = {layer.name: layer.format for layer in layers if layer.format}
+        formats["".join(inputs)] = {layer.name: layer.format for layer in layers if layer.format}
         stay = [layer.input_loss for layer in layers if layer.quantized and not layer.format]
         for layer in layers:
             if layer.format == "W8A8_DYNAMIC":
@@ -73,12 +73,14 @@ def test_the_worst_inputs_climb_a_ladder(tmp_path: Path) -> None:
         folder = tmp_path / "".join(inputs)
         tensors = model.tensors()
         coded = Compressor(Native()).run({name: tensors[f"{name}.weight"].numpy() for name in model.quantized()})
-        bundle.write(folder, tensors, coded, "W8A8S", Native(), model.save_description, formats=found["".join(inputs)])
+        bundle.write(
+            folder, tensors, coded, "W8A8S", Native(), model.save_description, formats=formats["".join(inputs)]
+        )
         assert load_bundle(folder).logits_checksum() == model.logits_checksum()
-    assert found["dynamic"].keys() == found["dynamicfloat"].keys() == found["float"].keys() != set()
-    assert set(found["dynamic"].values()) == {"W8A8_DYNAMIC"}
-    assert set(found["dynamicfloat"].values()) == {"W8A8_DYNAMIC", "W8A16"}
-    assert set(found["float"].values()) == {"W8A16"}
+    assert formats["dynamic"].keys() == formats["dynamicfloat"].keys() == formats["float"].keys() != set()
+    assert set(formats["dynamic"].values()) == {"W8A8_DYNAMIC"}
+    assert set(formats["dynamicfloat"].values()) == {"W8A8_DYNAMIC", "W8A16"}
+    assert set(formats["float"].values()) == {"W8A16"}
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6])

@@ -67,22 +67,22 @@ def test_the_cost_of_the_head_is_the_curvature_of_the_loss() -> None:
     tempered = (shares * (1 - shares)).sum().sqrt()
     changed = nn.Linear(6, 9, bias=False).requires_grad_(False)
     for row in range(9):
-        error, found = 0.1 * normal(6), 0.0
+        error, lost = 0.1 * normal(6), 0.0
         for sign in (1, -1):  # what is odd in the error cancels
             changed.weight.copy_(head.weight).index_add_(0, torch.tensor([row]), sign * error.unsqueeze(0))
-            found += divergence(head, states, changed, states) / 2
+            lost += divergence(head, states, changed, states) / 2
         estimate = float(cost.rows[row] * tempered * (error @ cost.moment @ error)) / 2
-        assert found == pytest.approx(estimate, rel=0.1)
+        assert lost == pytest.approx(estimate, rel=0.1)
 
 
 def test_rows_of_tokens_that_never_came_cost_what_the_model_expects() -> None:
     lookups = Lookups()
     lookups.add(1, normal(1, 2, 4))
     lookups.add(0, normal(1, 3, 4))
-    found = Statistics({}, [{key: tensor.numpy() for key, tensor in lookups.arrays().items()}], 1, Room())
+    statistics = Statistics({}, [{key: tensor.numpy() for key, tensor in lookups.arrays().items()}], 1, Room())
     samples = [{"input_ids": torch.tensor([[5, 5, 2]])}, {"input_ids": torch.tensor([[2, 7]])}]
     expected = torch.arange(10.0) / 45
-    cost = lookup_cost(found, samples, expected, 4)
+    cost = lookup_cost(statistics, samples, expected, 4)
     weights = torch.cat([normal(1, 3, 4)[0], normal(1, 2, 4)[0]]).square().sum(dim=1).sqrt()
     assert float(cost.rows.sum()) == pytest.approx(float(weights.sum()), rel=1e-5)
     assert float(cost.rows[9]) == pytest.approx(float(weights.sum()) * 9 / 45 / 2, rel=1e-5)
@@ -92,10 +92,10 @@ def test_rows_of_tokens_that_never_came_cost_what_the_model_expects() -> None:
 @torch.no_grad()
 def test_a_rounded_table_is_measured_and_the_model_stays_float() -> None:
     model = tiny(**SIZES, initializer_range=0.1)
-    found: Any = PyTorch().calibrator(model, RDOQ(target_file_bits=4.5), TEXTS, 64)
-    tables = Tables(found.network, {}, found.samples, asked=True)
-    states = [found.network.states(sample).flatten(0, -2) for sample in found.samples]
-    teacher = Teacher(found.samples, states, model.module.lm_head)
+    calibrator: Any = PyTorch().calibrator(model, RDOQ(target_file_bits=4.5), TEXTS, 64)
+    tables = Tables(calibrator.network, {}, calibrator.samples, asked=True)
+    states = [calibrator.network.states(sample).flatten(0, -2) for sample in calibrator.samples]
+    teacher = Teacher(calibrator.samples, states, model.module.lm_head)
     [(name, weight)] = tables.weights.items()
     spread = float(weight.std())
     rounded = {}
@@ -105,7 +105,7 @@ def test_a_rounded_table_is_measured_and_the_model_stays_float() -> None:
     coarse, fine = (tables.share(name, rounded[step], teacher) for step in (0.2, 0.05))
     assert coarse == pytest.approx(16 * fine, rel=0.3)
     assert model.module.lm_head is teacher.head
-    assert Tables(found.network, {}, found.samples, asked=False).weights == {}
+    assert Tables(calibrator.network, {}, calibrator.samples, asked=False).weights == {}
 
 
 def test_costs_of_a_tied_table_add() -> None:
@@ -130,6 +130,6 @@ def test_two_sizes_are_refused(given: dict[str, Any], message: str) -> None:
 
 
 def test_a_size_out_of_reach_is_named_as_it_was_typed() -> None:
-    found = PyTorch().calibrator(tiny(), RDOQ(target_file_bits=1.5, measured_prompts=0), TEXTS, 64)
+    calibrator = PyTorch().calibrator(tiny(), RDOQ(target_file_bits=1.5, measured_prompts=0), TEXTS, 64)
     with pytest.raises(ValueError, match=r"target_file_bits=1.5 is out of reach"):
-        found.quantize()
+        calibrator.quantize()

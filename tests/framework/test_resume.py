@@ -55,9 +55,9 @@ def test_every_place_to_be_killed_at(quantizer: Quantizer, tmp_path: Path) -> No
         with pytest.raises(Killed):
             quantized(quantizer, Journal(folder, seconds=0), Steps(last))
         steps = Steps()
-        found = quantized(quantizer, Journal(folder, seconds=0), steps)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        tensors = quantized(quantizer, Journal(folder, seconds=0), steps)
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_what_is_noted_is_not_done_again(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_a_damaged_note_costs_time_alone(damage: bytes | None, tmp_path: Path) -
     quantized(METHODS[0], Journal(tmp_path, seconds=0), Steps())
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:100] if damage is None else damage)
-        found = quantized(METHODS[0], Journal(tmp_path, seconds=0), Steps())
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        tensors = quantized(METHODS[0], Journal(tmp_path, seconds=0), Steps())
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_a_short_run_notes_nothing(tmp_path: Path) -> None:

@@ -63,11 +63,11 @@ def test_buffers_are_those_of_the_model_and_parameters_take_no_memory(kind: str)
     direct = AutoModelForCausalLM.from_config(config_of(kind))
     empty = skeleton(config_of(kind))
     expected = dict(direct.named_buffers())
-    found = dict(empty.named_buffers())
-    assert found.keys() == expected.keys()
+    buffers = dict(empty.named_buffers())
+    assert buffers.keys() == expected.keys()
     for name, buffer in expected.items():
-        assert found[name].dtype == buffer.dtype
-        assert torch.equal(found[name], buffer), name
+        assert buffers[name].dtype == buffer.dtype
+        assert torch.equal(buffers[name], buffer), name
     shapes = {name: parameter.shape for name, parameter in direct.named_parameters()}
     assert {name: parameter.shape for name, parameter in empty.named_parameters()} == shapes
     assert all(parameter.is_meta for parameter in empty.parameters())
@@ -95,9 +95,9 @@ def test_other_threads_go_on_making_modules_with_memory(monkeypatch: pytest.Monk
         build(*arguments)
 
     monkeypatch.setattr(LlamaMLP, "__init__", slowly)
-    found: list[torch.device] = []
+    devices: list[torch.device] = []
     building = threading.Thread(
-        target=lambda: found.extend(parameter.device for parameter in skeleton(config_of("rotary")).parameters())
+        target=lambda: devices.extend(parameter.device for parameter in skeleton(config_of("rotary")).parameters())
     )
     building.start()
     assert inside.wait(60)
@@ -105,24 +105,24 @@ def test_other_threads_go_on_making_modules_with_memory(monkeypatch: pytest.Monk
     done.set()
     building.join()
     assert meanwhile.type == "cpu"
-    assert {device.type for device in found} == {"meta"}
+    assert {device.type for device in devices} == {"meta"}
 
 
 def in_threads(number: int, work: Callable[[], object]) -> list[object]:
-    found: list[object] = []
+    outcomes: list[object] = []
 
     def run() -> None:
         try:
-            found.append(work())
+            outcomes.append(work())
         except Exception as error:
-            found.append(error)
+            outcomes.append(error)
 
     threads = [threading.Thread(target=run) for _ in range(number)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return outcomes
 
 
 def test_bundles_load_on_several_threads_and_leave_nothing_behind(tmp_path: Path) -> None:

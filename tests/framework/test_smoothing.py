@@ -88,8 +88,8 @@ def test_smoothed_models_lose_less(norm: type[nn.Module]) -> None:
 def test_a_norm_whose_output_goes_elsewhere_stays(dtype: torch.dtype) -> None:
     model, x = Gated(nn.RMSNorm(32), beside=True).to(dtype), heavy_input().to(dtype)
     before = model(x)
-    found = smooth(Walk(TorchNetwork(model), [(x,)], 1), QUANTIZER, {"first", "second"})
-    assert found == ([], ["do_smooth=true: 1 fold into norm skipped, the model computes something else with it"])
+    smoothed = smooth(Walk(TorchNetwork(model), [(x,)], 1), QUANTIZER, {"first", "second"})
+    assert smoothed == ([], ["do_smooth=true: 1 fold into norm skipped, the model computes something else with it"])
     assert torch.equal(model(x), before)
 
 

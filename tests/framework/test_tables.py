@@ -72,8 +72,8 @@ def test_each_framework_runs_the_others_bundle(tmp_path: Path, framework: Framew
     written(tmp_path / "b", framework, model, W8A16(embeddings="int8"))
     other, own = load_bundle(tmp_path / "b"), framework.restore(tmp_path / "b", CPU)
     ids = np.array([other.encode("some text of a few words")])
-    found = [reader.log_probs(reader.hidden(ids)[0]) for reader in (other, own)]  # type: ignore[attr-defined]
-    np.testing.assert_allclose(*found, atol=1e-4)
+    log_probs = [reader.log_probs(reader.hidden(ids)[0]) for reader in (other, own)]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(*log_probs, atol=1e-4)
 
 
 def test_chatglm_has_a_table_and_a_head_under_its_own_names(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_other_architectures(kind: str, changes: dict[str, Any], places: set[str
     with torch.no_grad():
         expected = module(input_ids=ids).logits
         Calibrator(module, W8A16(embeddings="int8"), [{"input_ids": ids}]).run()
-        found = module(input_ids=ids).logits
+        logits = module(input_ids=ids).logits
     assert {name for name, child in module.named_modules() if isinstance(child, Int8Table)} == places
-    assert float((found - expected).abs().max()) < 0.1 * float(expected.abs().max())
+    assert float((logits - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
 
 def test_what_does_more_than_look_up_stays_float_and_is_said() -> None:
@@ -141,15 +141,15 @@ def test_a_head_whose_weight_the_model_reads_stays_float_and_is_said(tiny_model:
 )
 def test_a_table_is_its_rows_and_its_product(rows: np.ndarray, dtype: torch.dtype) -> None:
     weight = torch.from_numpy(rows)
-    found = rounded_rows(weight, dtype)
-    assert torch.equal(found.scale, found.scale.to(dtype).float())
-    assert bool(((found.values * found.scale - weight).abs() <= 0.51 * found.scale).all())
-    table: Any = quantized_linear("W8_TABLE", found, None, dtype)
+    rounded = rounded_rows(weight, dtype)
+    assert torch.equal(rounded.scale, rounded.scale.to(dtype).float())
+    assert bool(((rounded.values * rounded.scale - weight).abs() <= 0.51 * rounded.scale).all())
+    table: Any = quantized_linear("W8_TABLE", rounded, None, dtype)
     tokens = torch.arange(len(rows))
     assert table(tokens).dtype == dtype
-    assert torch.equal(table(tokens).float(), (found.values * found.scale).to(dtype).float())
+    assert torch.equal(table(tokens).float(), (rounded.values * rounded.scale).to(dtype).float())
     states = torch.eye(rows.shape[1])
-    torch.testing.assert_close(table(states).T, found.values * found.scale)
+    torch.testing.assert_close(table(states).T, rounded.values * rounded.scale)
 
 
 def test_rows_of_a_large_table_are_multiplied_in_parts() -> None:

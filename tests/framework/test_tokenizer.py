@@ -32,9 +32,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, trusted: bool = False) -> TextModel:
-    found = Pretrained("mine", str(folder), trust_remote_code=trusted).open(folder / ".cache").reader()
-    assert found is not None
-    return found
+    model = Pretrained("mine", str(folder), trust_remote_code=trusted).open(folder / ".cache").reader()
+    assert model is not None
+    return model
 
 
 def remove(folder: Path) -> None:
@@ -104,11 +104,11 @@ def test_sentencepiece_alone_is_enough(tmp_path: Path, tokenizer_class: str | No
         settings = {"tokenizer_class": tokenizer_class, "add_bos_token": True, **empty}
         (llama / "tokenizer_config.json").write_text(json.dumps(settings))
     pieces = SentencePieceProcessor(model_file=str(llama / "tokenizer.model"))
-    found = read(llama)
+    model = read(llama)
     for text in ("Everyone has the right to freedom, 2024", "人人生而自由\n\n🙂"):
-        assert found.encode(text) == pieces.encode(text)
-        assert found.encode_prompt(text) == [1, *pieces.encode(text)]  # <s>
-        assert found.decode(found.encode_prompt(text)) == text
+        assert model.encode(text) == pieces.encode(text)
+        assert model.encode_prompt(text) == [1, *pieces.encode(text)]  # <s>
+        assert model.decode(model.encode_prompt(text)) == text
 
 
 class Tomorrow(datetime):

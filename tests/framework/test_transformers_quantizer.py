@@ -31,11 +31,11 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 )
 def test_the_model_is_the_bundles(tmp_path: Path, quantizer: Quantizer, dtype: str, tied: bool) -> None:
     model = written(tmp_path / "b", quantizer, dtype, tie_word_embeddings=tied)
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "b", attn_implementation="eager", device_map="cpu")
-    assert found.config._attn_implementation == found.model.config._attn_implementation == "eager"
-    found.set_attn_implementation("sdpa")
-    assert torch.equal(found(IDS).logits, model.module(IDS).logits)
-    tokens = found.generate(IDS, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "b", attn_implementation="eager", device_map="cpu")
+    assert loaded.config._attn_implementation == loaded.model.config._attn_implementation == "eager"
+    loaded.set_attn_implementation("sdpa")
+    assert torch.equal(loaded(IDS).logits, model.module(IDS).logits)
+    tokens = loaded.generate(IDS, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     assert tokens[0, 5:].tolist() == model.module.generate(IDS, max_new_tokens=3, min_new_tokens=3)[0, 5:].tolist()
 
 
@@ -49,8 +49,8 @@ def test_the_model_is_the_bundles(tmp_path: Path, quantizer: Quantizer, dtype: s
 )
 def test_so_are_its_embeddings_and_experts(tmp_path: Path, quantizer: Quantizer, changes: dict[str, Any]) -> None:
     model = written(tmp_path / "b", quantizer, **changes)
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
-    assert torch.equal(found(IDS).logits, model.module(IDS).logits)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+    assert torch.equal(loaded(IDS).logits, model.module(IDS).logits)
 
 
 def test_without_slimrun_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,11 +136,11 @@ def shards(folder: Path) -> dict[str, str]:
     """Cut the weights of the folder into two files and an index; its weight_map."""
     whole = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    found = {name: f"model-0000{1 + place % 2}-of-00002.safetensors" for place, name in enumerate(whole)}
-    for file in set(found.values()):
-        part = {name: whole[name] for name in whole if found[name] == file}
+    weight_map = {name: f"model-0000{1 + place % 2}-of-00002.safetensors" for place, name in enumerate(whole)}
+    for file in set(weight_map.values()):
+        part = {name: whole[name] for name in whole if weight_map[name] == file}
         save_file(part, folder / file, metadata={"format": "pt"})
-    return found
+    return weight_map
 
 
 @pytest.mark.parametrize(
@@ -242,12 +242,12 @@ def test_both_frameworks_say_the_same(framework: Framework, llama: Path) -> None
 
 def test_what_torch_saved_loads_like_safetensors(llama: Path, framework: Framework) -> None:
     byte_tokenizer().save_pretrained(llama)
-    model, found = Pretrained("mine", str(llama)), []
+    model, checksums = Pretrained("mine", str(llama)), []
     for change in (lambda: None, lambda: as_torch_saves(llama)):
         change()
         assert len(framework.check(model.open(llama.parent), CPU).linears) == 15
-        found.append(framework.load(model.open(llama.parent), CPU).logits_checksum())
-    assert found[0] == found[1]
+        checksums.append(framework.load(model.open(llama.parent), CPU).logits_checksum())
+    assert checksums[0] == checksums[1]
 
 
 def as_torch_saves(folder: Path) -> None:

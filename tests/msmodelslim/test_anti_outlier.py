@@ -34,8 +34,8 @@ def heavy() -> nn.Module:
 
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(input_ids=IDS).logits
-    return found
+        output: Tensor = model(input_ids=IDS).logits
+    return output
 
 
 def quantization_error(method: str | None) -> float:

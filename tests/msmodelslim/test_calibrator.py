@@ -136,11 +136,11 @@ def test_ascend_v1_shards_and_saving_again(tmp_path: Path, monkeypatch: pytest.M
     calibrator = calibrated(CO_SPARSE)
     (tmp_path / "mine.txt").write_text("kept")
     calibrator.save(str(tmp_path), save_type=["safe_tensor", "ascendV1"], part_file_size=1)
-    found = modes(tmp_path)
-    shards = sorted(name for name in found if name.endswith(".safetensors"))
+    files = modes(tmp_path)
+    shards = sorted(name for name in files if name.endswith(".safetensors"))
     assert len(shards) > 2
     assert shards[0] == f"quant_model_weight_w8a8s-00001-of-{len(shards):05d}.safetensors"
-    assert {found[shard] for shard in shards} == {0o400}
+    assert {files[shard] for shard in shards} == {0o400}
     index = json.loads((tmp_path / "quant_model_weight_w8a8s.safetensors.index.json").read_text())
     described = json.loads((tmp_path / "quant_model_description.json").read_text())
     assert described["version"] == "1.0.0"
@@ -151,7 +151,7 @@ def test_ascend_v1_shards_and_saving_again(tmp_path: Path, monkeypatch: pytest.M
 
     calibrator.save(str(tmp_path), save_type="safe_tensor")  # over read-only files, now in one piece
     assert modes(tmp_path) == {
-        "mine.txt": found["mine.txt"],
+        "mine.txt": files["mine.txt"],
         "quant_model_weight_w8a8s.safetensors": 0o400,
         "quant_model_description_w8a8s.json": 0o600,
         "quant_model_description.json": 0o600,
@@ -187,10 +187,10 @@ def test_a_folder_without_write_permission_is_named(tmp_path: Path) -> None:
         if shutil.which("setpriv") is None:
             pytest.skip("root, and no setpriv to give up its rights")
         command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-    assert found.returncode != 0
-    assert "Permission denied" in found.stderr
-    assert str(locked / "q") in found.stderr
+    process = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert process.returncode != 0
+    assert "Permission denied" in process.stderr
+    assert str(locked / "q") in process.stderr
     assert not any(locked.iterdir())
 
 

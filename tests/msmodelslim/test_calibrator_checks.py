@@ -158,8 +158,8 @@ def test_a_compiled_model_is_quantized_like_its_own() -> None:
     calibrator = Calibrator(compiled, QuantConfig(mm_tensor=False), [SAMPLES[0]])
     calibrator.run()
     assert calibrator._tensors["first.weight"].dtype == torch.int8
-    found = compiled(ids).detach()
-    assert 0 < float((found - expected).norm() / expected.norm()) < 0.05
+    outputs = compiled(ids).detach()
+    assert 0 < float((outputs - expected).norm() / expected.norm()) < 0.05
     inside = Towers()
     inside.first.compile(backend="eager")
     Calibrator(inside, QuantConfig(mm_tensor=False), [SAMPLES[0]]).run()

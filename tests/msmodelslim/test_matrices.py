@@ -101,13 +101,13 @@ def test_pseudo_sparsity_comes_from_the_seed_alone(tmp_path: Path) -> None:
         return dict(read_dat(*export(Compressor(config, weight=weight), tmp_path)))
 
     half = run(WEIGHT, sparse_ratio=0.5, compress_disable_layers=["layers.0.k_proj"])
-    large, found = np.asarray(WEIGHT["layers.1.large"]), half["layers.1.large"]
-    kept = found[large != 0] != 0
+    large, thinned = np.asarray(WEIGHT["layers.1.large"]), half["layers.1.large"]
+    kept = thinned[large != 0] != 0
     assert abs(kept.mean() - 0.5) < 0.01
-    assert ((found == large) | (found == 0)).all()
+    assert ((thinned == large) | (thinned == 0)).all()
     verify({"k": WEIGHT["layers.0.k_proj"]}, {"k": half["layers.0.k_proj"]})
     backwards = run(dict(reversed(WEIGHT.items())), sparse_ratio=0.5)
-    assert np.array_equal(backwards["layers.1.large"], found)
-    assert not np.array_equal(run(WEIGHT, sparse_ratio=0.5, seed=1)["layers.1.large"], found)
+    assert np.array_equal(backwards["layers.1.large"], thinned)
+    assert not np.array_equal(run(WEIGHT, sparse_ratio=0.5, seed=1)["layers.1.large"], thinned)
     verify(WEIGHT, run(WEIGHT, sparse_ratio=1))
     assert not any(matrix.any() for matrix in run(WEIGHT, sparse_ratio=0).values())

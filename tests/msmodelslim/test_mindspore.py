@@ -167,9 +167,9 @@ def test_a_model_without_generate_is_called(model_ckpt: Path) -> None:
 def test_extraction_filters_by_pattern(model_ckpt: Path) -> None:
     path = model_ckpt.with_name("q.ckpt")
     calibrated(model_ckpt).save(path)
-    found = checkpoint.extract(path, r"layers\.1\.feed_forward", [f"{Q}.weight"], model_ckpt.with_name("w.npy"))
-    assert set(found) == {f"model.layers.1.feed_forward.w{number}.weight" for number in (1, 2, 3)}
-    assert set(npy.load(model_ckpt.with_name("w.npy"))) == set(found)
+    extracted = checkpoint.extract(path, r"layers\.1\.feed_forward", [f"{Q}.weight"], model_ckpt.with_name("w.npy"))
+    assert set(extracted) == {f"model.layers.1.feed_forward.w{number}.weight" for number in (1, 2, 3)}
+    assert set(npy.load(model_ckpt.with_name("w.npy"))) == set(extracted)
     assert len(checkpoint.extract(path)) == 14
     with pytest.raises(ValueError, match="holds no int8 weight: a key that matches nothing"):
         checkpoint.extract(path, "nothing")

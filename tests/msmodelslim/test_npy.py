@@ -55,11 +55,11 @@ def dumped(content: Any, protocol: int = 4) -> bytes:
     return pickle.dumps(outer, protocol)
 
 
-def same(found: Any, expected: Any) -> bool:
+def same(value: Any, expected: Any) -> bool:
     native = expected.dtype.newbyteorder("=") if isinstance(expected, np.ndarray) else expected.dtype
-    if type(found) is not type(expected) or found.dtype != native or found.shape != expected.shape:
+    if type(value) is not type(expected) or value.dtype != native or value.shape != expected.shape:
         return False
-    return bool((found == expected).all())
+    return bool((value == expected).all())
 
 
 def test_what_is_saved_is_read_back_by_both_readers(tmp_path: Path) -> None:
@@ -88,33 +88,33 @@ def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_protocol_of_pickle_is_read(tmp_path: Path, protocol: int) -> None:
-    found = npy.load(write(tmp_path / "x.npy", dumped(MANY, protocol)))
-    assert all(same(found[key], value) for key, value in MANY.items())
+    loaded = npy.load(write(tmp_path / "x.npy", dumped(MANY, protocol)))
+    assert all(same(loaded[key], value) for key, value in MANY.items())
 
 
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
 def test_files_of_numpy_1_and_2_are_read(tmp_path: Path, core: bytes) -> None:
     content = dumped(MANY, 3).replace(b"numpy._core", b"numpy.core").replace(b"numpy.core", core)
-    found = npy.load(write(tmp_path / "x.npy", content))
-    assert all(same(found[key], value) for key, value in MANY.items())
+    loaded = npy.load(write(tmp_path / "x.npy", content))
+    assert all(same(loaded[key], value) for key, value in MANY.items())
 
 
 def test_what_numpy_saves_of_a_state_dict_is_read(tmp_path: Path) -> None:
     state = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3)).state_dict()
     np.save(tmp_path / "state.npy", state)
-    found = npy.load(tmp_path / "state.npy")
-    assert list(found) == list(state)
-    assert all(torch.equal(found[key], state[key]) for key in state)
+    loaded = npy.load(tmp_path / "state.npy")
+    assert list(loaded) == list(state)
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
 
 
 def test_parameters_become_tensors_and_numbers_arrays(tmp_path: Path) -> None:
     content = {"p": torch.nn.Parameter(torch.ones(2)), "f": np.float32(2), "i": 3, "x": 0.5, "b": np.bool_(True)}
-    found = npy.load(write(tmp_path / "x.npy", dumped(content)))
-    assert type(found["p"]) is torch.Tensor
-    assert not found["p"].requires_grad
-    assert same(found["f"], np.array(2, np.float32))
-    assert same(found["b"], np.array(True))
-    assert [found["i"].item(), found["x"].item()] == [3, 0.5]
+    loaded = npy.load(write(tmp_path / "x.npy", dumped(content)))
+    assert type(loaded["p"]) is torch.Tensor
+    assert not loaded["p"].requires_grad
+    assert same(loaded["f"], np.array(2, np.float32))
+    assert same(loaded["b"], np.array(True))
+    assert [loaded["i"].item(), loaded["x"].item()] == [3, 0.5]
 
 
 @settings(max_examples=60)
@@ -131,13 +131,13 @@ def test_parameters_become_tensors_and_numbers_arrays(tmp_path: Path) -> None:
 def test_any_arrays_survive(tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.npy"
     npy.save(path, content)
-    found = npy.load(path)
-    assert list(found) == list(content)
+    loaded = npy.load(path)
+    assert list(loaded) == list(content)
     for key, value in content.items():
         native = value.astype(value.dtype.newbyteorder("="))
-        assert found[key].dtype == native.dtype
-        assert found[key].shape == value.shape
-        assert found[key].tobytes() == native.tobytes()  # type: ignore[union-attr]
+        assert loaded[key].dtype == native.dtype
+        assert loaded[key].shape == value.shape
+        assert loaded[key].tobytes() == native.tobytes()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("content", [{"a": "text"}, {"a": 3}, {1: np.zeros(1)}])

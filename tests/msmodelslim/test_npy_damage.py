@@ -262,11 +262,11 @@ def test_a_damaged_file_gives_arrays_or_an_error_in_one_line(
         content = bytearray(source.choice(contents))
         for _ in range(source.choice([1, 1, 3])):
             change(content, source)
-        message, found = "", {}
+        message, loaded = "", {}
         try:
-            found = npy.load(write(tmp_path / "x.npy", bytes(content)))
+            loaded = npy.load(write(tmp_path / "x.npy", bytes(content)))
         except ValueError as error:
             message = str(error)
         assert "\n" not in message
         assert len(message) < 400
-        assert all(isinstance(value, np.ndarray | torch.Tensor) for value in found.values())
+        assert all(isinstance(value, np.ndarray | torch.Tensor) for value in loaded.values())

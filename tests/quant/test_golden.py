@@ -55,9 +55,9 @@ def test_saved_tensors_equal_the_formulas(source: str, dtype: str, tmp_path: Pat
     if source in REAL:
         embedded.fetched(cache_folder())
     for number, case in enumerate(methods()):
-        found = saved(source, dtype, case, tmp_path / str(number))
+        tensors = saved(source, dtype, case, tmp_path / str(number))
         for key, expected in TABLE[name(source, dtype, case)].items():
-            assert digest(found[key]) == expected, f"{case}: {key}"
+            assert digest(tensors[key]) == expected, f"{case}: {key}"
 
 
 def test_the_table_is_what_its_script_makes() -> None:

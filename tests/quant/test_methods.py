@@ -24,15 +24,15 @@ CONF = Path(__file__).parents[2] / "conf" / "quant"
 
 def methods() -> list[Quantizer]:
     """Every choice of conf/quant with its yaml's values, and with one step a tensor where it has the choice."""
-    found = []
+    choices = []
     for file in sorted(CONF.glob("*.yaml")):
         values = composed([f"quant={file.stem}"]).quant
         method: Quantizer = instantiate(values)
         if method.quant_type != "FLOAT":
-            found.append(method)
+            choices.append(method)
             if "per_channel" in values:
-                found.append(instantiate(values, per_channel=False))
-    return found
+                choices.append(instantiate(values, per_channel=False))
+    return choices
 
 
 def co_sparse(weight: np.ndarray, fraction: float, per_channel: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -53,31 +53,31 @@ def co_sparse(weight: np.ndarray, fraction: float, per_channel: bool) -> tuple[n
 def test_w8a8s_equals_the_formula(fraction: float, per_channel: bool, planted: float) -> None:
     weight = np.random.default_rng(1).standard_normal((64, 160)).astype(np.float32)
     weight[3, 5] += planted
-    found = W8A8S(fraction=fraction, per_channel=per_channel).quantize_weight(torch.from_numpy(weight))
+    quantized = W8A8S(fraction=fraction, per_channel=per_channel).quantize_weight(torch.from_numpy(weight))
     integers, step = co_sparse(weight, fraction, per_channel)
-    np.testing.assert_array_equal(found.values.numpy(), integers)
-    np.testing.assert_allclose(found.scale.numpy(), step, rtol=1e-7)
+    np.testing.assert_array_equal(quantized.values.numpy(), integers)
+    np.testing.assert_allclose(quantized.scale.numpy(), step, rtol=1e-7)
 
 
 def test_w8a8s_golden() -> None:
     weight = torch.tensor([[0.1, -0.2, 0.3, 0.7], [1.4, -1.4, 0.2, 10.0], [0.0, 0.0, 0.0, 0.0], [0.5, -0.5, 0.5, 0.5]])
-    found = W8A8S(fraction=0.1).quantize_weight(weight)  # floor(0.1 * 16) = 1: T = 10, nothing is an outlier
-    torch.testing.assert_close(found.scale.reshape(-1), torch.tensor([0.1, 10 / 7, 10 / 7, 0.5 / 7]))
-    assert found.values.tolist() == [[1, -2, 3, 7], [1, -1, 0, 7], [0, 0, 0, 0], [7, -7, 7, 7]]
+    quantized = W8A8S(fraction=0.1).quantize_weight(weight)  # floor(0.1 * 16) = 1: T = 10, nothing is an outlier
+    torch.testing.assert_close(quantized.scale.reshape(-1), torch.tensor([0.1, 10 / 7, 10 / 7, 0.5 / 7]))
+    assert quantized.values.tolist() == [[1, -2, 3, 7], [1, -1, 0, 7], [0, 0, 0, 0], [7, -7, 7, 7]]
 
 
 def test_w8a8_golden() -> None:
-    found = W8A8().quantize_weight(torch.tensor([[1.27, -0.635, 0.01], [0.0, 0.0, 0.0]]))
-    assert found.values.tolist() == [[127, -64, 1], [0, 0, 0]]  # -63.5 rounds half to even
-    torch.testing.assert_close(found.scale, torch.tensor([[0.01], [0.01]]))
+    quantized = W8A8().quantize_weight(torch.tensor([[1.27, -0.635, 0.01], [0.0, 0.0, 0.0]]))
+    assert quantized.values.tolist() == [[127, -64, 1], [0, 0, 0]]  # -63.5 rounds half to even
+    torch.testing.assert_close(quantized.scale, torch.tensor([[0.01], [0.01]]))
 
 
 def test_lowbit_golden() -> None:
     weight = torch.tensor([[0.7, -0.1, 0.25, 9.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.27]])
     weight = torch.cat([weight, torch.zeros(3, 16)], dim=1)
-    found = Lowbit(fraction=0.1).quantize_weight(weight)  # floor(0.1 * 20) = 2: the second largest is the threshold
-    assert found.values[:, :4].tolist() == [[7, -1, 2, 90], [0, 0, 0, 0], [0, 0, 0, 127]]
-    torch.testing.assert_close(found.scale.reshape(-1), torch.tensor([0.1, 0.1, 0.01]))
+    quantized = Lowbit(fraction=0.1).quantize_weight(weight)  # floor(0.1 * 20) = 2: the second largest is the threshold
+    assert quantized.values[:, :4].tolist() == [[7, -1, 2, 90], [0, 0, 0, 0], [0, 0, 0, 127]]
+    torch.testing.assert_close(quantized.scale.reshape(-1), torch.tensor([0.1, 0.1, 0.01]))
     closed = Lowbit(open_outlier=False).quantize_weight(weight)
     assert closed.values[0, :4].tolist() == [1, 0, 0, 7]
     assert int(closed.values.abs().max()) == 7
@@ -85,17 +85,17 @@ def test_lowbit_golden() -> None:
 
 @pytest.mark.parametrize("weight", [torch.full((3, 8), 0.5), torch.tensor([[0.5], [-0.25]])], ids=["equal", "column"])
 def test_lowbit_sigma_without_spread_keeps_the_weights(weight: torch.Tensor) -> None:
-    found = Lowbit(use_sigma=True).quantize_weight(weight)
-    torch.testing.assert_close(found.values * found.scale, weight, rtol=0.01, atol=0)
+    quantized = Lowbit(use_sigma=True).quantize_weight(weight)
+    torch.testing.assert_close(quantized.values * quantized.scale, weight, rtol=0.01, atol=0)
 
 
 def test_outliers_use_the_same_step_and_saturate() -> None:
     weight = torch.full((10, 20), 0.07)
     weight[0, 0], weight[1, 0] = 0.7, 500.0
-    found = W8A8S(fraction=0.015).quantize_weight(weight)  # three outliers asked, T = 0.07
-    assert found.values[0, 0] == 70
-    assert found.values[1, 0] == 127
-    assert found.values[2:].unique().tolist() == [7]
+    quantized = W8A8S(fraction=0.015).quantize_weight(weight)  # three outliers asked, T = 0.07
+    assert quantized.values[0, 0] == 70
+    assert quantized.values[1, 0] == 127
+    assert quantized.values[2:].unique().tolist() == [7]
 
 
 @pytest.mark.parametrize("method", methods(), ids=repr)
@@ -104,22 +104,22 @@ class TestEveryMethod:
         weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
         weight[2] = 0
         for case in (weight, torch.zeros(4, 8)):
-            found = method.quantize_weight(case)
-            assert torch.isfinite(found.scale).all()
-            assert (found.scale > 0).all()
-            assert not found.values[(case == 0).all(dim=1)].any()
+            quantized = method.quantize_weight(case)
+            assert torch.isfinite(quantized.scale).all()
+            assert (quantized.scale > 0).all()
+            assert not quantized.values[(case == 0).all(dim=1)].any()
 
     def test_row_of_outliers_only(self, method: Quantizer) -> None:
         weight = torch.full((100, 100), 0.01)
         weight[0] = 5.0  # one percent of the tensor, all of it in one row
-        found = method.quantize_weight(weight)
-        restored = found.values[0] * found.scale.expand(100, 1)[0]
-        assert torch.isfinite(found.scale).all()
+        quantized = method.quantize_weight(weight)
+        restored = quantized.values[0] * quantized.scale.expand(100, 1)[0]
+        assert torch.isfinite(quantized.scale).all()
         assert (restored > 0).all()
 
     def test_tensor_smaller_than_one_outlier(self, method: Quantizer) -> None:
-        found = method.quantize_weight(torch.tensor([[0.5, -0.25]]))
-        torch.testing.assert_close(found.values * found.scale, torch.tensor([[0.5, -0.25]]), atol=0.04, rtol=0)
+        quantized = method.quantize_weight(torch.tensor([[0.5, -0.25]]))
+        torch.testing.assert_close(quantized.values * quantized.scale, torch.tensor([[0.5, -0.25]]), atol=0.04, rtol=0)
 
     def test_refuses_what_is_no_finite_matrix(self, method: Quantizer) -> None:
         with pytest.raises(ValueError, match="NaN or infinity"):
@@ -143,14 +143,14 @@ class TestEveryMethod:
         )
     )
     def test_properties(self, method: Quantizer, weight: np.ndarray) -> None:
-        found = method.quantize_weight(torch.from_numpy(weight))
-        assert found.values.dtype == torch.int8
-        assert int(found.values.min()) >= -127
-        assert torch.isfinite(found.scale).all()
-        assert (found.scale > 0).all()
-        unclipped = found.values.abs() < 127
-        error = (torch.from_numpy(weight) - found.values * found.scale).abs()
-        assert (error[unclipped] <= (found.scale * 0.5001).expand_as(error)[unclipped] + 1e-6).all()
+        quantized = method.quantize_weight(torch.from_numpy(weight))
+        assert quantized.values.dtype == torch.int8
+        assert int(quantized.values.min()) >= -127
+        assert torch.isfinite(quantized.scale).all()
+        assert (quantized.scale > 0).all()
+        unclipped = quantized.values.abs() < 127
+        error = (torch.from_numpy(weight) - quantized.values * quantized.scale).abs()
+        assert (error[unclipped] <= (quantized.scale * 0.5001).expand_as(error)[unclipped] + 1e-6).all()
 
 
 @given(st.floats(0.01, 0.1))
@@ -194,6 +194,6 @@ def test_ignored_names_globs_and_the_last_linear() -> None:
 )
 def test_expected_bits_are_those_of_gaussian_weights(method: Quantizer) -> None:
     weight = torch.randn(400, 576, generator=torch.Generator().manual_seed(0))
-    found = entropy_bits(method.quantize_weight(weight).values.numpy())
+    entropy = entropy_bits(method.quantize_weight(weight).values.numpy())
     widest_row_decides = isinstance(method, Lowbit) and not method.per_channel
-    assert method.expected_bits((400, 576)) == pytest.approx(found, rel=0.1 if widest_row_decides else 0.02)
+    assert method.expected_bits((400, 576)) == pytest.approx(entropy, rel=0.1 if widest_row_decides else 0.02)

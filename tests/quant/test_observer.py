@@ -32,12 +32,12 @@ def test_histogram_beats_the_extremes_and_every_coarse_shrink_of_them() -> None:
     for batch in x.split(50_000):
         observer.update(batch)
     low, high = observer.range()
-    found = squared_error(x, low, high)
-    assert found < 0.8 * squared_error(x, float(x.min()), float(x.max()))
+    error = squared_error(x, low, high)
+    assert error < 0.8 * squared_error(x, float(x.min()), float(x.max()))
     best = min(
         squared_error(x, float(x.min()) * a / 16, float(x.max()) * b / 16) for a in range(8, 17) for b in range(1, 17)
     )
-    assert found <= best * 1.02
+    assert error <= best * 1.02
 
 
 @settings(max_examples=30)
@@ -46,13 +46,13 @@ def test_histogram_does_not_depend_on_the_order_of_batches(order: list[float]) -
     batches = {
         size: torch.randn(500, generator=torch.Generator().manual_seed(int(size * 100))) * size for size in order
     }
-    expected, found = HistogramObserver(), HistogramObserver()
+    expected, observer = HistogramObserver(), HistogramObserver()
     for size in sorted(batches):
         expected.update(batches[size])
     for size in order:
-        found.update(batches[size])
-    assert found.counts.sum() == 2000
-    assert found.range() == expected.range()
+        observer.update(batches[size])
+    assert observer.counts.sum() == 2000
+    assert observer.range() == expected.range()
 
 
 def test_histogram_of_nothing_but_zeros() -> None:

@@ -73,7 +73,7 @@ def test_blocks_round_as_column_after_column(k: int) -> None:
     weight, hessian, rows = problem(2, 70, k)
     known, steps, price, level = importance(hessian, rows, 0.01), torch.full((70, 1), 0.03), 1.0, 0.1
     bits = code_lengths(round_to_grid(weight, steps))
-    found = feedback(weight, steps, known, bits, price, level)
+    in_blocks = feedback(weight, steps, known, bits, price, level)
 
     rest, columns = weight[:, known.order].clone(), known.columns
     row_price = (level**2 / (known.slope * steps[0] ** 2)).clamp_max(1.0)
@@ -87,9 +87,9 @@ def test_blocks_round_as_column_after_column(k: int) -> None:
         error = (rest[:, j] - level_of * steps[:, 0]) / known.factor[j, j]
         rest -= error.unsqueeze(1) * known.factor[j]
     plain = round_to_grid(weight, steps)
-    rows_fed = (found != plain).any(dim=1)  # where feedback costs more than plain rounding, that is kept
+    rows_fed = (in_blocks != plain).any(dim=1)  # where feedback costs more than plain rounding, that is kept
     assert float(rows_fed.float().mean()) > 0.9
-    assert float((found == expected)[rows_fed].float().mean()) > 0.999  # sums in another order decide a few ties
+    assert float((in_blocks == expected)[rows_fed].float().mean()) > 0.999  # sums in another order decide a few ties
 
 
 def test_a_price_buys_shorter_codes() -> None:

@@ -32,18 +32,18 @@ def test_scale_golden() -> None:
 
 def test_a_heavy_channel_is_smoothed_and_the_product_stays() -> None:
     inputs, weights = problem(heavy=60.0)
-    found = search(inputs, weights)
-    assert not math.isnan(found.alpha)
-    smoothed = (inputs - found.shift) / found.scale
+    smoothing = search(inputs, weights)
+    assert not math.isnan(smoothing.alpha)
+    smoothed = (inputs - smoothing.shift) / smoothing.scale
     assert smoothed.abs().max() < inputs.abs().max() / 4
     for weight in weights:
-        product = smoothed.double() @ (weight * found.scale).double().t() + (weight @ found.shift).double()
+        product = smoothed.double() @ (weight * smoothing.scale).double().t() + (weight @ smoothing.shift).double()
         torch.testing.assert_close(product, inputs.double() @ weight.double().t(), rtol=1e-5, atol=1e-4)
 
 
 def test_nothing_to_gain_is_the_identity() -> None:
     inputs = torch.ones(8, 16)
-    found = search(inputs, [torch.full((4, 16), 0.5)])
-    assert math.isnan(found.alpha)
-    assert torch.equal(found.scale, torch.ones(16))
-    assert not found.shift.any()
+    smoothing = search(inputs, [torch.full((4, 16), 0.5)])
+    assert math.isnan(smoothing.alpha)
+    assert torch.equal(smoothing.scale, torch.ones(16))
+    assert not smoothing.shift.any()

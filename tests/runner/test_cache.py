@@ -39,8 +39,8 @@ def test_parallel_jobs_compute_once(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
 
     def job() -> None:
-        found = Cache(str(tmp_path)).arrays(WHAT, "key")(lambda: compute(calls))
-        assert np.array_equal(found["x"], np.ones(MEGABYTE))
+        arrays = Cache(str(tmp_path)).arrays(WHAT, "key")(lambda: compute(calls))
+        assert np.array_equal(arrays["x"], np.ones(MEGABYTE))
 
     context = multiprocessing.get_context("fork")
     jobs = [context.Process(target=job) for _ in range(4)]
@@ -151,8 +151,8 @@ def test_a_cache_that_cannot_be_written_costs_a_note(
     elif why == "read-only":
         monkeypatch.setattr("slimrun.ops.scratch.os.open", refuse)
     for part in ("", "part 0"):
-        found = cache.arrays(WHAT, why)(computed, part)
-        assert np.array_equal(found["x"], np.ones(MEGABYTE))
+        arrays = cache.arrays(WHAT, why)(computed, part)
+        assert np.array_equal(arrays["x"], np.ones(MEGABYTE))
     cache.note_finished("hash", tmp_path, {})
     assert number_of(calls) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -176,8 +176,8 @@ def churn(folder: Path, own: int) -> None:
     for number in range(10):
         value = float(10 * own + number)
         for part in ("", "part 0"):
-            found = cache.arrays(WHAT, value)(lambda value=value: {"x": np.full(MEGABYTE, value)}, part)
-            assert np.array_equal(found["x"], np.full(MEGABYTE, value))
+            arrays = cache.arrays(WHAT, value)(lambda value=value: {"x": np.full(MEGABYTE, value)}, part)
+            assert np.array_equal(arrays["x"], np.full(MEGABYTE, value))
 
 
 def test_jobs_never_fail_because_others_drop_what_they_stored(tmp_path: Path) -> None:

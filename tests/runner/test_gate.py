@@ -28,11 +28,11 @@ def test_a_run_that_does_not_pass_ends_with_3_and_says_why(tmp_path: Path) -> No
     line = next(line for line in out.splitlines() if line.startswith("gate not"))
     assert line.startswith("gate not certified: perplexity (required) inconclusive (baseline perplexity ")
     assert line.endswith("; translation (supporting) was not run")
-    [found] = results(tmp_path)
-    assert found["status"] == "ok"
-    assert found["gate/verdict"] == "not certified"
-    assert f"gate {found['gate/reason']}" == line
-    assert f"**Gate {found['gate/reason']}**" in (tmp_path / "run" / "report.md").read_text()
+    [result] = results(tmp_path)
+    assert result["status"] == "ok"
+    assert result["gate/verdict"] == "not certified"
+    assert f"gate {result['gate/reason']}" == line
+    assert f"**Gate {result['gate/reason']}**" in (tmp_path / "run" / "report.md").read_text()
     assert "gate not certified" in (tmp_path / "run" / "report.html").read_text()
     assert "gate: nothing will be certified without task translation" in err
 

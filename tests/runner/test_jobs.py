@@ -43,12 +43,12 @@ def presets(tmp_path: Path) -> list[str]:
     ids=" ".join,
 )
 def test_a_multirun_is_one_however_it_is_told(presets: list[str], arguments: list[str]) -> None:
-    found = command(*presets, *arguments)
-    assert found.multirun
-    assert found.listed
-    fractions = [[item for item in job if item.startswith("quant.fraction")] for job in found.jobs]
+    told = command(*presets, *arguments)
+    assert told.multirun
+    assert told.listed
+    fractions = [[item for item in job if item.startswith("quant.fraction")] for job in told.jobs]
     assert fractions == [TWO[:1], TWO[1:]]
-    assert any("0.02,0.05" in item for item in found.sweep)
+    assert any("0.02,0.05" in item for item in told.sweep)
 
 
 def test_the_command_line_wins_over_the_sweeper(presets: list[str]) -> None:
@@ -59,9 +59,9 @@ def test_the_command_line_wins_over_the_sweeper(presets: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["quant=w8a8"], ["hydra.mode=RUN"], ["experiment=params"]])
 def test_one_job(presets: list[str], arguments: list[str]) -> None:
-    found = command(*presets, *arguments)
-    assert not found.multirun
-    assert found.jobs == [[*presets[2:], *arguments]]
+    told = command(*presets, *arguments)
+    assert not told.multirun
+    assert told.jobs == [[*presets[2:], *arguments]]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,6 @@ def test_choices_of_a_group_by_pattern(glob: str, choices: list[str]) -> None:
 
 
 def test_a_search_has_one_job_of_what_it_does_not_choose(presets: list[str]) -> None:
-    found = command("-m", "experiment=pareto_search", "calibration.samples=4")
-    assert not found.listed
-    assert found.jobs == [["experiment=pareto_search", "calibration.samples=4"]]
+    told = command("-m", "experiment=pareto_search", "calibration.samples=4")
+    assert not told.listed
+    assert told.jobs == [["experiment=pareto_search", "calibration.samples=4"]]

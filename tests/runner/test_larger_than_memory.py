@@ -42,15 +42,15 @@ def test_weights_are_read_from_their_files(tmp_path: Path, suffix: str, dtype: s
 
 
 def assert_same(folder: Path, *arguments: str) -> None:
-    found = []
+    outcomes = []
     for name, bound in (("resident", []), ("bounded", [BOUND])):
         (folder / name).mkdir()
         status, _, err = slimrun(folder / name, *FAST, *arguments, *bound, "tracking=none", "hydra.run.dir=run")
         assert status == 0, err
         numbers = {key: value for key, value in results(folder / name)[0].items() if not key.startswith(OTHER)}
         artifact = folder / name / "run" / "artifact"
-        found.append((numbers, {file.name: file.read_bytes() for file in artifact.iterdir()}))
-    assert found[0] == found[1]
+        outcomes.append((numbers, {file.name: file.read_bytes() for file in artifact.iterdir()}))
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize(("skip", "said"), [("true", "left out"), ("false", "read the model from disk")])

@@ -31,24 +31,24 @@ def test_a_run_leaves_a_checkpoint_with_coded_weights_that_computes_the_same(tmp
     code, _, err = slimrun(tmp_path, *RUN, "compress=nz", "framework.weights=ckpt")
     assert code == 0, err
     assert "WARNING" not in err
-    found = results(tmp_path)[0]
-    assert (found["status"], found["compress/verified"]) == ("ok", 1)
+    result = results(tmp_path)[0]
+    assert (result["status"], result["compress/verified"]) == ("ok", 1)
     weights = tmp_path / "run" / "artifact" / "quant_model_weight_w8a8sc.ckpt"
     stored = ckpt.read(weights)
     own = {key.rpartition(".")[2] for key in stored if key.startswith("model.layers.0.self_attn.q_proj.")}
     assert own == {"weight", "index", "info", "input_scale", "input_offset", "quant_bias", "deq_scale"}
     model = load_bundle(tmp_path / "run" / "artifact", framework="mindspore")
-    assert model.logits_checksum() == found["artifact/logits_sha256"]
+    assert model.logits_checksum() == result["artifact/logits_sha256"]
 
 
 def test_numbers_are_those_of_pytorch(tmp_path: Path) -> None:
-    found = {}
+    by_framework = {}
     for framework in ("pytorch", "mindspore"):
         run = [*FAST, "tracking=none", f"framework={framework}", f"hydra.run.dir={framework}"]
         code, _, err = slimrun(tmp_path, *run)
         assert code == 0, err
-        found[framework] = json.loads((tmp_path / framework / "results.json").read_text())
-    first, second = found.values()
+        by_framework[framework] = json.loads((tmp_path / framework / "results.json").read_text())
+    first, second = by_framework.values()
     assert first["size/bits_per_weight"] == second["size/bits_per_weight"]
     assert second["perplexity/float"] == pytest.approx(first["perplexity/float"], rel=1e-5)
     assert second["perplexity/quant"] == pytest.approx(first["perplexity/quant"], rel=0.005)
@@ -59,9 +59,9 @@ def test_the_users_own_network(tmp_path: Path) -> None:
     tasks = ["task=[perplexity,translation]", "task.translation.limit=2", "task.translation.max_new_tokens=4"]
     code, _, err = slimrun(tmp_path, *RUN, *OWN, *tasks)
     assert code == 0, err
-    found = results(tmp_path)[0]
-    assert found["compress/verified"] == 1
-    assert found["perplexity/quant"] == pytest.approx(found["perplexity/float"], rel=0.5)
+    result = results(tmp_path)[0]
+    assert result["compress/verified"] == 1
+    assert result["perplexity/quant"] == pytest.approx(result["perplexity/float"], rel=0.5)
     with pytest.raises(ValueError, match="give trust_remote_code=True if you trust it"):
         load_bundle(tmp_path / "run" / "artifact", framework="mindspore")
 

@@ -34,21 +34,21 @@ def swept(folder: Path, noises: list[float]) -> list[pareto.Job]:
 
 
 def test_the_best_is_told_apart_where_items_tell(tmp_path: Path) -> None:
-    found = swept(tmp_path, [0.0, 0.3, 1e-9])
-    [panel] = told_apart(tmp_path, found, pareto.panels(found))
+    jobs = swept(tmp_path, [0.0, 0.3, 1e-9])
+    [panel] = told_apart(tmp_path, jobs, pareto.panels(jobs))
     assert (panel.best, panel.ties) == (2, [0])
     assert panel.told == "perplexity: points: best is job 2; not told apart from it: job 0"
-    tags = report.best(found, report.summary(tmp_path, found, set()), [panel])
-    assert f"job 2 ({found[2].overrides[0]})" in tags["best.perplexity"]  # of equal scores that with the fewest bits
+    tags = report.best(jobs, report.summary(tmp_path, jobs, set()), [panel])
+    assert f"job 2 ({jobs[2].overrides[0]})" in tags["best.perplexity"]  # of equal scores that with the fewest bits
     assert tags["best.perplexity"].endswith("; not told apart from it: job 0")
-    page = report.write(tmp_path, found, [panel])[2].read_text()
+    page = report.write(tmp_path, jobs, [panel])[2].read_text()
     assert "not told apart from it: job 0" in page
     assert json.loads((tmp_path / "pareto.json").read_text())["panels"][0]["ties"] == [0]
 
 
 def test_neighbours_on_the_front_are_told_apart_or_not(tmp_path: Path) -> None:
-    found = swept(tmp_path, [0.0, 0.3, 0.3, 0.6])
-    [panel] = told_apart(tmp_path, found, pareto.panels(found))
+    jobs = swept(tmp_path, [0.0, 0.3, 0.3, 0.6])
+    [panel] = told_apart(tmp_path, jobs, pareto.panels(jobs))
     assert [point.job for point in panel.front] == [3, 1, 2, 0]
     assert panel.ties == []
     assert panel.told.endswith("every other one is worse beyond chance")
@@ -56,8 +56,8 @@ def test_neighbours_on_the_front_are_told_apart_or_not(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_paired_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = swept(tmp_path, [0.0, 0.3])
+    jobs = swept(tmp_path, [0.0, 0.3])
     (tmp_path / "1" / "outputs.npz").unlink()
-    [panel] = told_apart(tmp_path, found, pareto.panels(found))
+    [panel] = told_apart(tmp_path, jobs, pareto.panels(jobs))
     assert panel.ties == [1]
     assert "note: jobs 0 and 1 are not compared (" in capsys.readouterr().err

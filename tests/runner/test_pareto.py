@@ -27,11 +27,11 @@ def finished(bits: float, perplexity: float, **changes: object) -> dict[str, obj
         "higher_is_better": False, "verdict": "worse (margin 5 %)", "signature": "windows:4",
     }  # fmt: skip
     row |= {key.removeprefix("score."): value for key, value in changes.items() if key.startswith("score.")}
-    found = {
+    results = {
         "status": "ok", "size/bits_per_weight": bits, "size/int8_bytes": 1000, "size/artifact_bytes": 2000,
         "time/load_s": 1.5, "repro": "cd / && slimrun", "scores": [row],
     }  # fmt: skip
-    return found | {key: value for key, value in changes.items() if not key.startswith("score.")}
+    return results | {key: value for key, value in changes.items() if not key.startswith("score.")}
 
 
 def sweep(folder: Path, jobs: Sequence[tuple[list[str], Mapping[str, object]]]) -> Path:
@@ -48,8 +48,8 @@ def sweep(folder: Path, jobs: Sequence[tuple[list[str], Mapping[str, object]]]) 
 
 
 def written(folder: Path) -> list[Path]:
-    found = pareto.read_jobs(folder)
-    return report.write(folder, found, pareto.panels(found))
+    jobs = pareto.read_jobs(folder)
+    return report.write(folder, jobs, pareto.panels(jobs))
 
 
 FAILED = {"status": "failed", "error": "out of memory <b>&"}
@@ -71,12 +71,12 @@ def test_the_files_of_a_sweep(tmp_path: Path) -> None:
     paths = written(sweep(tmp_path / "sweep", JOBS))
     assert [path.name for path in paths] == ["pareto.json", "pareto.png", "report.html"]
     assert paths[1].read_bytes().startswith(b"\x89PNG")
-    found = json.loads(paths[0].read_text())
-    [panel] = found["panels"]
+    content = json.loads(paths[0].read_text())
+    [panel] = content["panels"]
     assert panel["front"] == [0, 1]
     assert [point["job"] for point in panel["points"]] == [0, 1, 2]
     assert (panel["points"][1]["low"], panel["points"][1]["high"]) == pytest.approx((21.0, 23.0))
-    assert [job["results"]["status"] for job in found["jobs"]] == ["ok", "ok", "ok", "failed"]
+    assert [job["results"]["status"] for job in content["jobs"]] == ["ok", "ok", "ok", "failed"]
 
     html = paths[2].read_text()
     assert not re.search(
@@ -163,9 +163,9 @@ def test_a_sweep_of_which_nothing_is_left_has_a_report_too(tmp_path: Path) -> No
     listed["jobs"].append({"number": 2, "overrides": ["seed=2"], "folder": "2", "status": "left"})
     write_json(folder / "sweep.json", listed)
     paths = written(folder)
-    found = json.loads(paths[0].read_text())
-    assert found["panels"] == []
-    assert [job["results"]["status"] for job in found["jobs"]] == ["failed", "failed", "left"]
+    content = json.loads(paths[0].read_text())
+    assert content["panels"] == []
+    assert [job["results"]["status"] for job in content["jobs"]] == ["failed", "failed", "left"]
     assert paths[1].stat().st_size > 0
 
 

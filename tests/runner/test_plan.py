@@ -40,19 +40,19 @@ def run(job: Estimate, output: Path) -> dict[str, object]:
         result = job.experiment.run(output, stages)
     report.write(result, output, "", {})
     job.experiment.cache.note_finished(result.config_hash, output, facts(job.experiment, result))
-    found: dict[str, object] = json.loads((output / "results.json").read_text())
-    return found
+    results: dict[str, object] = json.loads((output / "results.json").read_text())
+    return results
 
 
 @pytest.mark.parametrize("quant", ["w8a8s", "w8a16", "none"])
 def test_sizes_are_those_of_the_run(tmp_path: Path, quant: str) -> None:
     before = planned(tmp_path / "cache", f"quant={quant}")
     weights, bits, artifact = before.weights, before.bits, before.artifact_bytes
-    found = run(before, tmp_path / "run")
+    results = run(before, tmp_path / "run")
     if quant != "none":
-        assert weights == found["size/int8_bytes"]
-        assert bits == (pytest.approx(found["size/bits_per_weight"], rel=0.05), False)
-    assert artifact == pytest.approx(found["size/artifact_bytes"], rel=0.05)
+        assert weights == results["size/int8_bytes"]
+        assert bits == (pytest.approx(results["size/bits_per_weight"], rel=0.05), False)
+    assert artifact == pytest.approx(results["size/artifact_bytes"], rel=0.05)
 
 
 def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Path) -> None:
@@ -62,15 +62,15 @@ def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Pat
     assert dict(rows(before))["time"].startswith("about ")
     assert "from this machine's speed: load " in dict(rows(before))["time"]
     assert "float baseline to compute: perplexity" in dict(rows(before))["evaluate"]
-    found = run(before, tmp_path / "run")
+    results = run(before, tmp_path / "run")
 
     same = planned(cache)
     assert same.done == str(tmp_path / "run")
     assert dict(rows(before))["decides"].startswith("not known: no run of this model")
     assert dict(rows(same))["decides"] == "perplexity: too few to say (2 items; 5 are the least)"
-    assert same.bits == (found["size/bits_per_weight"], True)
-    assert same.memory == (found["memory/peak_rss_bytes"], True)
-    assert same.seconds == [pytest.approx(sum(v for k, v in found.items() if k.startswith("time/")))]  # type: ignore[misc]
+    assert same.bits == (results["size/bits_per_weight"], True)
+    assert same.memory == (results["memory/peak_rss_bytes"], True)
+    assert same.seconds == [pytest.approx(sum(v for k, v in results.items() if k.startswith("time/")))]  # type: ignore[misc]
     assert "float baselines cached" in dict(rows(same))["evaluate"]
 
     knob, method, protocol = (
@@ -161,9 +161,9 @@ def test_the_hash_of_a_folder_follows_its_content(tmp_path: Path, tiny_folder: P
 def test_the_outline_counts_tied_weights_once(tiny_folder: Path, tmp_path: Path) -> None:
     own = [*TINY[3:], "model=hf", f"model.path={tiny_folder}", f"cache.dir={tmp_path / 'cache'}"]
     experiment = build(composed(own))
-    found = experiment.check()
+    outline = experiment.check()
     stored = (tiny_folder / "model.safetensors").stat().st_size
-    assert found.float_bytes == pytest.approx(stored, rel=0.02)
+    assert outline.float_bytes == pytest.approx(stored, rel=0.02)
     (tiny_folder / "model.safetensors").unlink()
     with pytest.raises(Unavailable, match="has no weights"):
         experiment.check()

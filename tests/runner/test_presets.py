@@ -49,8 +49,8 @@ def test_the_default_tasks_fit_the_tiny_model(tmp_path: Path) -> None:
 def test_a_preset_takes_every_method_as_it_is_without_it(preset: str) -> None:
     for file in METHODS.glob("*.yaml"):
         alone = build(composed([f"quant={file.stem}"])).quant
-        found = build(composed([f"experiment={preset}", f"quant={file.stem}", "model.path=./here"])).quant
-        assert replace(found, ignore=[]) == alone
+        method = build(composed([f"experiment={preset}", f"quant={file.stem}", "model.path=./here"])).quant
+        assert replace(method, ignore=[]) == alone
     guide = build(composed([f"experiment={preset}", "model.path=./here"])).quant
     assert replace(guide, ignore=[]) == W8A8S(fraction=0.011, per_channel=True, observer="auto")
 

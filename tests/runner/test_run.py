@@ -27,9 +27,9 @@ def test_one_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
                                "task.summarization.limit=2", "task.translation.limit=2",
                                "task.summarization.max_new_tokens=4", "task.translation.max_new_tokens=4")  # fmt: skip
     assert status == 0, err
-    found = results(tmp_path)[0]
-    assert found["status"] == "ok"
-    assert found["compress/verified"] == 1
+    result = results(tmp_path)[0]
+    assert result["status"] == "ok"
+    assert result["compress/verified"] == 1
     expected = {
         "config_hash", "size/float_bytes", "size/int8_bytes", "size/compressed_bytes", "size/bits_per_weight",
         "size/fallback_share", "size/entropy_bits", "size/artifact_bytes", "compress/ratio",
@@ -42,13 +42,13 @@ def test_one_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
         *(f"time/{stage}_s" for stage in ("load", "calibrate", "quantize", "compress", "decode", "evaluate")),
         "memory/peak_rss_bytes",
     }  # fmt: skip
-    assert expected <= found.keys()
+    assert expected <= result.keys()
 
     run = tmp_path / "run"
     for name in ("report.md", "report.html", "layers.csv", "layers.png", "scores.png", "run.log", "config.yaml"):
         assert (run / name).stat().st_size > 0, name
     assert stat.S_IMODE((run / "artifact").stat().st_mode) == 0o750
-    assert found["size/artifact_bytes"] == sum(file.stat().st_size for file in (run / "artifact").iterdir())
+    assert result["size/artifact_bytes"] == sum(file.stat().st_size for file in (run / "artifact").iterdir())
     assert "effective configuration" in (run / "run.log").read_text()
     assert out.splitlines()[-1] == f"look next: mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
     assert "bits per weight" in out
@@ -58,7 +58,7 @@ def test_sizes_add_up_from_the_files(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     assert slimrun(tmp_path, *FAST, "tracking=none", "hydra.run.dir=run", "quant.ignore=[*.q_proj]")[0] == 0
-    found = results(tmp_path)[0]
+    result = results(tmp_path)[0]
     coded = scales = weights = 0
     with safe_open(tmp_path / "run/artifact/quant_model_weight_w8a8sc.safetensors", "np") as file:
         for key in file.keys():  # noqa: SIM118
@@ -67,10 +67,10 @@ def test_sizes_add_up_from_the_files(tmp_path: Path) -> None:
                 coded += sum(file.get_tensor(f"{name}.{part}").nbytes for part in ("weight", "index", "info"))
                 scales += file.get_tensor(f"{name}.deq_scale").size
                 weights += int(file.get_tensor(key)[-2:].prod())
-    assert found["size/int8_bytes"] == weights
-    assert found["size/compressed_bytes"] == coded + 4 * scales
-    assert found["size/bits_per_weight"] == pytest.approx(8 * (coded + 4 * scales) / weights)
-    assert found["compress/ratio"] == pytest.approx(weights / (coded + 4 * scales))
+    assert result["size/int8_bytes"] == weights
+    assert result["size/compressed_bytes"] == coded + 4 * scales
+    assert result["size/bits_per_weight"] == pytest.approx(8 * (coded + 4 * scales) / weights)
+    assert result["compress/ratio"] == pytest.approx(weights / (coded + 4 * scales))
 
 
 def test_a_second_run_reuses_the_baseline_and_gives_the_same_numbers(tmp_path: Path) -> None:
@@ -87,11 +87,11 @@ def test_a_second_run_reuses_the_baseline_and_gives_the_same_numbers(tmp_path: P
 def test_other_methods(tmp_path: Path, quant: str, bits: float) -> None:
     status, _, err = slimrun(tmp_path, *FAST, f"quant={quant}", "compress=none", "tracking=none")
     assert status == 0, err
-    found = results(tmp_path)[0]
-    assert found["size/bits_per_weight"] == pytest.approx(bits, abs=0.6)
+    result = results(tmp_path)[0]
+    assert result["size/bits_per_weight"] == pytest.approx(bits, abs=0.6)
     if quant == "none":
-        assert found["perplexity/delta_pct"] == 0
-        assert found["fidelity/kl_mean"] == 0
+        assert result["perplexity/delta_pct"] == 0
+        assert result["fidelity/kl_mean"] == 0
 
 
 def test_a_second_target_reuses_what_was_measured(tmp_path: Path) -> None:
@@ -116,14 +116,14 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("slimrun")
     [run] = client.search_runs([experiment.experiment_id])
-    found = results(tmp_path)[0]
+    result = results(tmp_path)[0]
     assert run.data.params["quant.fraction"] == "0.011"
     assert run.data.params["model.name"] == "tiny_llama"
-    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
     logged = {key: value for key, value in run.data.metrics.items() if not key.startswith("system/")}
     assert logged == pytest.approx(numbers)
-    assert run.data.tags["perplexity/signature"] == found["perplexity/signature"]
-    assert run.data.tags["config_hash"] == found["config_hash"]
+    assert run.data.tags["perplexity/signature"] == result["perplexity/signature"]
+    assert run.data.tags["config_hash"] == result["config_hash"]
     assert len(run.data.tags["weights.sha256"]) == 64
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert names == {
@@ -131,7 +131,7 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
         "outputs.npz", "results.json", "scores.json",
     }  # fmt: skip
     data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
-    assert data == {name: str(found[f"data/{name}"])[:36] for name in ("calibration", "perplexity")}
+    assert data == {name: str(result[f"data/{name}"])[:36] for name in ("calibration", "perplexity")}
 
 
 def test_parallel_starts_on_a_fresh_database_and_in_one_folder(tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_a_failing_run_says_why_and_where(tmp_path: Path) -> None:
     assert out == ""
     assert "run.log" in err.splitlines()[-1]
     assert "Traceback" not in err
-    found = results(tmp_path)[0]
-    assert found["status"] == "failed"
+    result = results(tmp_path)[0]
+    assert result["status"] == "failed"
     assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
     assert not list((tmp_path / "run").glob(".*.scratch"))
     assert not (tmp_path / "run" / ".lock").exists()
@@ -196,8 +196,8 @@ def test_a_stream_that_only_hardware_reads_is_written_and_said_to_be_unread(tmp_
     arguments = [*FAST, "tracking=none", "compress=cann", "hydra.run.dir=run"]
     status, _, err = slimrun(tmp_path, *arguments, f"compress.executor={vendor}")
     assert status == 0, err
-    found = results(tmp_path)[0]
-    assert found["compress/verified"] == 0
+    result = results(tmp_path)[0]
+    assert result["compress/verified"] == 0
     assert "nothing here decodes the container ascend" in err
     description = json.loads((tmp_path / "run/artifact/quant_model_description_w8a8sc.json").read_text())
     assert description["container"] == {"name": "ascend", "version": 1}

@@ -49,12 +49,12 @@ def test_jobs_that_fail_are_recorded_and_the_others_finish(tmp_path: Path) -> No
         tmp_path, "-m", *FAST, "quant.fraction=0.02,0.5", "model.architecture.vocab_size=259,10,100000000000000"
     )
     assert status == 1, err
-    found = jobs_in(tmp_path)
-    assert [found[number]["status"] for number in range(6)] == ["ok", *["failed"] * 5]
-    assert found[1]["error"].startswith("model=tiny_llama: the tokenizer has 259 tokens, the model embeddings for 10")
-    assert found[2]["error"].startswith("out of memory (")
-    assert found[3]["error"] == "quant.fraction=0.5 is out of range; allowed: 0.01 to 0.1"
-    assert found[2]["overrides"][-1] == "model.architecture.vocab_size=100000000000000"
+    jobs = jobs_in(tmp_path)
+    assert [jobs[number]["status"] for number in range(6)] == ["ok", *["failed"] * 5]
+    assert jobs[1]["error"].startswith("model=tiny_llama: the tokenizer has 259 tokens, the model embeddings for 10")
+    assert jobs[2]["error"].startswith("out of memory (")
+    assert jobs[3]["error"] == "quant.fraction=0.5 is out of range; allowed: 0.01 to 0.1"
+    assert jobs[2]["overrides"][-1] == "model.architecture.vocab_size=100000000000000"
     for number in range(1, 4):
         [log] = [path for path in tmp_path.rglob("run.log") if path.parent.name == str(number)]
         assert "Traceback" in log.read_text()
@@ -90,9 +90,9 @@ def test_a_sweep_in_a_config_file_whose_numbers_are_none_stops_what_has_not_begu
     assert status == 1, err
     assert [row[-2].split(":")[0] for row in table(out)] == ["failed", "failed"]
     assert [job["status"] for job in sweep_json(tmp_path)["jobs"]] == ["failed", "failed"]
-    found = jobs_in(tmp_path)
-    assert found[0]["error"].startswith("ArithmeticError: the float model's logits are not finite numbers")
-    assert found[1]["error"] == "not started: another job failed, and sweep.on_error=stop"
+    jobs = jobs_in(tmp_path)
+    assert jobs[0]["error"].startswith("ArithmeticError: the float model's logits are not finite numbers")
+    assert jobs[1]["error"] == "not started: another job failed, and sweep.on_error=stop"
 
 
 def test_a_job_that_fails_is_tried_again(tmp_path: Path) -> None:
@@ -132,10 +132,10 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
 
     extended = ["-m", *FAST, "quant.fraction=0.05,0.06", "hydra.sweep.dir=extended", "tracking=none"]
     assert slimrun(killed, *extended)[0] == 0
-    found = jobs_in(killed / "extended")
-    assert found[0]["done_in"].endswith("/2")
-    assert "done_in" not in found[1]
-    assert found[0]["perplexity/quant"] == jobs_in(undisturbed)[2]["perplexity/quant"]
+    jobs = jobs_in(killed / "extended")
+    assert jobs[0]["done_in"].endswith("/2")
+    assert "done_in" not in jobs[1]
+    assert jobs[0]["perplexity/quant"] == jobs_in(undisturbed)[2]["perplexity/quant"]
 
 
 def test_a_folder_of_another_sweep_is_not_written_to(tmp_path: Path) -> None:

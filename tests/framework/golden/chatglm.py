@@ -60,14 +60,14 @@ def logits(case: str, module: Any) -> torch.Tensor:
             return module(input_ids=ids, attention_mask=mask, position_ids=positions).logits
         if case != "one token at a time":
             return module(input_ids=ids).logits
-        found = [module(input_ids=ids[:, :8], use_cache=True)]
+        steps = [module(input_ids=ids[:, :8], use_cache=True)]
         for at in range(8, 12):
             positions = torch.full((2, 1), at)
-            past = found[-1].past_key_values
-            found.append(
+            past = steps[-1].past_key_values
+            steps.append(
                 module(input_ids=ids[:, at : at + 1], position_ids=positions, past_key_values=past, use_cache=True)
             )
-        return torch.cat([step.logits for step in found], 1)
+        return torch.cat([step.logits for step in steps], 1)
 
 
 def main(folder: Path) -> None:
@@ -75,13 +75,13 @@ def main(folder: Path) -> None:
     sys.path.insert(0, str(folder.absolute().parent))
     code = importlib.import_module(f"{folder.name}.modeling_chatglm")
     config = importlib.import_module(f"{folder.name}.configuration_chatglm").ChatGLMConfig
-    found = {}
+    golden = {}
     for case, changes in CASES.items():
         module = code.ChatGLMForConditionalGeneration(config(**{**SHRUNKEN, **changes}), empty_init=False)
         module = module.to(getattr(torch, changes.get("torch_dtype", "float32"))).eval()
         fill(module)
-        found[case] = logits(case, module).float().numpy()
-    np.savez_compressed(GOLDEN, **found)
+        golden[case] = logits(case, module).float().numpy()
+    np.savez_compressed(GOLDEN, **golden)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def main() -> None:
         for model, memory in ((glm, {}), (llama, {"0": "230KB", "1": "160KB", "cpu": "350KB"})):
             kind = "sequential" if memory else "auto"
             device = Device("npu_multi", "npu", "torch_npu", device_map=kind, max_memory=memory)
-            found, maps = run(model, device, quantizer, folder / "cards")
-            assert_same(expected[model.name], found)
+            on_cards, maps = run(model, device, quantizer, folder / "cards")
+            assert_same(expected[model.name], on_cards)
             print(model.name, sorted({str(where) for where in maps[0].values()}))
 
 

@@ -69,12 +69,12 @@ def bias(source: str, rows: int) -> np.ndarray:
 def batches(source: str, columns: int) -> list[np.ndarray]:
     """Three calibration inputs [4, k] with a shifted mean and one heavy channel."""
     rng = np.random.default_rng(200 + SOURCES.index(source))
-    found = []
+    inputs = []
     for _ in range(3):
         x = rng.standard_normal((4, columns)) + 0.3
         x[:, 3] *= 12
-        found.append(x.astype(np.float32))
-    return found
+        inputs.append(x.astype(np.float32))
+    return inputs
 
 
 def step(w: np.ndarray, case: dict[str, object]) -> tuple[np.ndarray, int, int]:
