@@ -97,7 +97,7 @@ class Room:
         return copy
 
     def keep_array(self, array: Array) -> Array:
-        """The same of an array."""
+        """Keep the numbers of an array, as `keep` does."""
         if self.holds(array, array.nbytes):
             return array
         copy = self._mapped(torch.from_numpy(array)).numpy()
@@ -106,7 +106,7 @@ class Room:
         return cast(Array, copy)
 
     def release(self, numbers: Iterable[Numbers]) -> None:
-        """`release`, once something did not fit."""
+        """`release` these tensors, once something did not fit."""
         if self.full:
             release(numbers)
 

@@ -116,7 +116,7 @@ class Estimate:
 
     @cached_property
     def same_method(self) -> list[Record]:
-        """Those of them with the same method, whatever its knobs."""
+        """The records of the same method, whatever its knobs."""
         return [record for record in self.alike if record.method == type(self.experiment.quant).__name__]
 
     @cached_property
@@ -143,7 +143,7 @@ class Estimate:
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """Of the float weights, unless they would have to be read for it."""
+        """Fingerprint of the float weights, None where they would have to be read for it."""
         experiment = self.experiment
         return experiment.framework.fingerprint(experiment.model, read=False)
 

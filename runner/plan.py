@@ -115,7 +115,7 @@ def baselines(job: Estimate) -> str:
 
 
 def memory(job: Estimate) -> str:
-    """Of this process, and of the card if there is one."""
+    """Memory of this process, and of the card if there is one."""
     peak, told = job.memory
     device = job.experiment.device
     on_card = f"; float weights {size(job.outline.float_bytes)} on {device.type}" if device.type != "cpu" else ""

@@ -36,7 +36,7 @@ class Guess:
         return [0] * (len(text.encode()) // BYTES + 1)
 
     def encode_prompt(self, text: str, system: str = "") -> list[int]:
-        """The same, of both."""
+        """As many zeros as turn and system prompt may have tokens."""
         return self.encode(system + text)
 
 
@@ -50,7 +50,7 @@ class Counting:
         self.encode, self.encode_prompt = reader.encode, reader.encode_prompt
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Nothing."""
+        """No text."""
         return ""
 
     def hidden(self, ids: IntArray) -> FloatArray:
@@ -59,11 +59,11 @@ class Counting:
         return np.zeros((*ids.shape, 1), np.float32)
 
     def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
-        """The same of each batch."""
+        """Zeros for each batch."""
         return map(self.hidden, batches)
 
     def disturbed(self) -> AbstractContextManager[bool]:
-        """Nothing to disturb."""
+        """There is nothing to disturb."""
         return nullcontext(False)
 
     def log_probs(self, hidden: FloatArray) -> FloatArray:

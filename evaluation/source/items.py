@@ -48,14 +48,14 @@ class Items:
 
 
 def items(path: str | None, hub: Hub | None = None, otherwise: str | None = None) -> Items:
-    """Those of a file; without one those of the hub; without either those of the pinned set `otherwise`."""
+    """The items of a file; without one those of the hub; without either those of the pinned set `otherwise`."""
     if path is None and hub is not None:
         return Items(f"hub.id={hub.id}", hub.rows(hub.split), hub.sha256(hub.split))
     return of_file(path or _pinned(otherwise))
 
 
 def of_file(path: str | Path, key: str = "path") -> Items:
-    """Those of a file; `key` is what the user gave it with."""
+    """The items of a file; `key` is what the user named it with."""
     try:
         return Items(f"{key}={path}", table.read_rows(path), file.sha256(path))
     except ValueError as error:

@@ -103,7 +103,7 @@ class Smoothable(Protocol):
         """Meanwhile every norm (by class name, with a weight [c]) and every linear reports to `seen`."""
 
     def foldable(self, norms: Mapping[str, Sequence[str]], run: Callable[[], Any]) -> dict[str, float]:
-        """Of norms, each with the linears that read it, those that can give something else if the linears make up.
+        """Those of the norms that can give something else if the linears that read them make up for it.
 
         With each what it adds to its weight: 0, or 1 where it is stored around zero. `run` runs the model.
         """
@@ -179,7 +179,7 @@ class GradientNetwork(Network, Protocol):
         """The last hidden states [1, T, H] of a sample, before the output layer."""
 
     def states_part(self, part: int, sample: Sample, state: Any) -> Tensor:
-        """One part of `states`, as of `run_part`.
+        """One part of `states`, given what the part before gave, as with `run_part`.
 
         PassedBy where a block is given more than its state that gradients would flow through.
         """
@@ -204,7 +204,7 @@ class GradientNetwork(Network, Protocol):
         """What a norm and the linears that read it may be, for `folds_that_hold`."""
 
     def folds_that_hold(self, candidates: Sequence[Sequence[Fold]], run: Callable[[], Any]) -> list[Fold | None]:
-        """Of each candidate's folds the first that changes nothing while `run` runs the model once; None for none."""
+        """Each candidate's first fold that changes nothing while `run` runs the model once; None where none does."""
 
 
 def weight_error(weight: Tensor, quantized: QuantizedWeight) -> tuple[float, float]:

@@ -77,7 +77,7 @@ class InputRange:
         return torch.tensor([*self.observer.range(), self.tokens], dtype=torch.float64)
 
     def see_again(self, seen: Tensor) -> None:
-        """Be as when this was `seen`."""
+        """Go back to what `seen` gave."""
         low, high, tokens = seen.tolist()
         self.observer, self.tokens = KnownRange(low, high), int(tokens)
         self._follow()
@@ -89,32 +89,32 @@ class InputRange:
 
 
 class InputRanges(dict[str, InputRange]):
-    """Those of many linears, by name."""
+    """The input ranges of many linears, by name."""
 
     def __init__(self) -> None:
         super().__init__()
         self._told: set[str] = set()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget what was seen."""
         super().clear()
         self._told.clear()
 
     def seen(self) -> Tensors:
-        """`seen` of each that saw something since this was last asked."""
+        """What each linear has `seen`, of those that saw something since this was last asked."""
         new = [name for name, one in self.items() if one.tokens and name not in self._told]
         self._told.update(new)
         return {name: self[name].seen() for name in new}
 
     def see_again(self, seen: Tensors) -> None:
-        """Be as when these were `seen`."""
+        """Go back to what `seen` gave."""
         self._told.update(seen)
         for name, one in seen.items():
             self[name].see_again(one)
 
 
 class InputStatistics:
-    """Of each linear's input in the float model: how heavy its tails are, and the first peak."""
+    """How heavy the tails of each linear's input are in the float model, and its first peak."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -140,7 +140,7 @@ class InputStatistics:
         return {str(place): one for place, one in enumerate(sums)}
 
     def see_again(self, seen: Tensors) -> None:
-        """Be as when this was `seen`."""
+        """Go back to what `seen` gave."""
         for place, sums in enumerate(self._all):
             sums.update(zip(self.names, seen[str(place)].tolist()))
 

@@ -168,7 +168,7 @@ class SequentialCalibrator:
         self._put(name, quantized, linear)
 
     def _put(self, name: str, weight: QuantizedWeight, linear: QuantizedLinear) -> None:
-        """The quantized linear in the place of the float one, or of that of another try."""
+        """Put the quantized linear in the place of the float one, or of that of another try."""
         self.layers[name].note = self.layers[name].format = ""
         put_back = self.network.replace(name, linear)
         if isinstance(linear, Int8Linear):
@@ -176,7 +176,7 @@ class SequentialCalibrator:
             self._ranges[name] = InputRange(name, linear, weight, put_back if self.one_format else None, reciprocal)
 
     def _leave_floats(self) -> None:
-        """What the float linears took is free then."""
+        """Let go of the memory that the float linears took."""
         self.network.leave(sum(math.prod(layer.shape) for layer in self.layers.values() if layer.quantized))
 
 

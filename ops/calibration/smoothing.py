@@ -64,11 +64,11 @@ class LastNorm(Observations):
         self.values = torch.empty(0)
 
     def gave(self, name: str, out: Any, values: Tensor) -> None:
-        """As of the base class."""
+        """Keep what the norm gave."""
         self.name, self.values = name, values.detach().reshape(-1, values.shape[-1]).to(torch.float32, copy=True)
 
     def read(self, name: str, given: Any) -> None:
-        """Of no interest."""
+        """Nothing: what linears read does not matter here."""
 
 
 def foldable_by_runs(

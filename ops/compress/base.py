@@ -57,7 +57,7 @@ class Codec(Protocol):
 
     @property
     def version(self) -> int:
-        """Of the container."""
+        """Version of the container format."""
 
     @property
     def parts(self) -> tuple[str, ...]:

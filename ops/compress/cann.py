@@ -49,7 +49,7 @@ class Cann:
 
     @property
     def version(self) -> int:
-        """Of the container."""
+        """Version of the container format."""
         return self._answer[1]
 
     def encode(self, weight: Int8Array) -> Parts:

@@ -106,7 +106,7 @@ class Ascend(Target):
         return stored
 
     def files(self, folder: Path) -> AscendFiles:
-        """Read by safetensors, types by the description."""
+        """The folder's files: tensors read by safetensors, types by the description."""
         return AscendFiles(folder)
 
 
@@ -118,7 +118,7 @@ class AscendFiles:
         self._types = read_object(folder / DESCRIPTION)
 
     def keys(self) -> set[str]:
-        """Of the float model."""
+        """Names of the float model's tensors."""
         return {key for key in self._stored.where if key.rpartition(".")[2] not in SUFFIXES}
 
     def linear(self, name: str, kind: str) -> Held:
@@ -140,7 +140,7 @@ class AscendFiles:
         return Held(own["weight"], None, None, grid, deq_scale=deq_scale, quant_bias=own["quant_bias"])
 
     def tensor(self, key: str) -> Tensor:
-        """As it is stored."""
+        """The tensor as it is stored."""
         return self._stored.tensor(key)
 
 

@@ -39,7 +39,7 @@ class Ckpt(Target):
             raise ValueError(f"ckpt is written by MindSpore; {error}") from error
 
     def command(self, folder: Path) -> str:
-        """In Python."""
+        """The line of Python that loads it."""
         return f'slimrun.load_bundle("{folder}", framework="mindspore")'
 
     def written(self, source: Source, scratch: Path) -> tuple[list[Change], list[Check]]:

@@ -58,7 +58,7 @@ class CompressedTensors(Target):
             raise ValueError(f"weights_alone={self.weights_alone} is not known; allowed: {INT8}, {FLOAT.lower()}")
 
     def engine(self) -> Abilities:
-        """Without weights alone where they are to be float."""
+        """What the engine can hold: no weights-only linears where those are to be float."""
         kinds = self.abilities.formats.items()
         chosen = {kind: there for kind, there in kinds if self.weights_alone == INT8 or there != ALONE}
         return replace(self.abilities, formats=chosen)
@@ -77,11 +77,11 @@ class CompressedTensors(Target):
         return write_description(source, self.dtype_of(source), folder, **more)
 
     def files(self, folder: Path) -> CompressedFiles:
-        """Read by safetensors."""
+        """The folder's files, read by safetensors."""
         return CompressedFiles(folder)
 
     def load(self, folder: Path) -> Any:
-        """As transformers runs it, which emulates the integers."""
+        """The model in transformers, which emulates the integers."""
         from slimrun.ops.model.auto import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(folder)
@@ -90,7 +90,7 @@ class CompressedTensors(Target):
         return model
 
     def command(self, folder: Path) -> str:
-        """For vLLM."""
+        """The command that serves it in vLLM."""
         return f"vllm serve {folder}"
 
 
@@ -101,7 +101,7 @@ class CompressedFiles:
         self._stored = Folder(folder)
 
     def keys(self) -> set[str]:
-        """Of the float model."""
+        """Names of the float model's tensors."""
         ends = (".weight_packed", ".weight_shape", ".weight_scale", ".input_scale", ".input_zero_point")
         names = {key.rpartition(".")[0] for key in self._stored.where if key.endswith(".weight_scale")}
         return {key for key in self._stored.where if not key.endswith(ends)} | {f"{name}.weight" for name in names}
@@ -116,7 +116,7 @@ class CompressedFiles:
         return Held(values, step, own.get("bias"), grid, per_token=kind == DYNAMIC)
 
     def tensor(self, key: str) -> Tensor:
-        """As it is stored."""
+        """The tensor as it is stored."""
         return self._stored.tensor(key)
 
 

@@ -106,17 +106,17 @@ class Gguf(Target):
         ]
 
     def files(self, folder: Path) -> GgufFiles:
-        """Read by the package gguf."""
+        """The file, read by the package gguf."""
         return GgufFiles(folder / FILE)
 
     def load(self, folder: Path) -> Any:
-        """As transformers reads it: weights times their steps."""
+        """The model in transformers, which reads integers times their steps."""
         from slimrun.ops.model.auto import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
 
     def command(self, folder: Path) -> str:
-        """For llama.cpp."""
+        """The command that serves it in llama.cpp."""
         return f"llama-server -m {folder / FILE}"
 
     def _content(self, source: Source, key: str, kind: GGMLQuantizationType) -> Array:

@@ -42,7 +42,7 @@ class GgufFiles:
         }
 
     def keys(self) -> set[str]:
-        """Of the float model."""
+        """Names of the float model's tensors."""
         return set(self._places)
 
     def linear(self, name: str, kind: str) -> Held:
@@ -59,7 +59,7 @@ class GgufFiles:
         return Held(self._unpaired(name, values), self._unpaired(name, torch.from_numpy(steps[:, 0].copy())), bias)
 
     def tensor(self, key: str) -> Tensor:
-        """As it is stored."""
+        """The tensor as it is stored."""
         _, _, kind, shape = self._places[key]
         dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
         return self._unpaired(key.rpartition(".")[0], torch.from_numpy(self._bytes(key)).view(dtype).reshape(shape))

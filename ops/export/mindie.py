@@ -24,7 +24,7 @@ class MindIE(Ascend):
     )
 
     def describe(self, folder: Path, quant_type: str, types: Mapping[str, str]) -> None:
-        """Under both names that its releases look for."""
+        """Write the description under both names that MindIE's releases look for."""
         super().describe(folder, quant_type, types)
         shutil.copyfile(folder / DESCRIPTION, folder / f"quant_model_description_{quant_type.lower()}.json")
 
@@ -33,5 +33,5 @@ class MindIE(Ascend):
         return {} if quant_type == FLOAT else {"quantize": quant_type.lower()}
 
     def command(self, folder: Path) -> str:
-        """For its own example."""
+        """The command of MindIE's own example that serves it."""
         return f"cd $ATB_SPEED_HOME_PATH && python -m examples.run_pa --model_path {folder.absolute()}"

@@ -104,7 +104,7 @@ class Folder:
             self.where |= dict.fromkeys(open_file(path).headers(), path)
 
     def tensor(self, key: str) -> Tensor:
-        """As it is stored; ValueError when no file holds it."""
+        """The tensor as it is stored; ValueError when no file holds it."""
         if key not in self.where:
             raise ValueError(f"{key} was not written")
         return open_file(self.where[key]).read(key)

@@ -21,5 +21,5 @@ class VllmAscend(Ascend):
     )
 
     def command(self, folder: Path) -> str:
-        """For vLLM with vllm-ascend."""
+        """The command that serves it in vLLM with vllm-ascend."""
         return f"vllm serve {folder} --quantization ascend"

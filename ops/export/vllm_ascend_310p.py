@@ -20,5 +20,5 @@ class VllmAscend310P(Ascend):
     float32_token_step: ClassVar[bool] = True
 
     def command(self, folder: Path) -> str:
-        """For vLLM with vllm-ascend."""
+        """The command that serves it in vLLM with vllm-ascend."""
         return f"vllm serve {folder} --quantization ascend --dtype float16"

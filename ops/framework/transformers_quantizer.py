@@ -63,7 +63,7 @@ class BundleQuantizer(HfQuantizer):  # type: ignore[misc]
         return config
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The model's; ValueError for another one than the bundle's."""
+        """The model's dtype; ValueError for another one than the bundle's."""
         said = read_object(self._weights.parent / CONFIG).get("dtype")
         if said and said != str(dtype).removeprefix("torch."):
             raise ValueError(f"dtype={dtype}: the bundle's tensors are {said}; leave dtype out, or dtype=auto")
@@ -90,10 +90,10 @@ class BundleQuantizer(HfQuantizer):  # type: ignore[misc]
         return model.to(self._device)
 
     def is_serializable(self, *_: Any) -> bool:
-        """A bundle is copied, not saved again."""
+        """False: a bundle is copied, not saved again."""
         return False
 
     @property
     def is_trainable(self) -> bool:
-        """Integers are not."""
+        """False: integers are not trained."""
         return False

@@ -58,7 +58,7 @@ class Own(Model):
         return self.own()[1]
 
     def outline(self, formats: Collection[str]) -> Outline:
-        """Known to the framework that runs the network."""
+        """Unavailable: only the framework that runs the network knows its outline."""
         raise self._for_mindspore()
 
     def fingerprint(self, *, read: bool = True) -> str | None:
@@ -72,10 +72,10 @@ class Own(Model):
         return digest.hexdigest()
 
     def key(self) -> None:
-        """Not known: the function may read whatever it likes."""
+        """None: the function may read whatever it likes."""
 
     def reader(self) -> None:
-        """Not here before the network is made."""
+        """None: the tokenizer is not here before the network is made."""
 
     def _module(self) -> ModuleType:
         """The module with the function, from where slimrun was started too; a console script does not look there."""

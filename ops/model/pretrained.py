@@ -86,7 +86,7 @@ class Pretrained(Model):
         return replace(outline, notes=(*outline.notes, *strays(folder, formats)))
 
     def fingerprint(self, *, read: bool = True) -> str | None:
-        """Of a folder its content, of a hub id its commit."""
+        """Hash of a folder's content, or of a hub id's commit."""
         folder, known = self.folder(), ""
         if folder is not None:
             content = folder_hash(folder, self.cache, read=read, code=self.trust_remote_code)

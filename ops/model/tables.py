@@ -28,7 +28,7 @@ class Table:
 
     @property
     def name(self) -> str:
-        """That it is stored under."""
+        """The name that the table is stored under."""
         return self.places[0]
 
 
@@ -65,7 +65,7 @@ def _head(model: Any, shape: tuple[int, int]) -> Any:
 
 
 def _tied(model: Any, head: str, embeddings: str) -> bool:
-    """By what transformers says, since parameters on disk are not told apart, or by the parameters themselves."""
+    """Whether both are one, as transformers says (parameters on disk are not told apart) or the parameters show."""
     said = getattr(model, "all_tied_weights_keys", {})
     one, other = f"{head}.weight", f"{embeddings}.weight"
     if said.get(one) == other or said.get(other) == one:

@@ -69,7 +69,7 @@ class TextModel:
         raise NotImplementedError
 
     def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
-        """The same of each batch."""
+        """States [B, T, H] of each batch."""
         return map(self.hidden, batches)
 
     def decode(self, ids: Sequence[int]) -> str:

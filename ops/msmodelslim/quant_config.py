@@ -121,19 +121,19 @@ class QuantConfig:
         return self._set("sparse_quant", allowed, {"w_bit": 4, "co_sparse": not lowbit, **arguments})
 
     def kv_quant(self, *_: Any, **__: Any) -> QuantConfig:
-        """Not built."""
+        """ValueError: this is not built."""
         raise ValueError("kv_quant is not built: the key-value cache stays float.")
 
     def fa_quant(self, *_: Any, **__: Any) -> QuantConfig:
-        """Not built."""
+        """ValueError: this is not built."""
         raise ValueError("fa_quant is not built: attention stays float.")
 
     def timestep_quant(self, *_: Any, **__: Any) -> QuantConfig:
-        """Not built."""
+        """ValueError: this is not built."""
         raise ValueError("timestep_quant is not built: it is for diffusion models.")
 
     def simulate_tp(self, *_: Any, **__: Any) -> QuantConfig:
-        """Not built."""
+        """ValueError: this is not built."""
         raise ValueError("simulate_tp is not built: there is no tensor-parallel calibration.")
 
     @property

@@ -134,7 +134,7 @@ class StaticQuantizer(Quantizer):
 
     @property
     def input_observer(self) -> str:
-        """The knob."""
+        """The observer that the knob names."""
         return self.observer
 
 

@@ -154,7 +154,7 @@ class RDOQ(StaticQuantizer):
 
     @property
     def levels(self) -> int:
-        """Those of `grid`, but never -128."""
+        """The levels of `grid`, but never -128."""
         return INT8_LEVELS if self.grid is None else self.grid.levels
 
     def expected_bits(self, shape: tuple[int, int]) -> float:
@@ -165,7 +165,7 @@ class RDOQ(StaticQuantizer):
         return max(target - SCALE_BITS / shape[1], target / 2)
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
-        """Without anything known of the inputs: one step for all rows, from the entropy of gaussian weights."""
+        """Round on one step for all rows, from the entropy of gaussian weights, as nothing is known of the inputs."""
         if self.grid is not None:
             return self.grid.quantize_weight(weight)
         weight = check_finite(weight)

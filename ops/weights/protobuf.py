@@ -53,7 +53,7 @@ class Entry:
     spans: list[Span] = field(default_factory=list)
 
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor; ValueError when the bytes are not those of such a one."""
+        """The tensor's shape; ValueError when its bytes are not those of such a one."""
         if self.dtype not in DTYPES:
             raise ValueError(f"the type {self.dtype!r} is not known; known: {', '.join(DTYPES)}")
         stored, itemsize = sum(end - start for start, end in self.spans), DTYPES[self.dtype].itemsize

@@ -24,7 +24,7 @@ class Size:
         return None if value is None else value / self.unit
 
     def shown(self, results: Mapping[str, Any]) -> str:
-        """It as text, "" when the results lack it."""
+        """The size as text, "" when the results lack it."""
         value = self.of(results)
         return "" if value is None else self.form.format(value)
 

@@ -65,7 +65,7 @@ class MLflow:
 
     @contextmanager
     def run(self, job: Path, sweep: Path | None, name: str) -> Iterator[None]:
-        """The job's run, with its params and the load of the machine; one that was open before goes on."""
+        """Open the job's run, with its params and the load of the machine; one that was open before goes on."""
         write_json(job / RUN, {**(read_json(job / RUN) or {}), "name": name})
         with ExitStack() as alive:
             with suppress(Timeout):
@@ -80,7 +80,7 @@ class MLflow:
                     attempted(self.tracking_uri, sweep, lambda: within(ANSWER_SECONDS, monitor.finish))
 
     def deliver(self, job: Path, sweep: Path | None) -> None:
-        """Params, metrics, tags, data, tables and pictures."""
+        """Log params, metrics, tags, data, tables and pictures."""
         if self._delivered(job):
             self._waiting(job, sweep).done(self._outbox)
             return
@@ -88,7 +88,7 @@ class MLflow:
         attempted(self.tracking_uri, sweep, lambda: self._fill(job, sweep))
 
     def begin_sweep(self, sweep: Path) -> None:
-        """The parent run."""
+        """Open the parent run."""
         (sweep / AWAY).unlink(missing_ok=True)  # a new start asks anew
         attempted(self.tracking_uri, sweep, lambda: within(None, lambda: self._parent(sweep, reopen=True)))
 
@@ -105,7 +105,7 @@ class MLflow:
         attempted(self.tracking_uri, sweep, fill)
 
     def deliver_waiting(self) -> tuple[int, int]:
-        """Everything in the outbox that has ended and belongs to this store, each into its own experiment."""
+        """Log everything in the outbox that has ended and belongs to this store, each into its own experiment."""
         delivered = still = 0
         for entry in waiting(self._outbox, self.address):
             tracker = replace(self, experiment=entry.experiment, log_weights=entry.log_weights)

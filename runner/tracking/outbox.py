@@ -37,7 +37,7 @@ class Waiting:
             print(f"note: {outbox} cannot be written ({error.strerror}); nothing is delivered later", file=sys.stderr)
 
     def done(self, outbox: Path) -> None:
-        """It waits no longer."""
+        """Take it out: it waits no longer."""
         with suppress(OSError):
             self.file(outbox).unlink(missing_ok=True)
 

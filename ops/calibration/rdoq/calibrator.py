@@ -160,7 +160,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         meet(loss_at, rounding.first_level(BITS), target)
 
     def _install(self, weights: dict[str, QuantizedWeight], progress: Progress) -> None:
-        """Quantized linears in the places of the float ones, or of those of another try."""
+        """Put quantized linears in the places of the float ones, or of those of another try."""
         dtypes = {name: self.dtype or self._floats[name].dtype for name in weights}
         for name, quantized in weights.items():
             layer = self.layers[name]

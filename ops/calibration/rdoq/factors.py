@@ -29,7 +29,7 @@ class Factors:
         return name in self.rows or name in self._inputs
 
     def __getitem__(self, name: str) -> Importance:
-        """Of the linear, with its own rows."""
+        """The importance of the linear, with its own rows."""
         first, rows = self.rows[name]
         known = self._inputs[first]
         factor = known.factor.to(rows.device)

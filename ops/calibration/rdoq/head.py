@@ -26,7 +26,7 @@ class Teacher:
     head: nn.Module
 
     def of(self, numbers: Iterable[int]) -> Teacher:
-        """Of the samples of these numbers alone."""
+        """A teacher of the samples with these numbers alone."""
         chosen = list(numbers)
         return Teacher([self.samples[one] for one in chosen], [self.states[one] for one in chosen], self.head)
 

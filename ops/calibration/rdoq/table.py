@@ -38,7 +38,7 @@ class Cost:
     moment: Tensor  # [H, H]
 
     def __add__(self, other: Cost) -> Cost:
-        """Of both together, as far as one moment can say it."""
+        """The cost of both together, as far as one moment can say it."""
         one, two = float(self.rows.sum()), float(other.rows.sum())
         moment = (self.moment * one + other.moment * two) / (one + two)
         share, more = (float(cost.moment.trace() / moment.trace()) for cost in (self, other))

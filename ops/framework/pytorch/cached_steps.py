@@ -30,7 +30,7 @@ class Batch(Protocol):
         """States [B, H] of the last token of each."""
 
     def append(self, tokens: Tensor) -> None:
-        """One token [B] more for each."""
+        """Add a token [B] to each prompt."""
 
 
 class CachedSteps:
@@ -99,7 +99,7 @@ class CachedSteps:
         )
 
     def _padded_states(self, tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """(found, expected) of two prompts in a batch, one padded, at each step."""
+        """(stepped, full) states of two prompts in a batch, one padded, at each step."""
         starts = (0, SHORTER)
         full = [self.full(torch.tensor([tokens[start:]], device=self.device))[0] for start in starts]
         batch = PaddedBatch(self, [tokens[start:READ] for start in starts], MORE, tokens[0])
@@ -111,7 +111,7 @@ class CachedSteps:
         return pairs
 
     def _prefix_states(self, tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """(found, expected) of two texts after a prefix."""
+        """(stepped, full) states of two texts after a prefix."""
         prefix = torch.tensor([tokens[:READ]], device=self.device)
         later = torch.tensor([tokens[READ:], tokens[:MORE]], device=self.device)
         stepped = self.after_prefix(prefix, later)
@@ -139,7 +139,7 @@ class PaddedBatch:
         return self.steps.run(self.ids, self.cache, attention_mask=mask, position_ids=self.positions)[:, -1]
 
     def append(self, tokens: Tensor) -> None:
-        """One token [B] more for each."""
+        """Add a token [B] to each prompt."""
         self.ids = tokens.unsqueeze(1)
         self.positions = (self.lengths + self.width - self.longest).unsqueeze(1)
         self.width += 1
@@ -161,6 +161,6 @@ class WholeBatch:
         return states[torch.arange(len(self.rows)), torch.tensor([len(row) - 1 for row in self.rows])]
 
     def append(self, tokens: Tensor) -> None:
-        """One token [B] more for each."""
+        """Add a token [B] to each prompt."""
         for row, token in zip(self.rows, tokens.tolist()):
             row.append(token)

@@ -33,7 +33,7 @@ class Release:
         self.room = room
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
-        """The module has run."""
+        """Let the weights of the module, which has run, leave memory."""
         self.room.release([*module.parameters(recurse=False), *module.buffers(recurse=False)])
 
     def __deepcopy__(self, _: object) -> Release:

@@ -29,5 +29,5 @@ def noisy(module: Any, seed: int) -> Iterator[None]:
 
 
 def noise_of(dtype: torch.dtype) -> float:
-    """Its size, as a share of what it moves."""
+    """Size of the noise, as a share of what it moves."""
     return max(NOISE, torch.finfo(dtype).eps)

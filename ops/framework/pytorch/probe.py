@@ -29,7 +29,7 @@ LINEAR_REACH = 8  # of linears that make the input: a clamp between them must sh
 def folds_that_hold(
     model: nn.Module, candidates: Sequence[Sequence[Fold]], run: Callable[[], Any]
 ) -> list[Fold | None]:
-    """Of each candidate's folds, which share a block, the first that changes nothing while `run` runs the model once.
+    """The first of each candidate's folds, which share a block, that changes nothing while `run` runs the model once.
 
     None where there is no such fold, where the parts also run outside their block, or share weights with others.
     """
@@ -208,7 +208,7 @@ def _in_float32(value: Any) -> Any:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Those in the output of a module, in its order."""
+    """The tensors in the output of a module, in its order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

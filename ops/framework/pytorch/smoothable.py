@@ -91,7 +91,7 @@ class TorchSmoothable:
         return tensor
 
     def folds_that_hold(self, candidates: Sequence[Sequence[Fold]], run: Callable[[], Any]) -> list[Fold | None]:
-        """Of each candidate's folds the first that changes nothing while `run` runs the model once."""
+        """The first of each candidate's folds that changes nothing while `run` runs the model once."""
         return folds_that_hold(self.model, candidates, run)
 
 
