@@ -22,6 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Outputs = dict[str, npt.NDArray[Any]]  # no object dtype: saved with allow_pickle=False, text as unicode arrays
 Progress = Callable[[int, int], None]  # (done, total)
+Prefixed = tuple[Sequence[int], Sequence[Sequence[int]]]  # tokens of a prefix, and of the options after it
 
 T = TypeVar("T")
 PROTOCOL_VERSION = 3  # raise it when the same settings begin to give other outputs
@@ -75,6 +76,10 @@ class LanguageModel(Reader, Protocol):
 
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         """Token log-probabilities of every option after the prefix, which is run once."""
+        ...
+
+    def all_continuations(self, questions: Sequence[Prefixed]) -> Iterator[list[FloatArray]]:
+        """The same of each; a model larger than memory takes all of them through a block before the next one."""
         ...
 
     def disturbed(self) -> AbstractContextManager[bool]:

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from slimrun.evaluation import prompt, tokens
-from slimrun.evaluation.base import LanguageModel, Reader
+from slimrun.evaluation.base import Prefixed, Reader
 from slimrun.evaluation.source.table import Row
 
 
@@ -36,14 +34,12 @@ class Question:
         options = [tokens.continued(model, *pair) for pair in zip(self.prompts, self.continuations)]
         return [encoded[text] for text in self.prompts], options
 
-    def scores(self, model: LanguageModel, front: list[int], chat: bool) -> list[float]:
-        """The summed log-probability of every option."""
+    def prefixed(self, model: Reader, front: list[int], chat: bool) -> list[Prefixed]:
+        """All options after the prefix that they share, which is run once, or each after its own."""
         prefixes, options = self.tokens(model, front, chat)
-        if prefixes.count(prefixes[0]) == len(prefixes):  # run once
-            log_probs = model.continuations(prefixes[0], options)
-        else:
-            log_probs = [model.continuations(prefix, [option])[0] for prefix, option in zip(prefixes, options)]
-        return [float(values.sum(dtype=np.float64)) for values in log_probs]
+        if prefixes.count(prefixes[0]) == len(prefixes):
+            return [(prefixes[0], options)]
+        return [(prefix, [option]) for prefix, option in zip(prefixes, options)]
 
     def after(self, examples: Sequence[str]) -> "Question":
         """The item with examples before it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from slimrun.evaluation.base import FloatArray, IntArray, Reader, Task
+from slimrun.evaluation.base import FloatArray, IntArray, Prefixed, Reader, Task
 
 BYTES = 3  # of a token
 
@@ -74,6 +74,10 @@ class Counting:
         """Zeros for each token of each option."""
         self.work.read.append(len(prefix) + sum(map(len, options)))
         return [np.zeros(len(option), np.float32) for option in options]
+
+    def all_continuations(self, questions: Sequence[Prefixed]) -> Iterator[list[FloatArray]]:
+        """The same of each."""
+        return (self.continuations(*question) for question in questions)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Answers without a token, counted as if each were as long as may be."""

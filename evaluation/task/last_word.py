@@ -60,15 +60,15 @@ class LastWord:
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """log_probs [n]: of the whole word; right [n]: whether each of its tokens is the most likely one."""
-        pairs = self._pairs()
+        asked = [self._tokens(model, *pair) for pair in self._pairs()]
         log_probs, right = [], []
-        for done, (before, word) in enumerate(pairs, start=1):
-            prefix, ids = self._tokens(model, before, word)
-            states = model.hidden(np.array([prefix + ids]))[0, len(prefix) - 1 : -1]
+        hiddens = model.hiddens([np.array([prefix + ids]) for prefix, ids in asked])
+        for done, ((prefix, ids), hidden) in enumerate(zip(asked, hiddens), start=1):
+            states = hidden[0, len(prefix) - 1 : -1]
             scores = model.log_probs(states)
             log_probs.append(float(np.take_along_axis(scores, np.array(ids)[:, None], axis=1).sum(dtype=np.float64)))
             right.append(bool((scores.argmax(axis=1) == ids).all()))
-            progress(done, len(pairs))
+            progress(done, len(asked))
         front = tokens.kept(tokens.front(model, self.prefix))
         return {"log_probs": np.array(log_probs), "right": np.array(right)} | front
 

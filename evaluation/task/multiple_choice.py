@@ -1,14 +1,18 @@
 """Multiple choice by likelihood: the answer is the option the model finds most likely after the question."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from slimrun.evaluation import prompt, tokens
 from slimrun.evaluation.base import (
+    FloatArray,
     LanguageModel,
     Outputs,
+    Prefixed,
     Progress,
     Reader,
     Reference,
@@ -101,20 +105,22 @@ class MultipleChoice:
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """log_probs: the summed log-probability of every option, item after item in one row."""
         questions, front = self._questions(), tokens.front(model, self.prefix)
+        asked = [item.prefixed(model, front, self.chat) for item in questions]
         sums: list[float] = []
-        for done, item in enumerate(questions, start=1):
-            sums += item.scores(model, front, self.chat)
+        log_probs = model.all_continuations(list(chain(*asked)))
+        for done, parts in enumerate(asked, start=1):
+            sums += _sums(chain(*islice(log_probs, len(parts))))
             progress(done, len(questions))
-        outputs: Outputs = {"log_probs": np.array(sums, dtype=np.float64)} | tokens.kept([] if self.chat else front)
-        return outputs | (self._moves(model, questions, outputs["log_probs"]) if reference else {})
+        outputs: Outputs = {"log_probs": np.array(sums)} | tokens.kept([] if self.chat else front)
+        return outputs | (self._moves(model, asked[:NOISE_ITEMS], outputs["log_probs"]) if reference else {})
 
-    def _moves(self, model: LanguageModel, questions: list[Question], log_probs: Values) -> Outputs:
-        """moves [k]: what the options of the first items change by when the model is disturbed."""
-        again: list[float] = []
+    def _moves(self, model: LanguageModel, asked: list[list[Prefixed]], log_probs: Values) -> Outputs:
+        """moves [k]: what the options of these items, the first ones, change by when the model is disturbed."""
         with model.disturbed() as moved:
-            for item in questions[:NOISE_ITEMS] if moved else []:
-                again += item.scores(model, tokens.front(model, self.prefix), self.chat)
-        return {"moves": np.array(again) - log_probs[: len(again)]} if moved else {}
+            if not moved:
+                return {}
+            again = _sums(chain(*(model.continuations(*part) for part in chain(*asked))))  # each is disturbed once
+        return {"moves": np.array(again) - log_probs[: len(again)]}
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Accuracy of both, plain and per character, flips in both directions, exact McNemar."""
@@ -179,6 +185,11 @@ class MultipleChoice:
     def _kinds(self, rows: Items) -> list[str]:
         """What rows have to share with their examples."""
         return [repr(row.get(self.shots_by)) if self.shots_by else "" for _, row in rows.rows]
+
+
+def _sums(options: Iterable[FloatArray]) -> list[float]:
+    """The log-probability of every option, of those of its tokens."""
+    return [float(values.sum(dtype=np.float64)) for values in options]
 
 
 def _choices(questions: list[Question], log_probs: Values, per_character: bool) -> np.ndarray:

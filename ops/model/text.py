@@ -15,6 +15,7 @@ from slimrun.ops.errors import Unavailable
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+Prefixed = tuple[Sequence[int], Sequence[Sequence[int]]]  # tokens of a prefix, and of the options after it
 
 CHECKSUM_PROMPTS = ("The capital of France is", "def add(a, b):\n    return", "中国的首都在哪里？")
 # Chat templates that put the day into the prompt (LLaMA 3.1, Granite, gpt-oss) would give other scores each day. They
@@ -71,6 +72,14 @@ class TextModel:
     def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
         """States [B, T, H] of each batch."""
         return map(self.hidden, batches)
+
+    def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """Token log-probabilities of each option after the prefix."""
+        raise NotImplementedError
+
+    def all_continuations(self, questions: Sequence[Prefixed]) -> Iterator[list[FloatArray]]:
+        """The same of each."""
+        return (self.continuations(*question) for question in questions)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, special ones skipped."""

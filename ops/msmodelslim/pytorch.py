@@ -29,7 +29,7 @@ from slimrun.ops import calibration
 from slimrun.ops.files import staging
 from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.framework.pytorch import network as pytorch
-from slimrun.ops.framework.pytorch.language_model import stored_tensors
+from slimrun.ops.framework.pytorch.storing import stored_tensors
 from slimrun.ops.model import auto  # noqa: F401 - scripts load ChatGLM2 with transformers' Auto classes
 from slimrun.ops.model.linears import linear_names
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from slimrun.evaluation.base import FloatArray, IntArray
+from slimrun.evaluation.base import FloatArray, IntArray, Prefixed
 
 VOCABULARY, WIDTH, STOP = 257, 16, 256
 
@@ -66,6 +66,9 @@ class FakeModel:
             states = self.hidden(np.array([[*prefix, *option]]))[0, len(prefix) - 1 : -1]
             scores.append(self.log_probs(states)[np.arange(len(option)), list(option)])
         return scores
+
+    def all_continuations(self, questions: Sequence[Prefixed]) -> Iterator[list[FloatArray]]:
+        return (self.continuations(*question) for question in questions)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         self.calls.append((len(prompts), max_new_tokens))

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slimrun.ops.framework.pytorch import Calibrator, TorchModel
+from slimrun.ops.memory import Room
 from slimrun.ops.model.tokenizer import byte_tokenizer
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.w8a8 import W8A8
@@ -95,6 +96,19 @@ def test_generation_and_scores_are_those_of_full_passes(kind: str) -> None:
     assert model._steps.generates is (kind not in NO_STEPS)
     assert model._steps.keeps_prefix is (kind in KEYS_AND_VALUES)
     assert len(model.notes) == (kind not in KEYS_AND_VALUES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_questions_go_block_by_block_where_memory_has_no_room(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(kind)
+    questions = [(PROMPTS[0], [[7, 8, 9], [100, 12]]), (PROMPTS[1], [[5]]), ([*range(40)], [[1, 2], [3, 4], [5, 6]])]
+    expected = list(model.all_continuations(questions))
+    model.room = Room(0)
+    model.room.full = True
+    monkeypatch.setattr(model, "continuations", None)  # which runs the whole model for each
+    for found, scores in zip(model.all_continuations(questions), expected, strict=True):
+        for one, other in zip(found, scores, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "lfm2", "mamba", "recurrent_gemma"])

@@ -64,6 +64,13 @@ class CachedSteps:
         states: Tensor = out.last_hidden_state
         return states
 
+    def fill(self, cache: DynamicCache, tokens: int, layers: int) -> None:
+        """Make empty layers of a cache as if each had read so many tokens: masks and positions follow."""
+        stand_in = torch.zeros(1, 1, tokens, 1, device=self.device)
+        for number in range(max(layers, len(cache.layers))):
+            if not cache.get_seq_length(number):
+                cache.update(stand_in, stand_in, number)
+
     def full(self, ids: Tensor) -> Tensor:
         """States [B, T, H] of all tokens [B, T] in one pass."""
         states: Tensor = self.base(input_ids=ids, use_cache=False).last_hidden_state
@@ -73,7 +80,7 @@ class CachedSteps:
         """States [B, 1 + T, H] of the last token of a prefix [1, P] and of the tokens [B, T] after it."""
         count, length = later.shape
         if not self.keeps_prefix:
-            return self.full(torch.cat([prefix.expand(count, -1), later], dim=1))[:, prefix.shape[1] - 1 :]
+            return self.full(joined(prefix, later))[:, prefix.shape[1] - 1 :]
         cache = self.new_cache()
         states = self.run(prefix, cache)[:, -1:].expand(count, -1, -1)
         if length:
@@ -117,6 +124,11 @@ class CachedSteps:
         stepped = self.after_prefix(prefix, later)
         full = [self.full(torch.cat([prefix[0], row]).unsqueeze(0))[0, READ - 1 :] for row in later]
         return list(zip(stepped, full))
+
+
+def joined(prefix: Tensor, later: Tensor) -> Tensor:
+    """Tokens [B, P + T]: the prefix [1, P] before each row of [B, T]."""
+    return torch.cat([prefix.expand(len(later), -1), later], dim=1)
 
 
 class PaddedBatch:

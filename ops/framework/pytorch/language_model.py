@@ -12,21 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers.dynamic_module_utils import custom_object_save
 
 from slimrun.ops.calibration.base import Sample
-from slimrun.ops.calibration.states import States
 from slimrun.ops.format.linear import Int8Table, QuantizedLinear, float_product
 from slimrun.ops.memory import Room
 from slimrun.ops.model.output_head import output_layer
-from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
+from slimrun.ops.model.text import CHECKSUM_PROMPTS, Prefixed, TextModel
 
 from .as_module import AsModule, or_of_module
+from .block_by_block import hidden_states, states_after
 from .cached_steps import MORE, READ, CachedSteps
 from .network import TorchNetwork
 from .noise import noisy
+from .storing import save_description, stored_tensors
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -82,7 +81,7 @@ class TorchModel(AsModule, TextModel):
         for ids in batches:
             self.check_tokens(ids, "row")
         samples: list[Sample] = [{"input_ids": self._tensor(ids), "use_cache": False} for ids in batches]
-        states = _block_by_block(TorchNetwork(self.module, self._base, self.room), samples)
+        states = hidden_states(TorchNetwork(self.module, self._base, self.room), samples)
         for index in range(len(batches)):
             yield _float_array(states.take(index))
 
@@ -108,9 +107,34 @@ class TorchModel(AsModule, TextModel):
         self.check_tokens(options, "option")
         if len(options) == 0:
             return []
-        length = max(len(option) for option in options)
-        padded = self._tensor([[*option, *[0] * (length - len(option))] for option in options])
-        states = self._cached_steps().after_prefix(self._tensor([list(prefix)]), padded[:, :-1])
+        prefix_ids, padded = self._padded(prefix, options)
+        return self._chosen(self._cached_steps().after_prefix(prefix_ids, padded[:, :-1]), padded, options)
+
+    @torch.inference_mode()
+    def all_continuations(self, questions: Sequence[Prefixed]) -> Iterator[list[FloatArray]]:
+        """The same of each; all of them through a block before the next where memory has no room."""
+        many = len(questions) > 1 and all(options for _, options in questions)
+        steps = self._cached_steps() if self.room.full and many else None
+        states = None
+        if steps is not None:
+            self.check_tokens([prefix for prefix, _ in questions], "prefix")
+            self.check_tokens([option for _, options in questions for option in options], "option")
+            texts = [self._padded(*question) for question in questions]
+            network = TorchNetwork(self.module, self._base, self.room)
+            states = states_after(network, steps, [(prefix, padded[:, :-1]) for prefix, padded in texts])
+        if states is None:
+            yield from super().all_continuations(questions)
+            return
+        for index, ((_, options), (_, padded)) in enumerate(zip(questions, texts)):
+            yield self._chosen(states.take(index), padded, options)
+
+    def _padded(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """The prefix [1, P], and the options [B, T] with zeros behind them."""
+        length = max(map(len, options))
+        return self._tensor([list(prefix)]), self._tensor([[*one, *[0] * (length - len(one))] for one in options])
+
+    def _chosen(self, states: Tensor, padded: Tensor, options: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """The log-probabilities of options, of the states [B, T, H] before each of their tokens [B, T]."""
         scores = torch.log_softmax(self._head(states).to(self.device).float(), dim=-1)
         chosen = scores.gather(2, padded.unsqueeze(2)).squeeze(2)
         return [_float_array(row[: len(option)]) for row, option in zip(chosen, options)]
@@ -205,62 +229,6 @@ def float_products(module: nn.Module) -> Iterator[None]:
                 place[name] = before
 
 
-def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Quantized linears and tables in their file format, all else untouched; tied tensors once, offloaded ones read."""
-    quantized = {name: child for name, child in module.named_modules() if isinstance(child, QuantizedLinear)}
-    stored: dict[str, Tensor] = {}
-    for name, linear in quantized.items():
-        with align_module_device(linear):
-            stored |= {f"{name}.{suffix}": tensor.cpu() for suffix, tensor in linear.stored().items()}
-    state = module.state_dict()
-    offloaded = {key for key, tensor in state.items() if tensor.is_meta}
-    tied = getattr(module, "all_tied_weights_keys", {})  # what is read from disk twice has two addresses
-    state |= _read_offloaded(module, offloaded)
-    inside = {name for name, child in module.named_modules(remove_duplicate=False) if child in quantized.values()}
-    seen = set()
-    for key, tensor in state.items():
-        identity = tied.get(key, key) if key in offloaded else (tensor.device, tensor.data_ptr(), tensor.numel())
-        if key.rpartition(".")[0] in inside or identity in seen:
-            continue
-        seen.add(identity)
-        stored[key] = tensor
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}
-
-
-def _read_offloaded(module: nn.Module, keys: set[str]) -> dict[str, Tensor]:
-    """The values of these offloaded tensors of the module, in main memory."""
-    values = {}
-    for name in sorted({key.rpartition(".")[0] for key in keys}):
-        owner = module.get_submodule(name)
-        with align_module_device(owner, torch.device("cpu")):
-            own = owner.state_dict(prefix=f"{name}." if name else "")
-            values.update({key: tensor for key, tensor in own.items() if key in keys and not tensor.is_meta})
-    return values
-
-
-@torch.inference_mode()
-def _block_by_block(network: TorchNetwork, samples: Sequence[Sample]) -> States:
-    """The last hidden states of every sample, all of them through a block before the next."""
-    states = States(len(samples), network.room)
-    for part in range(network.tell_parts(samples[0])):
-        for index, sample in enumerate(samples):
-            states.put(index, network.states_part(part, sample, states.take(index)))
-    return states
-
-
-def save_description(module: Any, tokenizer: Any, folder: Path) -> None:
-    """config.json (rope theta also at the top level, where older readers look) and the tokenizer's files."""
-    config = module.config
-    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
-    if theta is not None:
-        config.rope_theta = theta
-    save_code(module, folder)
-    config.save_pretrained(folder)
-    if module.can_generate():
-        module.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def check_output_head(model: TorchModel) -> None:
     """Refuse an architecture whose logits are not simply its head applied to its last hidden states."""
     module: Any = model.module
@@ -278,18 +246,6 @@ def check_output_head(model: TorchModel) -> None:
         raise ArithmeticError("the float model's logits are not finite numbers; its weights or model.dtype are wrong")
     if logits.shape != apart.shape or not torch.allclose(logits, apart, rtol=1e-3, atol=1e-3):
         raise ValueError(f"{type(module).__name__} changes its logits after the output layer; this is not supported")
-
-
-def save_code(module: Any, folder: Path) -> None:
-    """The Python files of a model that brings its own code, named in the config's auto_map as lying in the folder."""
-    config = module.config
-    for owner in (config, module):
-        if type(owner).__module__.startswith("transformers_modules."):
-            custom_object_save(owner, folder, config=config)
-    named = getattr(config, "auto_map", None) or {}
-    for kind, target in list(named.items()):
-        if isinstance(target, str):  # "owner/name--file.Class" means a hub
-            named[kind] = target.rpartition("--")[2]
 
 
 def _float_array(tensor: Tensor) -> FloatArray:

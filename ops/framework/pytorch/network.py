@@ -149,7 +149,11 @@ class TorchNetwork(TorchSmoothable):
 
     def states_part(self, part: int, sample: Sample, state: Any) -> Tensor:
         """One part of `states`, given what the part before gave."""
-        out = self._blocks.run(part, partial(self.states, sample), state)
+        return self.part_of(part, partial(self.states, sample), state)
+
+    def part_of(self, part: int, run: Callable[[], Tensor], state: Any) -> Tensor:
+        """One part of what `run` runs of the model, given what the part before gave."""
+        out = self._blocks.run(part, run, state)
         assert isinstance(out, Tensor)
         return out
 
