@@ -74,7 +74,7 @@ def size_metrics(
     one float32 scale a row; a linear that stayed float counts with the bytes of its float weights.
     """
     rows: list[dict[str, object]] = []
-    weights = compressed = linears = kept_float = 0
+    weights = compressed = linears = in_float = 0
     entropy_sum, quantized = 0.0, 0
     listed = [layer for layer in layers if layer.name in covered or (layer.note and f"{layer.name}.weight" in tensors)]
     for layer in listed:
@@ -97,14 +97,14 @@ def size_metrics(
         if layer.quantized:
             entropy_sum += float(row["entropy"]) * count  # type: ignore[arg-type]
             quantized += count
-        kept_float += layer.fallback or not layer.quantized  # fallback: its input
+        in_float += layer.float_inputs or not layer.quantized
         weights, compressed = weights + count, compressed + size
     metrics: Metrics = {
         "size/float_bytes": 2 * weights,
         "size/int8_bytes": weights,
         "size/compressed_bytes": compressed,
         "size/bits_per_weight": 8 * compressed / max(1, weights),  # quant=none takes models without linears
-        "size/fallback_share": kept_float / max(1, linears),
+        "size/fallback_share": in_float / max(1, linears),
         **dict.fromkeys(("size/artifact_bytes", "size/file_bytes"), bundle.size(artifact)),
         "compress/ratio": weights / compressed if compressed else 1.0,
         **({"size/entropy_bits": entropy_sum / quantized} if quantized else {}),

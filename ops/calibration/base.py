@@ -58,7 +58,7 @@ class Layer:
     name: str
     shape: tuple[int, int]
     quantized: bool
-    fallback: bool = False
+    float_inputs: bool = False  # a quantized one, whose inputs stay float where the method's do not
     observer: str = ""
     input_low: float = 0.0
     input_high: float = 0.0

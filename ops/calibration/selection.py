@@ -12,6 +12,8 @@ from slimrun.ops.quant.base import Quantizer
 from .base import Layer, Network
 from .ranges import BARELY_REACHED, UNREACHED
 
+HEAVIEST = "kept float, because its inputs are among the heaviest (fallback_level)"
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -34,7 +36,7 @@ def select(network: Network, quantizer: Quantizer, run: Callable[[], Any] | None
     covered = [name for name in quantizer.covered(list(shapes)) if name not in kept]
     apart = network.used_otherwise(covered, run) if run else {}
     for name, reason in apart.items():
-        layers[name].fallback, layers[name].note = True, f"kept float, because {reason}"
+        layers[name].note = f"kept float, because {reason}"
     notes = grouped(layers[name] for name in covered if name in apart)
     if len(apart) == len(covered):
         raise ValueError(f"the model has nothing to quantize: {'; '.join(notes)}")
@@ -64,7 +66,8 @@ def check_float(network: Network, quantizer: Quantizer) -> None:
 def calibration_notes(layers: Mapping[str, Layer], raised: Mapping[str, int]) -> list[str]:
     """What calibrating has found, `raised` being how many rows of a linear got a larger step: its layer says so."""
     notes = grouped(layer for layer in layers.values() if layer.note.endswith((UNREACHED, BARELY_REACHED)))
-    raised = {name: rows for name, rows in raised.items() if not layers[name].fallback}
+    # without a grid of its inputs a linear has no bias in int32
+    raised = {name: rows for name, rows in raised.items() if layers[name].quantized and not layers[name].float_inputs}
     for name, rows in raised.items():
         layers[name].note = f"a larger step in {rows} rows, so that int32 holds their bias"
     if raised:

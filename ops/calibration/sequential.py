@@ -23,7 +23,7 @@ from slimrun.ops.quant.base import Quantizer, StaticQuantizer
 from .base import FLOAT_SAMPLES, Layer, Network, Progress, Remember, Sample, call, silent, weight_error
 from .journal import Journal, Noted, Results, Tensors
 from .ranges import InputRange, InputRanges, input_statistics
-from .selection import calibration_notes, check_float, heaviest, select
+from .selection import HEAVIEST, calibration_notes, check_float, heaviest, select
 from .smoothing import smooth
 from .states import Walk, failing
 from .tables import quantize_tables
@@ -87,11 +87,12 @@ class SequentialCalibrator:
             )
             for name, parameter, peak in zip(selected, statistics["range_parameter"], statistics["first_peak"]):
                 self.layers[name].range_parameter, self.layers[name].first_peak = float(parameter), float(peak)
-        for name in heaviest(self.layers, selected, quantizer):
-            self.layers[name].fallback = True
+        kept = heaviest(self.layers, selected, quantizer)
+        for name in kept:
+            self.layers[name].note = HEAVIEST
         results = Results(self.journal, "weights")
         for done, name in enumerate(selected):
-            if not self.layers[name].fallback:
+            if name not in kept:
                 self._quantize_layer(name, results)
             progress(done + 1, len(selected))
         self._quantize_tables()
@@ -140,7 +141,7 @@ class SequentialCalibrator:
     def _leave_unreached(self, name: str, one: InputRange) -> None:
         """What a linear becomes of whose inputs nothing is known."""
         layer = self.layers[name]
-        layer.fallback, layer.quantized = True, one.put_back is None
+        layer.quantized = layer.float_inputs = one.put_back is None
         layer.note = f"{'inputs ' if layer.quantized else ''}kept float, because {one.lack}"
         if one.put_back is not None:
             one.put_back()

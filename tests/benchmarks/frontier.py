@@ -102,7 +102,7 @@ def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
         with patch.object(fisher, "POWER", 0.0 if label == GPTQ else fisher.POWER):  # GPTQ weighs all tokens alike
             calibrator.quantize(call if label == GPTQ else experiment.known_statistics(model, texts))
         layers = calibrator.calibrate(silent)
-        chosen = chosen or [layer.name for layer in layers if layer.fallback]
+        chosen = chosen or [layer.name for layer in layers if layer.float_inputs]
         row: dict[str, Any] = {"method": label, "seconds": time.perf_counter() - start, "bits": bits(model)}
         rows.append(row | losses(model, domains, references, "int8 inputs"))
         fair: list[dict[str, Any]] = []

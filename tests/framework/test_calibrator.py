@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from slimrun.ops import bundle
+from slimrun.ops.calibration.selection import HEAVIEST
 from slimrun.ops.format.arithmetic import ActivationGrid, activation_grid
 from slimrun.ops.format.linear import Int8Linear, WeightOnlyLinear, quantized_linear, restored_linear
 from slimrun.ops.framework.pytorch import Calibrator, PyTorch
@@ -87,17 +88,17 @@ def test_each_layer_is_calibrated_on_what_its_quantized_predecessors_produce() -
     assert second.grid.scale == pytest.approx((second_high - min(0.0, second_low)) / 255, rel=0.005)
 
 
-def test_fallback_takes_the_heaviest_tails(chatglm: ChatGLMForConditionalGeneration) -> None:
+def test_linears_with_the_heaviest_tails_stay_float(chatglm: ChatGLMForConditionalGeneration) -> None:
     spiky = "transformer.encoder.layers.1.mlp.dense_4h_to_h"
     chatglm.get_submodule(spiky).register_forward_pre_hook(lambda _, x: (x[0] + 500 * (x[0] == x[0].max()),))
     layers = Calibrator(chatglm, W8A8S(fraction=0.1, fallback_level=1), samples()).run()
-    assert [layer.name for layer in layers if layer.fallback] == [spiky]
+    assert [layer.name for layer in layers if layer.note == HEAVIEST and not layer.quantized] == [spiky]
     assert isinstance(chatglm.get_submodule(spiky), nn.Linear)
     table = {layer.name: layer for layer in layers}
     assert table[spiky].range_parameter == max(layer.range_parameter for layer in layers)
 
 
-def test_more_fallback_than_layers_is_an_error(chatglm: ChatGLMForConditionalGeneration) -> None:
+def test_to_keep_more_float_than_there_are_is_an_error(chatglm: ChatGLMForConditionalGeneration) -> None:
     with pytest.raises(ValueError, match=r"fallback_level=8 leaves nothing to quantize: .* covers 8 .*: 0 to 7"):
         Calibrator(chatglm, W8A8(fallback_level=8), samples()).run()
 
@@ -176,7 +177,7 @@ def test_a_linear_that_no_sample_reaches_keeps_float_inputs(quantizer: Quantizer
     calibrator = Calibrator(model, quantizer, [[torch.arange(9).repeat(1, 4)]])
     layers = {layer.name: layer for layer in calibrator.run()}
     unreached = ["experts.1.0", "experts.1.1"]
-    assert [name for name, layer in layers.items() if layer.fallback] == unreached
+    assert [name for name, layer in layers.items() if layer.float_inputs] == unreached
     assert {layers[name].note for name in unreached} == {"inputs kept float, because no calibration sample reached it"}
     assert calibrator.notes == [f"2 linears (experts.1.0, experts.1.1): {layers[unreached[0]].note}"]
     linear = model.experts[1][0]

@@ -54,7 +54,7 @@ def test_the_target_is_met_and_the_bundle_computes_the_same(tmp_path: Path) -> N
     count = sum(layer.shape[0] * layer.shape[1] for layer in covered)
     assert 8 * size / count + 32 * sum(layer.shape[0] for layer in covered) / count == pytest.approx(5.0, rel=0.01)
 
-    float_inputs = {layer.name for layer in layers if layer.fallback}
+    float_inputs = {layer.name for layer in layers if layer.float_inputs}
     assert len(float_inputs) == 1
     assert all(layer.input_loss > 0 for layer in covered)
     folder = tmp_path / "artifact"
@@ -92,7 +92,7 @@ def test_a_loss_is_met(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
     with caplog.at_level("INFO"):
         layers = calibrator(model, RDOQ(target_kl=0.05, tune_rate=0.0, fallback=Fallback(0.1))).run()
     assert float(caplog.messages[-1].split()[-1]) == pytest.approx(0.05, rel=0.11)
-    assert sum(layer.fallback for layer in layers) == 1
+    assert sum(layer.float_inputs for layer in layers) == 1
     with pytest.raises(ValueError, match=r"target_kl=0\.02 is measured on prompts held out: .* not 1"):
         PyTorch().calibrator(tiny(), RDOQ(target_kl=0.02), TEXTS[:1], 64)
 
@@ -162,7 +162,7 @@ def test_weights_alone() -> None:
     tensors = model.tensors()
     assert not any(key.endswith(("input_scale", "deq_scale")) for key in tensors)
     assert all(f"{layer.name}.weight_scale" in tensors for layer in layers if layer.quantized)
-    assert not any(layer.fallback for layer in layers)
+    assert not any(layer.float_inputs for layer in layers)
 
 
 def test_tuning_moves_steps_alone_and_lowers_the_loss() -> None:

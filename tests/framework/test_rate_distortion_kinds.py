@@ -64,9 +64,9 @@ def test_the_worst_inputs_climb_a_ladder(tmp_path: Path) -> None:
         for layer in layers:
             if layer.format == "W8A8_DYNAMIC":
                 assert 0 < layer.input_loss_left < layer.input_loss
-                assert not layer.fallback
+                assert not layer.float_inputs
             elif layer.format:
-                assert (layer.input_loss_left, layer.fallback) == (0.0, True)
+                assert (layer.input_loss_left, layer.float_inputs) == (0.0, True)
             elif layer.quantized:
                 assert layer.input_loss_left == layer.input_loss
         assert stay
@@ -86,7 +86,7 @@ def test_the_worst_inputs_climb_a_ladder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
 def test_linears_that_share_an_input_keep_it_float_together(share: float) -> None:
     layers = calibrator(tiny(num_hidden_layers=4), RDOQ(target_bits=5.0, fallback=Fallback(share))).run()
-    kept = {layer.name for layer in layers if layer.fallback}
+    kept = {layer.name for layer in layers if layer.float_inputs}
     covered = [layer.name for layer in layers if layer.quantized]
     assert 0 < len(kept) <= share * len(covered)
     for name in covered:

@@ -164,7 +164,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         dtypes = {name: self.dtype or self._floats[name].dtype for name in weights}
         for name, quantized in weights.items():
             layer = self.layers[name]
-            layer.quantized, layer.fallback = True, False
+            layer.quantized, layer.float_inputs = True, False
             layer.sqnr_db, layer.clipped = weight_error(self._floats[name], quantized)
             self.room.release([self._floats[name]])
         if self.quantizer.tune_rate:

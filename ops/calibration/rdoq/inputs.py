@@ -90,7 +90,7 @@ def leave_worst_inputs(
     for name, (inputs, left) in other_inputs(on_grids, first, fallback, dynamic_losses).items():
         layer = layers[name]
         layer.format, layer.input_loss_left = FORMATS[inputs], left
-        layer.fallback, layer.note = inputs == FLOAT_INPUTS, ""
+        layer.float_inputs, layer.note = inputs == FLOAT_INPUTS, ""
         network.replace(name, ranges[name].without_grid(layer.format))
 
 
