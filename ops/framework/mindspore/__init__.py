@@ -1,4 +1,4 @@
-"""MindSpore: with the two files beside it and `slimrun.msmodelslim.mindspore` the only place that imports it."""
+"""MindSpore: with `slimrun.msmodelslim.mindspore` the only place that imports it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from mindspore import Tensor, nn, ops
 
-from slimrun.ops.framework.mindspore_llama import CHUNK, WIDTH, Llama, columns_of
+from slimrun.ops.framework.mindspore.llama import CHUNK, WIDTH, Llama, columns_of
 from slimrun.ops.memory import Room
 from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
 from slimrun.ops.weights.mindspore import to_torch
@@ -152,7 +152,7 @@ class MindSporeModel(TextModel):
 
 
 class LlamaModel(MindSporeModel):
-    """The LLaMA of `slimrun.ops.framework.mindspore_llama`, run with a key-value cache.
+    """The LLaMA of `slimrun.ops.framework.mindspore.llama`, run with a key-value cache.
 
     Scores come from the states before the output head and the head apart, one prefix is run once for all its
     continuations, and generation computes each token once. A compilation takes seconds and serves one shape, so few

@@ -20,7 +20,7 @@ from slimrun.ops.bundle.references import CONFIG
 from slimrun.ops.errors import Unavailable, nearest
 from slimrun.ops.format.linear import Int8Table, restored_linear
 from slimrun.ops.framework.mindspore.cells import activation_of, add_bias, cell_of, gates, linear_names, put
-from slimrun.ops.framework.mindspore_llama import Llama, rope
+from slimrun.ops.framework.mindspore.llama import Llama, rope
 from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.model.own import Own

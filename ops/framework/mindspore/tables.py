@@ -9,7 +9,7 @@ import torch
 from mindspore import nn
 
 from slimrun.ops.format.linear import Int8Table, QuantizedLinear
-from slimrun.ops.framework.mindspore_llama import Llama
+from slimrun.ops.framework.mindspore.llama import Llama
 from slimrun.ops.model.tables import Table
 
 from .cells import cell_of, put

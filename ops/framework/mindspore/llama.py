@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from slimrun.ops.framework.mindspore_compiled import attend, gated, normalize, project
+from slimrun.ops.framework.mindspore.compiled import attend, gated, normalize, project
 
 Cache = Sequence[tuple[Tensor, ...]]  # keys and values, of every layer one [B, heads, S, D]
 Advance = Callable[..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]  # as Backbone.construct

@@ -1,4 +1,4 @@
-"""What the layers of `mindspore_llama.py` compute, compiled.
+"""What the layers of `llama.py` compute, compiled.
 
 In PyNative these functions run by themselves, in a graph they are part of it. They are given values instead of
 parameters: for each parameter they would be compiled anew.
