@@ -30,6 +30,7 @@ PAGE = mmap.PAGESIZE
 MAPPINGS = Path("/proc/self/maps")  # a line each: its addresses, four flags, an offset, a device, an inode, a name
 PAGES = Path("/proc/self/pagemap")  # a word a page. Source: Linux, Documentation/admin-guide/mm/pagemap.rst
 PRESENT, SWAPPED, IN_FILE = 63, 62, 61  # its bits; the last is of pages of files, shared memory among them
+MMAP_THRESHOLD, AT_ONCE = -3, 1 << 20  # a parameter of glibc's mallopt, and bytes. Source: its malloc.h
 CGROUP = Path("/sys/fs/cgroup")  # of this process. Source: Linux, Documentation/admin-guide/cgroup-v2.rst
 
 Array = TypeVar("Array", bound=npt.NDArray[Any])
@@ -42,9 +43,22 @@ def give_back() -> None:
     It keeps the more the longer small things that stay and large ones that go come by turns. Does nothing where the C
     library is not glibc.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    _glibc("malloc_trim", 0)
+
+
+def give_back_at_once() -> None:
+    """From now on what is freed of a mebibyte or more goes back to the system then, which must clear it anew each time.
+
+    glibc itself raises that bound to 32 MiB as such pieces are freed, and then keeps several GB between the linears of
+    a large model. Does nothing where the C library is another.
+    """
+    _glibc("mallopt", MMAP_THRESHOLD, AT_ONCE)
+
+
+def _glibc(function: str, *values: int) -> None:
+    known = getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
+    if known is not None:
+        known(*values)
 
 
 def free_memory() -> int:
@@ -78,7 +92,9 @@ class Room:
         with self._lock:
             fits = size <= self.left
             self.left -= size if fits else 0
-            self.full |= not fits
+            if not fits and not self.full:
+                self.full = True
+                give_back_at_once()
         if fits:
             weakref.finalize(owner, self._give_back, size).atexit = False
         return fits

@@ -36,6 +36,18 @@ def test_what_lies_between_things_that_stay_is_given_back() -> None:
     assert all(int(piece.sum()) == SIZE for piece in kept)
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_large_pieces_go_back_at_once_when_memory_is_short() -> None:
+    np.ones(24 << 20, np.uint8)  # freed at once; glibc keeps what is smaller than this from here on
+    assert Room(0).keep(large := torch.ones(MANY)) is not large
+    pieces = [np.ones(4 << 20, np.uint8) for _ in range(20)]
+    kept = pieces[-1]
+    before = resident()
+    del pieces
+    assert resident() < before - 18 * (4 << 20)
+    assert int(kept.sum()) == 4 << 20
+
+
 def resident() -> int:
     """Bytes of main memory that this process takes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

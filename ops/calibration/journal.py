@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slimrun.ops.files import replacing
+from slimrun.ops.memory import release
 
 SECONDS = 10.0  # between two notes
 Tensors = dict[str, Tensor]
@@ -63,6 +64,7 @@ class Journal:
         try:
             with replacing(self.folder / f"{name}.safetensors", 0o600) as scratch:
                 save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, scratch)
+            release(tensors.values())  # those of them that lie in files
         except (OSError, SafetensorError) as error:
             log.warning("%s: %s; from here on the run cannot be resumed", self.folder, error)
             self.folder = None
