@@ -19,7 +19,6 @@ from slimrun.runner.experiment import Experiment
 from slimrun.runner.workload import Guess, work_of
 
 AROUND = 1.25  # what attention, norms and activations take beside the products
-MOST_TOKENS = 64  # of which a product is measured at once
 PROMPTS = "calibration prompts"  # no name of a task
 
 
@@ -59,10 +58,10 @@ class Forecast:
     def _work(self) -> Arrays:
         """Tokens of each pass, by task and of calibration; counting them takes seconds, and is done once."""
         experiment = self.experiment
-        key = None if self.outline.missing else experiment.model.key()
+        key, missing = experiment.model.key(), bool(self.outline.missing)
 
         def counted() -> Arrays:
-            reader = (None if self.outline.missing else experiment.model.reader()) or Guess(experiment.model.config())
+            reader = (None if missing else experiment.model.reader()) or Guess(experiment.model.config())
             prompts = [len(reader.encode(text)) for text in experiment.calibration.texts()]
             counts = {PROMPTS: np.minimum(prompts, experiment.calibration.length)}
             for name, task in experiment.task.items():
@@ -74,9 +73,8 @@ class Forecast:
             return counted()
         what = {"kind": "tokens of tasks", "model": experiment.model.name}
         calibration = experiment.calibration
-        return experiment.cache.arrays(what, key, calibration.texts(), calibration.length, experiment.protocols())(
-            counted
-        )
+        known = (missing, calibration.texts(), calibration.length, experiment.protocols())
+        return experiment.cache.arrays(what, key, *known)(counted)
 
     def _passes(self, tokens: npt.NDArray[Any], kind: str) -> float:
         counts: Counter[int] = Counter(tokens.tolist())
@@ -84,24 +82,13 @@ class Forecast:
 
     def _pass(self, tokens: int, kind: str) -> float:
         """One pass of so many tokens through the model, the method's linears in this format."""
-        at_once = min(1 << max(0, tokens - 1).bit_length(), MOST_TOKENS)  # few sizes, each measured once
+        dtype: torch.dtype = getattr(torch, self.outline.dtype)
         shapes = Counter((shape, name in self.covered) for name, shape in self.outline.linears.items())
         seconds: float = sum(
-            count * speed.product(shape, at_once, self._dtype, kind if covered else FLOAT)
+            count * speed.product(shape, tokens, dtype, kind if covered else FLOAT)
             for (shape, covered), count in shapes.items()
         )
-        return AROUND * seconds * tokens / at_once
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        width = round(self.outline.float_bytes / self.outline.parameters)
-        named: Any = self.experiment.model.dtype
-        if named != "auto":
-            return getattr(torch, named)  # type: ignore[no-any-return]
-        return torch.float32 if width == 4 else torch.bfloat16 if self._is_bfloat16() else torch.float16
-
-    def _is_bfloat16(self) -> bool:
-        return getattr(self.experiment.model.config(), "dtype", None) == torch.bfloat16
+        return AROUND * seconds
 
     def _read(self) -> float:
         """Seconds a byte of the weight files, which are read and looked through."""

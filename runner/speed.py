@@ -16,19 +16,26 @@ from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
 from slimrun.ops.format.linear import FLOAT, Int8Linear, quantized_linear
 from slimrun.ops.quant.base import Quantizer
 
-LEAST_SECONDS = 0.05  # of repeated work, so that the clock tells
+LEAST_SECONDS = 0.03  # of repeated work, so that the clock tells
 SLICE = 2**20  # weights of which rounding and coding are measured
-MOST_ROWS = 512  # of a linear
+MOST_ROWS, MOST_TOKENS = 512, 64  # of a linear, and of what it is given at once
 READ_BYTES = 2**27
 
 
-@cache
 def product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type: str) -> float:
-    """Seconds of a linear [n, k] of this format on so many tokens at once, measured on some of its rows."""
+    """Seconds of a linear [n, k] of this format on so many tokens at once.
+
+    Some of its rows are measured on one token and on MOST_TOKENS; a straight line leads from one to the other.
+    """
     rows, columns = min(shape[0], MOST_ROWS), shape[1]
-    return shape[0] / rows * _product((rows, columns), tokens, dtype, quant_type)
+    one, most = (_product((rows, columns), count, dtype, quant_type) for count in (1, MOST_TOKENS))
+    seconds = tokens / MOST_TOKENS * most
+    if tokens < MOST_TOKENS:
+        seconds = one + (most - one) * (tokens - 1) / (MOST_TOKENS - 1)
+    return shape[0] / rows * seconds
 
 
+@cache
 def _product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type: str) -> float:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, tokens, shape[1], generator=generator).to(dtype)

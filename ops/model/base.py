@@ -26,6 +26,7 @@ class Outline:
     experts: int = 0  # numbers in weights of experts that are no linear
     kept: Mapping[str, str] = field(default_factory=dict)  # linears that stay float whatever the method, and why
     tables: int = 0  # numbers in embeddings and output layer that can be quantized, tied ones once
+    dtype: str = "float32"  # in which the model is loaded
     missing: str = ""  # why it cannot be loaded although all this is known: its weights are not there
 
 

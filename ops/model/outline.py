@@ -43,7 +43,8 @@ def outline_of(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outl
         notes = tuple(map(str, known["notes"]))
         kept = {str(name): str(why) for name, why in known["kept"].items()}
         sizes = int(known["parameters"]), int(known["float_bytes"])
-        return Outline(linears, *sizes, notes, int(known["experts"]), kept, int(known["tables"]))
+        experts, tables, dtype = int(known["experts"]), int(known["tables"]), str(known["dtype"])
+        return Outline(linears, *sizes, notes, experts, kept, tables, dtype)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         measured = measure(model, stored)
     store_object(file, asdict(measured))
@@ -82,16 +83,19 @@ def measure(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline
         experts=experts,
         kept=float_linears(module),
         tables=sum(prod(table.shape) for table in tables(module) if not table.kept),
+        dtype=str(dtype).removeprefix("torch."),
     )
 
 
 def empty_model(config: Any, model: Model) -> Any:
     """`skeleton` of a model as the run describes it; Unavailable when it is no causal language model."""
+    from transformers.initialization import no_init_weights
+
     from slimrun.ops.model.fit import quiet
     from slimrun.ops.model.skeleton import skeleton
 
     try:
-        with quiet():
+        with quiet(), no_init_weights():  # which takes half a second of a model that never has weights
             return skeleton(config, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # the model's own code raises its own
         if "trust_remote_code" in str(error) or "Unrecognized configuration class" not in str(error):

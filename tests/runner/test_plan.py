@@ -14,6 +14,7 @@ import pytest
 
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.model.fingerprint import folder_hash
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.runner import plan
 from slimrun.runner.config import ConfigError, build, composed
 from slimrun.runner.display import Stages
@@ -169,7 +170,7 @@ def test_the_outline_counts_tied_weights_once(tiny_folder: Path, tmp_path: Path)
         experiment.check()
 
 
-def test_a_config_alone_is_planned(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_config_alone_is_planned(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in tiny_folder.iterdir():
         if file.name != "config.json":
             file.unlink()
@@ -181,6 +182,9 @@ def test_a_config_alone_is_planned(tiny_folder: Path, tmp_path: Path) -> None:
     assert told["time"].startswith("about ")
     assert job.weights > 0
     show([([], job)], tmp_path, multirun=False)
+    monkeypatch.delattr(Pretrained, "config")  # which takes seconds, and is not asked for again
+    again = build(composed(own))
+    assert Estimate(again, again.check()).forecast.keys() == job.forecast.keys()
 
 
 def test_memory_follows_the_bound(tmp_path: Path) -> None:
