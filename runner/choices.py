@@ -16,7 +16,7 @@ from slimrun.ops.quant.base import Quantizer
 from slimrun.runner.cache import Cache
 from slimrun.runner.identity import code_hash, digest, settings_of
 from slimrun.runner.result import covered_share
-from slimrun.runner.settings import Calibration, Sweep
+from slimrun.runner.settings import Calibration, HowSmall, Sweep
 from slimrun.runner.tracking.base import Tracker
 
 FLOAT_OUTPUTS = "float outputs"  # what the cache calls them
@@ -37,6 +37,7 @@ class Choices:
     cache: Cache
     export: dict[str, Target] = field(default_factory=dict)
     sweep: Sweep = field(default_factory=Sweep)
+    how_small: HowSmall | None = None
     gate: Policy | None = None
     skip_generation: bool = False
     seed: int = 0

@@ -32,6 +32,7 @@ from slimrun.runner.tracking.base import Tracker
 CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "slimrun.conf", "config", "1.3"
 SEVERAL = ("task", "export")  # groups of which several are chosen
 GATE = "gate"  # the file of a policy
+HOW_SMALL = "how_small"  # null, or what a search walks
 TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
@@ -109,7 +110,7 @@ def build(config: DictConfig) -> Experiment:
         if key not in {*fields, "hydra"}:
             raise CompositionError(f"{key}: no such key{_did_you_mean(key, fields)}")
     arguments: dict[str, Any] = {}
-    for name in (name for name in fields if name not in (*SEVERAL, GATE)):
+    for name in (name for name in fields if name not in (*SEVERAL, GATE, HOW_SMALL)):
         value = config.get(name)
         arguments[name] = construct(value, name) if isinstance(value, DictConfig) else _scalar(config, name)
     tasks = config.get("task")
@@ -121,6 +122,7 @@ def build(config: DictConfig) -> Experiment:
             raise CompositionError(f"{group}: expected choices of this group, e.g. {group}=[NAME]")
         arguments[group] = {name: construct(chosen[name], f"{group}.{name}") for name in map(str, chosen)}
     arguments[GATE] = _policy(config.get(GATE))
+    arguments[HOW_SMALL] = None if config.get(HOW_SMALL) is None else construct(config.how_small, HOW_SMALL)
     groups = [*arguments["task"], "size", "compress", "fidelity", "time", "memory"]
     for key in arguments["sweep"].objectives:
         if not key.startswith(tuple(f"{group}/" for group in groups)):

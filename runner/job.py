@@ -177,6 +177,8 @@ def reproduce() -> str:
     flags = [flag for folder in folders for flag in ("--config-dir", folder)]
     name = str(context.job.config_name)
     flags += ["--config-name", name] if name != CONFIG_NAME else []
+    if context.sweeper._target_.endswith(".HowSmallSweeper"):  # whose preset makes a multirun of any command
+        flags += ["hydra.mode=RUN"]
     searched = [item for item in typed(context.overrides.hydra) if item.startswith("hydra.searchpath")]
     start = shlex.join(["cd", context.runtime.cwd])
     return f"{start} && {shlex.join(['slimrun', *flags, *searched, *typed(context.overrides.task)])}"

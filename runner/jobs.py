@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from slimrun.runner.config import CompositionError, composed, composing, typed
+from slimrun.runner.how_small import Dial, dial_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def read(arguments: Namespace) -> Command:
         else:
             _check_directions(config)
             jobs = [[str(item.input_line) for item in parsed if not item.is_sweep_override()]]
+        if dial := dial_of(config):
+            jobs = [[*job, _first_on(dial, job)] for job in jobs]
     _check_launcher(config)
     own = typed(config.hydra.overrides.hydra)
     return Command([[*own, *job] for job in jobs], config, True, (*params, *overrides), listed)
@@ -72,6 +75,13 @@ def _product(overrides: Sequence[Override], loader: ConfigLoader) -> list[list[s
             allowed = f"allowed: {', '.join(options)}" if options else f"{item.key_or_group} is no group"
             raise CompositionError(f"{item.input_line} matches no choice; {allowed}")
     return [job for batch in BasicSweeper.split_arguments(list(overrides), max_batch_size=None) for job in batch]
+
+
+def _first_on(dial: Dial, overrides: Sequence[str]) -> str:
+    """What the first job of a search sets."""
+    if given := [item for item in overrides if item.lstrip("+").startswith(f"{dial.asked.key}=")]:
+        raise CompositionError(f"{given[0]}: how_small turns {dial.asked.key} itself; leave it out")
+    return dial.next_override([]) or ""
 
 
 def _check_directions(config: DictConfig) -> None:

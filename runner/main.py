@@ -16,11 +16,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from slimrun.runner import output
+from slimrun.runner import how_small, output
 from slimrun.runner.config import CompositionError, ConfigError, build, build_tracker, checked, composed, typed
 from slimrun.runner.display import print_anything
 from slimrun.runner.estimate import Estimate
 from slimrun.runner.help import choices
+from slimrun.runner.how_small import dial_of
 from slimrun.runner.interrupt import interruptible
 from slimrun.runner.job import run_job
 from slimrun.runner.jobs import Command, read
@@ -132,13 +133,16 @@ def check(command: Command, arguments: Namespace) -> list[DictConfig]:
     for overrides in command.jobs:
         config = composed(overrides, arguments.config_name, arguments.config_dir)
         _check_tracking(config)
+        dial = dial_of(config) if command.multirun else None
         try:
             with origins_told(config, arguments.config_name, arguments.config_dir):
                 experiment = build(config)
-                if not command.multirun or experiment.plan:
+                if not command.multirun or experiment.plan or dial:
                     outline = checked(experiment)
+                if dial:
+                    how_small.check(dial, Estimate(experiment, outline))
         except ConfigError as error:
-            if not command.multirun or isinstance(error, CompositionError):
+            if not command.multirun or dial or isinstance(error, CompositionError):
                 raise
             to_run.append(config)
             planned.append((typed(config.hydra.overrides.task), error))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 
-from slimrun.runner.config import ConfigError, composed, typed
+from slimrun.runner.config import HOW_SMALL, ConfigError, composed, typed
 
 KEY = re.compile(r"(?<![\w./-])[a-z_]+(?:\.\w+)+")
 PRESET = "experiment"
@@ -21,7 +21,8 @@ def origins_told(config: DictConfig, config_name: str | None = None, config_dir:
         yield
     except ConfigError as error:
         overrides = typed(config.hydra.overrides.task)
-        rest = [item for item in overrides if not item.startswith(f"{PRESET}=")]
+        # without the preset there is nothing below how_small
+        rest = [item for item in overrides if not item.startswith((f"{PRESET}=", f"{HOW_SMALL}."))]
         plain = composed(rest, config_name, config_dir) if len(rest) < len(overrides) else config
         told = origins(str(error), config, plain, overrides)
         if not told:

@@ -1,4 +1,4 @@
-"""Settings of a run that are no choice of a group: its calibration texts, the jobs of a sweep."""
+"""Settings of a run that are no choice of a group: its calibration texts, the jobs of a sweep, the dial of a search."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from slimrun.ops.framework.base import Reader
 
 PINNED_CALIBRATION = "wikipedia_calibration"
 ON_ERROR = ("continue", "stop")
+BITS_KEYS = ("quant.target_bits", "quant.target_file_bits")
+MOST_BITS = 7.0  # that they take
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,33 @@ class Sweep:
         """What a search is told about a job: its objectives; one alone is no list. NaN for what is not there."""
         values = [float(cast(float, results.get(key, math.nan))) for key in self.objectives]
         return values[0] if len(values) == 1 else values
+
+
+@dataclass(frozen=True)
+class HowSmall:
+    """The dial that `experiment=how_small` walks, and the task whose verdict it asks for."""
+
+    task: str | None = None
+    margin: float | None = None
+    min_bits: float = 2.0
+    key: str = BITS_KEYS[0]
+    range: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        if self.margin is not None and not self.margin > 0:
+            raise ValueError(f"margin={self.margin} is out of range; allowed: more than 0, no interval is within 0")
+        if not 0 < self.min_bits < MOST_BITS:
+            raise ValueError(f"min_bits={self.min_bits} is out of range; allowed: more than 0, less than {MOST_BITS}")
+        if self.key in BITS_KEYS and self.range is not None:
+            raise ValueError(f"range={self.range} has no effect on {self.key}; allowed: how_small.min_bits")
+        if self.key not in BITS_KEYS and (self.range is None or len(set(self.range)) != 2 or len(self.range) != 2):
+            raise ValueError(
+                f"range={self.range} does not say from where to where {self.key} goes; "
+                "allowed: the value of the smallest model, that of the largest, e.g. how_small.range=[0.01,0.1]"
+            )
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The values of the smallest and of the largest model."""
+        return (self.range[0], self.range[1]) if self.range else (self.min_bits, MOST_BITS)

@@ -15,11 +15,12 @@ from omegaconf import DictConfig
 from slimrun.runner.config import ConfigError, build, build_tracker
 from slimrun.runner.display import print_table
 from slimrun.runner.folder import RESULTS, SWEEP, read_json, write_json
+from slimrun.runner.how_small import Dial, answer, dial_of, put_in_place
 from slimrun.runner.job import OK, STOPPED
 from slimrun.runner.overrides import command_of, short_name
 from slimrun.runner.pairs import told_apart
 from slimrun.runner.report import sweep as report
-from slimrun.runner.report.pareto import panels, read_jobs
+from slimrun.runner.report.pareto import Job, panels, read_jobs
 from slimrun.runner.status import DONE, FAILED, GATED
 from slimrun.runner.tracking.base import Tracker
 
@@ -39,7 +40,7 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show every job, close the parent run."""
-        SweepCallback.status = conclude(Path(config.hydra.sweep.dir), build_tracker(config))
+        SweepCallback.status = conclude(Path(config.hydra.sweep.dir), build_tracker(config), dial_of(config))
 
 
 def begun_before(overrides: Sequence[str]) -> Path | None:
@@ -91,16 +92,24 @@ def all_done(folder: Path, configs: Sequence[DictConfig], tracker: Tracker) -> b
     return True
 
 
-def conclude(folder: Path, tracker: Tracker) -> int:
-    """Write sweep.json, show every job, deliver the parent run; returns the exit status."""
+def jobs_so_far(folder: Path) -> list[Job]:
+    """The jobs that have ended and those planned, by number, which sweep.json lists from now on."""
     record = {**(read_json(folder / SWEEP) or {}), "files": []}
-    record["jobs"] = ended(folder, record["jobs"])
-    write_json(folder / SWEEP, record)
-    jobs = read_jobs(folder)
+    write_json(folder / SWEEP, {**record, "jobs": ended(folder, record["jobs"])})
+    return read_jobs(folder)
+
+
+def conclude(folder: Path, tracker: Tracker, dial: Dial | None = None) -> int:
+    """Write sweep.json, show every job, and what is found on the dial; deliver the parent run. The exit status."""
+    jobs = jobs_so_far(folder)
+    record = read_json(folder / SWEEP) or {}
     drawn = told_apart(folder, jobs, panels(jobs))
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     record["summary"] = report.summary(folder, jobs, common)
     record["tags"] = report.best(jobs, record["summary"], drawn)
+    sentence, smallest = answer(dial, jobs) if dial else ("", None)
+    if dial:
+        record["tags"]["how_small"] = sentence
     record["files"] = [os.path.relpath(file, folder) for file in report.write(folder, jobs, drawn)]
     write_json(folder / SWEEP, record)
 
@@ -109,6 +118,8 @@ def conclude(folder: Path, tracker: Tracker) -> int:
     print_table(title, columns, [[report.cell(value) for value in row.values()] for row in record["summary"]])
     for panel in drawn:
         print(panel.told)
+    if dial:
+        print(f"{sentence}\nbundle: {put_in_place(folder, smallest) or 'gone' if smallest else 'none'}")
     tracker.deliver_sweep(folder)
     if stopped := report.gated_out(record["summary"]):
         print(f"gate: not passed by {len(stopped)} of {len(jobs)} jobs: {', '.join(map(str, stopped))}")
@@ -116,7 +127,7 @@ def conclude(folder: Path, tracker: Tracker) -> int:
     if unfinished:
         print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done; the same command runs the others again")
     print(f"look next: {tracker.look_next() or folder / SWEEP}")
-    return FAILED if unfinished else GATED if stopped else DONE
+    return FAILED if unfinished else GATED if stopped or (dial and not smallest) else DONE
 
 
 def ended(folder: Path, planned: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

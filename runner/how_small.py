@@ -1,0 +1,179 @@
+"""`slimrun experiment=how_small`: the dial, what the jobs along it lost, and the sentence that answers.
+
+`search.py` says where to look next, `sweeper.py` lets Hydra run the jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from slimrun.evaluation.comparison import Score
+from slimrun.evaluation.statistics import ALPHA, LEAST_ITEMS
+from slimrun.ops.scratch import ScratchFolder
+from slimrun.runner.config import HOW_SMALL, CompositionError, ConfigError, construct
+from slimrun.runner.estimate import Estimate
+from slimrun.runner.folder import ARTIFACT, SCORES, read_scores
+from slimrun.runner.report.pareto import BITS, Job
+from slimrun.runner.search import Tried, next_place
+from slimrun.runner.settings import BITS_KEYS, MOST_BITS, HowSmall
+
+CONFIDENCE = f"{1 - ALPHA:.0%} confidence"
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A key of the configuration with the values between which it is turned."""
+
+    asked: HowSmall
+    task: str  # whose verdict is asked for
+    whole: bool  # its values are whole numbers
+
+    @property
+    def step(self) -> float:
+        """Between two places, 0 being the smallest model and 1 the largest."""
+        low, high = self.asked.ends
+        return 1 / abs(high - low) if self.whole else 0.0
+
+    def override(self, place: float) -> str:
+        """What sets the key to its value there."""
+        low, high = self.asked.ends
+        value = low + place * (high - low)
+        return f"{self.asked.key}={round(value) if self.whole else f'{value:.4g}'}"
+
+    def place(self, job: Job) -> float:
+        """Where a job stands."""
+        low, high = self.asked.ends
+        return (float(self.setting(job).partition("=")[2]) - low) / (high - low)
+
+    def setting(self, job: Job) -> str:
+        """The override that put a job there."""
+        return next(item for item in reversed(job.overrides) if item.startswith(f"{self.asked.key}="))
+
+    def score(self, job: Job) -> Score:
+        """The row with the verdict, by the margin asked for."""
+        row = next(score for score in job.scores if score.task == self.task and score.verdict)
+        row = row if self.asked.margin is None else replace(row, margin=self.asked.margin)
+        return replace(row, verdict=row.judged(row.margin or 0.0))
+
+    def holds(self, job: Job) -> bool:
+        """Whether a job is an answer."""
+        return self.score(job).word == "non-inferior" and float(job.results[BITS]) >= self.asked.min_bits
+
+    def tried(self, job: Job) -> Tried:
+        """The job as the search sees it."""
+        score = self.score(job)
+        small = float(job.results[BITS]) < self.asked.min_bits
+        loss = float("inf") if score.loss is None or small else score.loss[1] / (score.margin or 1.0)
+        return Tried(self.place(job), loss, self.holds(job))
+
+    def next_override(self, jobs: Sequence[Job]) -> str | None:
+        """What the next job sets, after these; None when the search has ended, or can say nothing."""
+        if not all(job.ok for job in jobs) or any(undecided(self.score(job)) for job in jobs):
+            return None
+        place = next_place([self.tried(job) for job in jobs], self.step)
+        return None if place is None else self.override(place)
+
+
+def dial_of(config: DictConfig) -> Dial | None:
+    """The dial of a composed configuration, None of any other run; ConfigError on what is wrong with it."""
+    node = config.get(HOW_SMALL)
+    if node is None:
+        return None
+    asked: HowSmall = construct(node, HOW_SMALL)
+    tasks = list(map(str, config.task))
+    if asked.task is not None and asked.task not in tasks:
+        raise CompositionError(f"how_small.task={asked.task} is not run; allowed: {', '.join(tasks)}, of task=[...]")
+    if asked.task is None and len(tasks) > 1:
+        raise CompositionError(f"how_small.task: whose verdict is asked for; allowed: {', '.join(tasks)}")
+    value = OmegaConf.select(config, asked.key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise CompositionError(f"how_small.key={asked.key} holds {value}, no number; name a key with a number")
+    return Dial(asked, asked.task or tasks[0], isinstance(value, int))
+
+
+def check(dial: Dial, job: Estimate) -> None:
+    """ConfigError where it is known before a weight loads that the items cannot decide at this margin."""
+    key, task = f"task.{dial.task}", job.experiment.task[dial.task]
+    items = getattr(task, "windows", None) or len(task.texts())
+    if items < LEAST_ITEMS:
+        raise ConfigError(f"how_small: {key} has {items} items, which decide no margin; {LEAST_ITEMS} are the least")
+    for record in reversed(job.alike if dial.asked.key in BITS_KEYS else []):
+        scores = read_scores(Path(record.folder) / SCORES) or []
+        if record.bits_per_weight >= MOST_BITS and scores:
+            row = dial.score(Job(0, "", [], record.folder, {}, scores))
+            if undecided(row) or (row.word == "inconclusive" and (row.detectable or 0) * row.margin_scale > row.margin):
+                raise ConfigError(f"how_small: {refusal(row)}, says {record.folder}")
+
+
+def undecided(score: Score) -> bool:
+    """Whether no margin can be decided by these items and this float model."""
+    return bool(score.withheld) and score.word != "worse"
+
+
+def refusal(score: Score) -> str:
+    """Why the sample cannot decide, with the number of items that could."""
+    why = score.withheld or score.decides or score.verdict
+    return f"the items of {score.task} cannot decide at a margin of {score.margin:g} {score.margin_unit}: {why}"
+
+
+def answer(dial: Dial, jobs: Sequence[Job]) -> tuple[str, Job | None]:
+    """The sentence, and the job that it names; None when none holds."""
+    done = sorted((job for job in jobs if job.ok), key=lambda job: float(job.results[BITS]))
+    if not done:
+        return "how_small: no job has ended, so nothing is known", None
+    smallest = next((job for job in done if dial.holds(job)), None)
+    if smallest is None:
+        largest = done[-1]
+        score = dial.score(largest)
+        if score.word != "worse" and (undecided(score) or dial.place(largest) > 1 - 1e-6):
+            return f"how_small: {refusal(score)}; the largest tried is {told(dial, largest)}", None
+        return f"no size tried is non-inferior{within(score)}; the largest is {told(dial, largest)}", None
+    score = dial.score(smallest)
+    line = f"the smallest that is non-inferior{within(score)} is {told(dial, smallest)}"
+    smaller = [job for job in done if job.results[BITS] < smallest.results[BITS]]
+    if smaller:
+        return f"{line}; the next smaller one is {dial.score(smaller[-1]).word}: {told(dial, smaller[-1])}", smallest
+    return f"{line}; no smaller one was tried", smallest
+
+
+def within(score: Score) -> str:
+    """The margin and the confidence."""
+    return f" within {score.margin:g} {score.margin_unit} at {CONFIDENCE}"
+
+
+def told(dial: Dial, job: Job) -> str:
+    """Size and score of a job."""
+    score = dial.score(job)
+    bits, megabytes = float(job.results[BITS]), float(job.results["size/artifact_bytes"]) / 1e6
+    change = f"{score.difference:+.3g}{f' {score.unit}' if score.unit else ''}"
+    if score.interval:
+        change += f", {score.interval[0]:+.3g} to {score.interval[1]:+.3g}"
+    scores = f"{score.label} {score.float_value:.4g} -> {score.quant_value:.4g} ({change})"
+    return f"{megabytes:.1f} MB ({dial.setting(job)}, {bits:.3f} bits a weight) with {scores}"
+
+
+def put_in_place(sweep: Path, job: Job) -> Path | None:
+    """The job's bundle as `artifact` in the folder of the sweep, without a second copy; None where it is gone."""
+    bundle = Path(job.results.get("done_in", sweep / job.folder)) / ARTIFACT
+    if not bundle.is_dir():
+        return None
+    target = sweep / ARTIFACT
+    with ScratchFolder(".saving", sweep) as scratch:
+        shutil.copytree(bundle, scratch / ARTIFACT, copy_function=_linked)
+        if target.exists():
+            shutil.rmtree(target)
+        (scratch / ARTIFACT).rename(target)
+    return target
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)

@@ -1,0 +1,50 @@
+"""Hydra's view of `experiment=how_small`: a sweeper whose next job follows from what the jobs before it lost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from slimrun.runner.how_small import Dial, dial_of
+from slimrun.runner.report.pareto import Job
+from slimrun.runner.sweep import jobs_so_far
+
+
+class HowSmallSweeper(Sweeper):
+    """Runs job after job until the smallest whose verdict holds is known."""
+
+    def __init__(self, n_trials: int) -> None:
+        self.n_trials = n_trials
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra gives what the jobs need."""
+        self.config = config
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Launch the jobs."""
+        dial = dial_of(self.config)
+        assert dial is not None
+        folder, results = Path(self.config.hydra.sweep.dir), []
+        for number in range(self.n_trials):
+            done = jobs_so_far(folder)[:number]
+            override = dial.next_override(done)
+            if override is None:
+                break
+            print(f"how_small: {_how(dial, done)}next is {override}", file=sys.stderr)
+            results.append(self.launcher.launch([[*arguments, override]], initial_job_idx=number))
+        return results
+
+
+def _how(dial: Dial, done: Sequence[Job]) -> str:
+    return f"{dial.setting(done[-1])} is {dial.score(done[-1]).verdict}; " if done else ""
