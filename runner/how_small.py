@@ -107,7 +107,8 @@ def check(dial: Dial, job: Estimate) -> None:
         scores = read_scores(Path(record.folder) / SCORES) or []
         if record.bits_per_weight >= MOST_BITS and scores:
             row = dial.score(Job(0, "", [], record.folder, {}, scores))
-            if undecided(row) or (row.word == "inconclusive" and (row.detectable or 0) * row.margin_scale > row.margin):
+            least = row.margin_scale * (row.detectable or 0.0)
+            if undecided(row) or (row.word == "inconclusive" and least > (row.margin or 0.0)):
                 raise ConfigError(f"how_small: {refusal(row)}, says {record.folder}")
 
 

@@ -26,22 +26,21 @@ class HowSmallSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra gives what the jobs need."""
-        self.config = config
+        self.dial = dial_of(config)
+        self.folder = Path(config.hydra.sweep.dir)
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch the jobs."""
-        dial = dial_of(self.config)
-        assert dial is not None
-        folder, results = Path(self.config.hydra.sweep.dir), []
+        results: list[Any] = []
         for number in range(self.n_trials):
-            done = jobs_so_far(folder)[:number]
-            override = dial.next_override(done)
-            if override is None:
+            done = jobs_so_far(self.folder)[:number]
+            override = self.dial.next_override(done) if self.dial else None
+            if self.dial is None or override is None:
                 break
-            print(f"how_small: {_how(dial, done)}next is {override}", file=sys.stderr)
+            print(f"how_small: {_how(self.dial, done)}next is {override}", file=sys.stderr)
             results.append(self.launcher.launch([[*arguments, override]], initial_job_idx=number))
         return results
 
