@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimrun.ops.memory import Room
+
 
 class Expert(nn.Module):
     """One expert: down_proj(gate(gate_proj(x), up_proj(x))); one without a gate has none of the first."""
@@ -36,8 +38,8 @@ class Expert(nn.Module):
 class Experts(nn.ModuleList):
     """The experts of a layer, each run on the tokens that are routed to it."""
 
-    def __init__(self, stacked: Any) -> None:
-        super().__init__(_expert(stacked, number) for number in range(stacked.num_experts))
+    def __init__(self, stacked: Any, room: Room) -> None:
+        super().__init__(_expert(stacked, number, room) for number in range(stacked.num_experts))
         self.interleaved = not stacked.is_concatenated
         own: Any = stacked
         for name in [name for name, _ in own.named_parameters(recurse=False)]:
@@ -57,16 +59,17 @@ class Experts(nn.ModuleList):
         return mixed
 
 
-def unstack(model: nn.Module, kept: Container[str] = ()) -> None:
+def unstack(model: nn.Module, kept: Container[str] = (), room: Room | None = None) -> None:
     """Give every expert of the model linears of its own, in place; the memory of the weights stays the same.
 
+    Where an expert's rows lie apart (gpt-oss has them transposed and by turns) they are copied, into `room`.
     Stacks among `kept`, by the names of their parameters, stay as they are, and so do those that transformers does not
     describe (of code of the model's own, with a norm between the matrices).
     """
     for name, module in list(model.named_modules()):
         if is_stack(module) and f"{name}.down_proj" not in kept:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, Experts(module))
+            setattr(model.get_submodule(parent), child, Experts(module, room or Room()))
 
 
 def is_stack(module: nn.Module) -> bool:
@@ -75,15 +78,15 @@ def is_stack(module: nn.Module) -> bool:
     return told and not getattr(module, "has_post_expert_norm", False) and hasattr(module, "down_proj")
 
 
-def _expert(stacked: Any, number: int) -> Expert:
+def _expert(stacked: Any, number: int, room: Room) -> Expert:
     first = "gate_up_proj" if stacked.has_gate else "up_proj"
     weight, bias = _of(stacked, first, number)
-    down = _linear(*_of(stacked, "down_proj", number))
+    down = _linear(*_of(stacked, "down_proj", number), room)
     if not stacked.has_gate:
-        return Expert(None, _linear(weight, bias), down)
+        return Expert(None, _linear(weight, bias, room), down)
     half = len(weight) // 2
     halves = (slice(half), slice(half, None)) if stacked.is_concatenated else (slice(0, None, 2), slice(1, None, 2))
-    gate, up = (_linear(weight[rows], None if bias is None else bias[rows]) for rows in halves)
+    gate, up = (_linear(weight[rows], None if bias is None else bias[rows], room) for rows in halves)
     return Expert(gate, up, down)
 
 
@@ -94,9 +97,18 @@ def _of(stacked: Any, name: str, number: int) -> tuple[Tensor, Tensor | None]:
     return weight.t() if stacked.is_transposed else weight, bias
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None, room: Room) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta", dtype=weight.dtype)
-    linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    linear.weight = nn.Parameter(_rows(weight, room), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
     return linear
+
+
+def _rows(weight: Tensor, room: Room) -> Tensor:
+    """The weight [n, k] row after row in memory."""
+    if weight.is_contiguous() or weight.device.type != "cpu":
+        return weight.contiguous()
+    rows = room.empty(weight.shape, weight.dtype).copy_(weight)
+    room.release([rows, weight])
+    return rows

@@ -13,10 +13,12 @@ from slimrun.ops.calibration.base import call, silent
 from slimrun.ops.calibration.ranges import BARELY_REACHED, UNREACHED
 from slimrun.ops.calibration.rdoq.fisher import measure
 from slimrun.ops.export.compressed_tensors import CompressedTensors
-from slimrun.ops.framework.pytorch import network
-from slimrun.ops.memory import Room
+from slimrun.ops.framework.base import Device
+from slimrun.ops.framework.pytorch import PyTorch, network
+from slimrun.ops.memory import Room, in_files
 from slimrun.ops.model.experts import unstack
 from slimrun.ops.model.linears import expert_parameters
+from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.model.tokenizer import byte_tokenizer
 from slimrun.runner.config import build, composed
 from slimrun.runner.display import Stages
@@ -53,6 +55,27 @@ def test_linears_compute_what_stacks_do(kind: str) -> None:
     assert expert_parameters(mixture) == {}
     if kind != "gpt_oss":  # whose stacks lie transposed
         assert {parameter.untyped_storage().data_ptr() for parameter in mixture.parameters()} == memory
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3", "hunyuan_v1_moe", "gpt_oss"])
+def test_experts_stay_in_the_files_that_they_are_loaded_from(kind: str, tmp_path: Path) -> None:
+    stacked = save(kind, tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    device = Device("cpu", "cpu", max_memory={"cpu": "0KiB"})
+    loaded = PyTorch().load(Pretrained(kind, str(tmp_path)).open(tmp_path), device).module
+    experts = [weight for name, weight in loaded.named_parameters() if ".experts." in name and weight.ndim == 2]
+    assert len(experts) == 3 * sum(EXPERTS.get(kind, (4, 4)))
+    assert all(in_files(experts))
+    assert not hasattr(loaded.config, "quantization_config")
+    with torch.no_grad():
+        expected = stacked(input_ids=IDS).logits
+        torch.testing.assert_close(loaded(input_ids=IDS).logits, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_a_mixture_larger_than_memory_gives_the_same_bundle(tmp_path: Path) -> None:
+    results = [run("qwen3_moe", tmp_path, f"device.max_memory.cpu={bound}") for bound in ("1GiB", "64KiB")]
+    same = ("artifact/logits_sha256", "size/compressed_bytes", "perplexity/quant", "fidelity/kl_mean")
+    assert [results[0].metrics[key] for key in same] == [results[1].metrics[key] for key in same]
 
 
 def run(kind: str, tmp_path: Path, *overrides: str) -> Result:

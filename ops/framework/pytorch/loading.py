@@ -16,6 +16,7 @@ from slimrun.ops.model.fit import check_loaded, quiet
 from slimrun.ops.model.skeleton import skeleton
 
 from .conversion import in_dtype
+from .experts_apart import experts_apart
 from .placement import find_device_map, place, private_folder
 
 
@@ -35,11 +36,19 @@ def load_pretrained(path: Path | str, model: Model, device: Device, room: Room) 
         empty.tie_weights()
         if not any(map(is_stack, empty.modules())):  # parts of stacks have no place of their own before they are loaded
             spread = {"device_map": find_device_map(empty, device), "offload_folder": private_folder(device)}
-    told = AutoConfig.from_pretrained(path, **source).dtype if dtype == "auto" else dtype
+    config = AutoConfig.from_pretrained(path, **source)
+    told = config.dtype if dtype == "auto" else dtype
+    apart = {} if spread else experts_apart(config)
     try:
         with quiet(), in_dtype(Path(path), told, Room() if spread else room) as folder:
             module, report = AutoModelForCausalLM.from_pretrained(
-                folder or path, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **spread, **source
+                folder or path,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **spread,
+                **apart,
+                **source,
             )
     except RuntimeError as error:
         if "conversion" in str(error):
@@ -55,5 +64,6 @@ def load_pretrained(path: Path | str, model: Model, device: Device, room: Room) 
                 )
     if spread:
         return module
-    unstack(module)
+    fits = sum(weight.nbytes for weight in module.parameters()) <= room.left
+    unstack(module, room=None if fits else room)
     return place(module, device)
