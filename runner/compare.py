@@ -114,8 +114,7 @@ def beside_float(run: Run) -> list[Score]:
 def gated(gate: Policy, scores: Sequence[Score]) -> int:
     """Print what the gate says; the exit status."""
     decision = decide(gate, scores)
-    print_table("what the policy says", report.GATE_HEADINGS, report.rulings(decision))
-    print(f"gate {decision.line}")
+    report.show_gate(decision)
     return DONE if decision.passed else GATED
 
 

@@ -163,8 +163,7 @@ def show(result: Result, experiment: Experiment, output: Path) -> None:
     for exported in result.exports:
         export.show(exported)
     if result.gate:
-        print_table("what the policy says", report.GATE_HEADINGS, report.rulings(result.gate))
-        print(f"gate {result.gate.line}")
+        report.show_gate(result.gate)
     print(f"bundle: {result.weight_file.parent}")
     print(f"report: {output / 'report.md'}")
     print(f"look next: {experiment.tracking.look_next() or output / RESULTS}")

@@ -1,4 +1,8 @@
-"""Writing a bundle: all of it or nothing, in the place of an older one without the folder ever being away."""
+"""Writing a bundle: all of it or nothing, in the place of an older one without the folder ever being away.
+
+It is written at once, not linear by linear: deq_scale and quant_bias are known only when all inputs are calibrated, and
+a safetensors file begins with the sizes of everything in it. What was coded until then lies in the run's `Room`.
+"""
 
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ class Layer:
     note: str = ""  # why it is not what the method makes of linears: never reached by calibration, ...
 
 
-class Calibrator(Protocol):
-    """Quantizes a loaded model in place."""
+class Procedure(Protocol):
+    """How a method quantizes a loaded model in place: what runs and `slimrun.Calibrator` drive."""
 
     notes: list[str]  # what a reader of the scores must know of how it went, one line each
     journal: Journal  # what a run that is killed goes on from

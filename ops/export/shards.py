@@ -16,14 +16,10 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.weights.base import open_file
+from slimrun.ops.weights.safetensors import ALIGNMENT, NAMES
 
 GB = 10**9
 ENTRY = 120  # bytes of a header's entry beside the name: type, three numbers of a shape, two of a place
-ALIGNMENT = 8
-TYPES = {
-    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 
 
 def check_size(shard_gb: float) -> None:
@@ -53,7 +49,7 @@ class ShardWriter:
         assert self._file is not None
         end = self._offset + tensor.nbytes
         shape, place = list(tensor.shape), [self._offset, end]
-        self._shards[-1][name] = {"dtype": TYPES[tensor.dtype], "shape": shape, "data_offsets": place}
+        self._shards[-1][name] = {"dtype": NAMES[tensor.dtype], "shape": shape, "data_offsets": place}
         self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self._offset, self._total = end, self._total + tensor.nbytes
 

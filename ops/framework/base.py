@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slimrun.ops.calibration.base import Calibrator
+from slimrun.ops.calibration.base import Procedure
 from slimrun.ops.memory import Room, free_memory
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
@@ -136,8 +136,8 @@ class Framework(Protocol):
     def load(self, model: Model, device: Device) -> LoadedModel:
         """The float model, ready to run; its fingerprint is the one that `fingerprint` gives."""
 
-    def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Calibrator:
-        """A Calibrator of the model on these texts, each cut to `length` tokens."""
+    def calibrator(self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int) -> Procedure:
+        """The method's procedure for the model, on these texts, each cut to `length` tokens."""
 
     def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> LoadedModel:
         """The running model of a bundle folder, from nothing but its files.

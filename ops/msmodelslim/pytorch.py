@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrun.msmodelslim import files, telling
+from slimrun.msmodelslim import saving, telling
 from slimrun.msmodelslim.checks import (
     check_calibrated,
     check_device,
@@ -125,17 +125,17 @@ class Calibrator:
         shard_bytes = None if part_file_size is None else part_file_size * GIBIBYTE
         with staging(folder) as scratch:
             if "numpy" in kinds:
-                files.write_numpy(scratch, self._linears(), self._norms())
+                saving.write_numpy(scratch, self._linears(), self._norms())
             if "safe_tensor" in kinds or "ascendV1" in kinds:
-                files.write_safetensors(scratch, weights, self._tensors | self._norms(), shard_bytes)
+                saving.write_safetensors(scratch, weights, self._tensors | self._norms(), shard_bytes)
             if "safe_tensor" in kinds:
-                files.write_json(scratch / description, self._description())
+                saving.write_json(scratch / description, self._description())
             if "ascendV1" in kinds:
                 versioned = {"version": "1.0.0", **self._description()}
-                files.write_json(scratch / "quant_model_description.json", versioned)
+                saving.write_json(scratch / "quant_model_description.json", versioned)
             written = {path.name for path in scratch.iterdir()}
         if any(name.startswith(weights.removesuffix(".safetensors")) for name in written):
-            files.remove_older(folder, weights, written)
+            saving.remove_older(folder, weights, written)
 
     def _linears(self) -> dict[str, dict[str, Tensor]]:
         """name -> suffix -> tensor of every quantized linear."""

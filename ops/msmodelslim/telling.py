@@ -10,18 +10,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from torch import Tensor
 
-from slimrun.ops.calibration.base import Calibrator, Layer, Progress
+from slimrun.ops.calibration.base import Layer, Procedure, Progress
 from slimrun.ops.compress import entropy_bits
 
 
-def run(calibrator: Calibrator) -> list[Layer]:
+def run(procedure: Procedure) -> list[Layer]:
     """Quantize and calibrate, with a bar for each; the per-layer table."""
     with Bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
               console=Console(stderr=True)) as bars:  # fmt: skip
         with _bar(bars, "quantize") as progress:
-            calibrator.quantize(progress=progress)
+            procedure.quantize(progress=progress)
         with _bar(bars, "calibrate") as progress:
-            return calibrator.calibrate(progress)
+            return procedure.calibrate(progress)
 
 
 def quantized(layers: Iterable[Layer], tensors: Mapping[str, Tensor]) -> None:

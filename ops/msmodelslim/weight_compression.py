@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from slimrun.msmodelslim import files, npy, telling
+from slimrun.msmodelslim import npy, saving, telling
 from slimrun.msmodelslim.checks import check_type, file_name
 from slimrun.msmodelslim.matrices import as_tensor, matrices, pseudo_sparse
 from slimrun.ops.compress import entropy_bits
@@ -141,7 +141,7 @@ class Compressor:
         for layer in disabled:
             if layer not in self.weight:
                 raise ValueError(f"compress_disable_layers has invalid key `{layer}`{nearest(layer, list(integers))}")
-        details = files.writable(Path(self.config.record_detail_root)) / DETAIL_FILE if self.config.is_debug else None
+        details = saving.writable(Path(self.config.record_detail_root)) / DETAIL_FILE if self.config.is_debug else None
 
         def encode(key: str) -> tuple[Parts, tuple[object, ...]]:
             matrix = integers[key]
@@ -156,7 +156,7 @@ class Compressor:
         with ThreadPoolExecutor(at_once) as pool:
             done = list(track(pool.map(encode, integers), "compress", len(integers), console=Console(stderr=True)))
         if details:
-            files.write_csv(details, [DETAIL_COLUMNS, *(row for _, row in done)])
+            saving.write_csv(details, [DETAIL_COLUMNS, *(row for _, row in done)])
         self._coded = coded = {key: parts for key, (parts, _) in zip(integers, done)}
         sizes = [part.nbytes for parts in coded.values() for part in parts.values()]
         telling.compressed(sum(matrix.size for matrix in integers.values()), sum(sizes))
@@ -180,7 +180,7 @@ class Compressor:
                 raise ValueError(f"the key {key!r} is refused: it is to be the name of a file")
             if array.dtype != dtype:
                 raise ValueError(f"{key} holds {array.dtype}, but dtype is {np.dtype(dtype)}: give that of the arrays")
-        folder = files.writable(Path(path))
+        folder = saving.writable(Path(path))
         for key, array in arr.items():
             with replacing(folder / f"{key}.dat", WEIGHT_MODE) as scratch:
                 scratch.write_bytes(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
@@ -217,9 +217,9 @@ class Compressor:
                 tensors[name], types[name] = torch.from_numpy(parts[suffix]), coded_type
         types["model_quant_type"] = coded_type
         types["container"] = {"name": self._container[0], "version": self._container[1]}
-        with staging(files.writable(Path(path))) as scratch:
-            files.write_safetensors(scratch, weights, files.apart(tensors), None)
-            files.write_json(scratch / description, types)
+        with staging(saving.writable(Path(path))) as scratch:
+            saving.write_safetensors(scratch, weights, saving.apart(tensors), None)
+            saving.write_json(scratch / description, types)
 
     def _threads(self) -> int:
         asked, cores = self.config.multiprocess_num, os.cpu_count() or 1

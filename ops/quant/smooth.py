@@ -33,10 +33,11 @@ class Smoothing:
     alpha: float
 
 
-def smooth_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor:
+def smoothing_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor:
     """[c]: reach^alpha / weight_reach^(1 - alpha), 1 where a channel is constant or has no weights.
 
-    reach is max|X - shift| of a channel, weight_reach the largest |W| of all linears that read it.
+    reach is max|X - shift| of a channel, weight_reach the largest |W| of all linears that read it. Source: SmoothQuant
+    (Xiao et al. 2023).
     """
     scale = reach.pow(alpha) / weight_reach.pow(1 - alpha)
     return torch.where((reach > 0) & (weight_reach > 0) & torch.isfinite(scale), scale, torch.ones_like(scale))
@@ -65,7 +66,7 @@ def find_smoothing(
     reach = torch.maximum(high - shift, shift - low)
     exact = inputs @ rows.t()
     identity = Smoothing(torch.zeros_like(shift), torch.ones_like(shift), float("nan"))
-    candidates = [identity, *(Smoothing(shift, smooth_scale(reach, weight_reach, alpha), alpha) for alpha in ALPHAS)]
+    candidates = [identity, *(Smoothing(shift, smoothing_scale(reach, weight_reach, alpha), alpha) for alpha in ALPHAS)]
 
     def error(candidate: Smoothing) -> float:
         smoothed = (inputs - candidate.shift) / candidate.scale

@@ -16,6 +16,7 @@ DTYPES = {  # of the header; others are those of quantized weights
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
 }  # fmt: skip
+NAMES = {torch.uint8: "U8"} | {dtype: name for name, dtype in DTYPES.items()}  # what a writer calls them
 WRITTEN = ("BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64")  # the last come first: the widest
 ALIGNMENT = 8  # of the first tensor, by spaces after the header
 
@@ -48,14 +49,13 @@ def write(
     `headers` tell their dtypes and shapes. The bytes are those of `save_file`, which would have all tensors in memory
     at its end, mapped ones too.
     """
-    kinds = {(torch.uint8 if kind == "U8" else DTYPES[kind]): kind for kind in WRITTEN}
-    order = sorted(headers, key=lambda name: (-WRITTEN.index(kinds[headers[name].dtype]), name.encode()))
+    order = sorted(headers, key=lambda name: (-WRITTEN.index(NAMES[headers[name].dtype]), name.encode()))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
         begin, end = end, end + headers[name].nbytes
         shape = list(headers[name].shape)
-        header[name] = {"dtype": kinds[headers[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": NAMES[headers[name].dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     with path.open("wb") as file:

@@ -10,6 +10,7 @@ import numpy as np
 
 from slimrun.evaluation.gate import Decision
 from slimrun.ops.calibration.base import Layer
+from slimrun.runner.display import print_table
 from slimrun.runner.folder import OUTPUTS, RESULTS, SCORES, write_json, write_outputs, write_scores
 from slimrun.runner.report import run_page
 from slimrun.runner.report.table import COLUMNS, SIZES, cells
@@ -42,6 +43,12 @@ def headlines(result: Result) -> list[list[str]]:
     """Rows of the final table, sizes first: what was asked, in one look."""
     sizes = [[size.label, "", size.shown(result.metrics), "", ""] for size in SIZES if size.key in result.metrics]
     return sizes + [[*cells(score)[:4], score.word] for score in result.scores]
+
+
+def show_gate(decision: Decision) -> None:
+    """The gate's table and its line, on stdout."""
+    print_table("what the policy says", GATE_HEADINGS, rulings(decision))
+    print(f"gate {decision.line}")
 
 
 def rulings(decision: Decision) -> list[list[str]]:

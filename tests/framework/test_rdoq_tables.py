@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from slimrun.ops.calibration.rdoq.head import Teacher
+from slimrun.ops.calibration.rdoq.head import Teacher, divergence
 from slimrun.ops.calibration.rdoq.lookups import Lookups
 from slimrun.ops.calibration.rdoq.statistics import Statistics
-from slimrun.ops.calibration.rdoq.table import Cost, Tables, divergence, head_cost, lookup_cost
+from slimrun.ops.calibration.rdoq.table import Cost, Tables, head_cost, lookup_cost
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.memory import Room

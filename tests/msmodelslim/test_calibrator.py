@@ -169,7 +169,7 @@ def test_a_failing_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     def fails(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("slimrun.msmodelslim.files.save_file", fails)
+    monkeypatch.setattr("slimrun.msmodelslim.saving.save_file", fails)
     with pytest.raises(OSError, match="No space left"):
         calibrator.save(str(tmp_path), save_type=["numpy", "safe_tensor"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

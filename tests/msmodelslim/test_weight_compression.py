@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("slimrun.msmodelslim.files.write_json", full)
+    monkeypatch.setattr("slimrun.msmodelslim.saving.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         compressor.export_safetensors(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

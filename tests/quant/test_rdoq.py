@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slimrun.ops.calibration.rdoq.folding import balanced_scale, smoothing_scale
+from slimrun.ops.calibration.rdoq.folding import balanced_scale, centred_scale
 from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.feedback import (
     PLAIN_PRICE,
@@ -130,9 +130,9 @@ def test_code_lengths_are_those_of_the_counts() -> None:
     np.testing.assert_allclose(lengths[[128, 129, 127, 0]], expected, rtol=1e-6)
 
 
-def test_smoothing_scale_has_mean_one_and_evens_out() -> None:
+def test_a_centred_scale_has_mean_one_and_evens_out() -> None:
     reach = torch.tensor([1.0, 100.0, 1.0, 1.0])
-    scale = smoothing_scale(reach, torch.ones(4), 1.0)
+    scale = centred_scale(reach, torch.ones(4), 1.0)
     assert float(scale.log().mean()) == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(reach / scale, torch.full((4,), float((reach / scale)[0])))
 

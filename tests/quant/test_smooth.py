@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.quant.lowbit import Lowbit
-from slimrun.ops.quant.smooth import Smoothing, find_smoothing, smooth_scale
+from slimrun.ops.quant.smooth import Smoothing, find_smoothing, smoothing_scale
 
 QUANTIZER = Lowbit()
 
@@ -26,8 +26,8 @@ def search(inputs: Tensor, weights: list[Tensor]) -> Smoothing:
 
 def test_scale_golden() -> None:
     reach, weight_reach = torch.tensor([16.0, 1.0, 0.0, 4.0]), torch.tensor([4.0, 0.25, 1.0, 0.0])
-    assert smooth_scale(reach, weight_reach, 0.5).tolist() == [2.0, 2.0, 1.0, 1.0]
-    torch.testing.assert_close(smooth_scale(reach, weight_reach, 1.0), torch.tensor([16.0, 1.0, 1.0, 1.0]))
+    assert smoothing_scale(reach, weight_reach, 0.5).tolist() == [2.0, 2.0, 1.0, 1.0]
+    torch.testing.assert_close(smoothing_scale(reach, weight_reach, 1.0), torch.tensor([16.0, 1.0, 1.0, 1.0]))
 
 
 def test_a_heavy_channel_is_smoothed_and_the_product_stays() -> None:

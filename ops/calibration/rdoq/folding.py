@@ -28,6 +28,7 @@ from slimrun.ops.calibration.wiring import (
 from slimrun.ops.memory import Room
 from slimrun.ops.quant.feedback import TENSOR_BALANCE, importance
 from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ
+from slimrun.ops.quant.smooth import smoothing_scale
 
 from .statistics import Statistics
 
@@ -127,7 +128,7 @@ def _scale(network: GradientNetwork, one: Fold, statistics: Statistics, quantize
     if isinstance(network.model.get_submodule(one.producer), nn.Linear) or quantizer.grid is not None:
         weight_reach = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
         assert quantizer.smooth_alpha is not None
-        return smoothing_scale(reach, one.per_producer(weight_reach), quantizer.smooth_alpha)
+        return centred_scale(reach, one.per_producer(weight_reach), quantizer.smooth_alpha)
     known = importance(statistics.moment(first), statistics.rows[first], quantizer.damping)
     columns = torch.empty_like(known.columns)
     columns[known.order] = known.columns
@@ -140,12 +141,9 @@ def _scale(network: GradientNetwork, one: Fold, statistics: Statistics, quantize
     return balanced_scale(reach, columns, sensitivity, noise)
 
 
-def smoothing_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor:
-    """[k] to divide the inputs by and multiply the columns with: reach^alpha / weight_reach^(1 - alpha), mean log 0.
-
-    reach is max|x| of each input, weight_reach the largest |w| of its columns. Source: SmoothQuant (Xiao et al. 2023).
-    """
-    scale = reach.clamp_min(1e-6).pow(alpha) / weight_reach.clamp_min(1e-6).pow(1 - alpha)
+def centred_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor:
+    """`smoothing_scale` [k] to divide the inputs by and multiply the columns with, mean log 0."""
+    scale = smoothing_scale(reach.clamp_min(1e-6), weight_reach.clamp_min(1e-6), alpha)
     return scale / scale.log().mean().exp()
 
 

@@ -61,7 +61,16 @@ def surprise(logits: Tensor, generator: torch.Generator) -> Tensor:
     return shares.scatter_add_(1, labels, -torch.ones_like(drawn))
 
 
-def divergence(head: Callable[[Tensor], Tensor], target: Tensor, logits: Tensor, where: slice) -> Tensor:
+def divergence(float_head: nn.Module, expected: Tensor, head: nn.Module, states: Tensor, chunk: int = CHUNK) -> float:
+    """KL(float || quantized) in nats, summed over tokens, of last hidden states [T, H] of both models."""
+    lost = 0.0
+    for target, part in zip(torch.split(expected, chunk), torch.split(states, chunk)):
+        said = float_head(target).float().log_softmax(dim=-1)
+        lost += float((said.exp() * (said - head(part).float().log_softmax(dim=-1))).sum())
+    return lost
+
+
+def divergence_gradient(head: Callable[[Tensor], Tensor], target: Tensor, logits: Tensor, where: slice) -> Tensor:
     """Gradient at logits [t, V] of KL(float || quantized), summed over the tokens `where`.
 
     The float model's last hidden states are `target` [T, H], and `head` makes logits of them.
@@ -76,6 +85,6 @@ def divergence_walk(network: GradientNetwork, teacher: Teacher, parts: int, room
 
     def at_head(index: int, states: Tensor) -> Tensor:
         target = teacher.states[index]
-        return head_gradient(states, head, partial(divergence, teacher.head, target.to(states))) / len(target)
+        return head_gradient(states, head, partial(divergence_gradient, teacher.head, target.to(states))) / len(target)
 
     return GradientWalk(network, teacher.samples, parts, room, at_head)

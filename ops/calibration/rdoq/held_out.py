@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-from torch import Tensor, nn
-
 from slimrun.ops.calibration.base import GradientNetwork, Sample
 from slimrun.ops.memory import Room
 from slimrun.ops.quant.rdoq import RDOQ
 
 from .gradient_walk import last_states
-from .head import Teacher
+from .head import Teacher, divergence
 
 SHARE = 4  # one sample in so many is held out, where the loss is the target
 
@@ -41,12 +38,7 @@ class HeldOut:
         """KL(float || quantized) in nats a token."""
         lost, tokens = 0.0, 0
         for known, states in zip(self._teacher.states, self._states(), strict=True):
-            float_one, quantized = log_probs(self._teacher.head, known), log_probs(self._network.head(), states)
-            lost += float((float_one.exp() * (float_one - quantized)).sum())
-            tokens += len(float_one)
+            expected, reached = known.flatten(0, -2), states.flatten(0, -2)
+            lost += divergence(self._teacher.head, expected, self._network.head(), reached, chunk=len(reached))
+            tokens += len(reached)
         return lost / tokens
-
-
-def log_probs(head: nn.Module, states: Tensor) -> Tensor:
-    """float32 [T, V] of last hidden states [1, T, H]."""
-    return torch.log_softmax(head(states).float(), dim=-1).flatten(0, -2)

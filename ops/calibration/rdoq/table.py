@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slimrun.ops.calibration.base import GradientNetwork, Layer, Sample
 from slimrun.ops.calibration.tables import float_tables, note_table
@@ -21,7 +21,7 @@ from slimrun.ops.format.linear import Int8Table, quantized_linear
 from slimrun.ops.quant.feedback import importance
 
 from .factors import Factors
-from .head import CHUNK, Teacher
+from .head import CHUNK, Teacher, divergence
 from .lookups import MOMENT, WEIGHTS
 from .moments import POWER, add_moment, packed_size, unpacked
 from .statistics import Statistics
@@ -84,7 +84,8 @@ class Tables:
         lost = 0.0
         for sample, states in zip(teacher.samples, teacher.states):
             quantized = self.network.states(sample).flatten(0, -2)
-            lost += divergence(teacher.head, states.to(quantized), self.network.head(), quantized)
+            head = self.network.head()
+            lost += divergence(teacher.head, states.to(quantized), head, quantized) / len(quantized)
         for place, module in before.items():
             self.network.replace(place, module)
         return lost / len(teacher.samples)
@@ -129,12 +130,3 @@ def lookup_cost(statistics: Statistics, samples: Sequence[Sample], expected: Ten
     seen = torch.zeros_like(expected).index_add_(0, tokens, weights)
     rows = (seen + EXPECTED * weights.sum() * expected) / (1 + EXPECTED)
     return Cost(rows, unpacked(statistics[MOMENT], width).to(expected))
-
-
-def divergence(float_head: nn.Module, expected: Tensor, head: nn.Module, states: Tensor) -> float:
-    """KL(float || quantized) in nats a token, of last hidden states [T, H] of both models."""
-    lost = 0.0
-    for target, part in zip(torch.split(expected, CHUNK), torch.split(states, CHUNK)):
-        said = float_head(target).float().log_softmax(dim=-1)
-        lost += float((said.exp() * (said - head(part).float().log_softmax(dim=-1))).sum())
-    return lost / len(states)

@@ -103,7 +103,7 @@ class MindSpore:
     def calibrator(
         self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int
     ) -> SequentialCalibrator:
-        """A Calibrator of the model on these texts, each cut to `length` tokens."""
+        """The method's procedure for the model, on these texts, each cut to `length` tokens."""
         from .language_model import MindSporeModel
         from .network import MindSporeNetwork
 

@@ -64,7 +64,7 @@ class PyTorch:
     def calibrator(
         self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int
     ) -> SequentialCalibrator:
-        """A Calibrator of the model on these texts, each cut to `length` tokens."""
+        """The method's procedure for the model, on these texts, each cut to `length` tokens."""
         from .language_model import TorchModel
         from .network import TorchNetwork
 
