@@ -98,9 +98,8 @@ class MultipleChoice:
     def protocol(self) -> str:
         """Settings, templates and the hash of items and examples."""
         shots = self._shots()
-        return protocol_of(
-            self, self._items().sha256 + (shots.sha256 if shots else ""), without=["data", "normalize", "margin_points"]
-        )
+        data = self._items().sha256 + (shots.sha256 if shots else "")
+        return protocol_of(self, data, without=["data", "normalize", "margin_points"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """log_probs: the summed log-probability of every option, item after item in one row."""

@@ -278,16 +278,6 @@ def test_what_rounding_moves_stands_beside_the_difference() -> None:
     assert test_gate.row("t", -1, 1.2).__class__(**{**vars(large), "difference": large.noise / 2}).within_noise
 
 
-def test_an_answer_that_rounding_may_change_is_noise() -> None:
-    own = MultipleChoice(limit=20)
-    questions = own._questions()
-    scores = np.concatenate([[0.0, -0.001, -9, -9] if i < 5 else [0.0, -3, -9, -9] for i in range(20)])
-    outputs = {"log_probs": scores, "moves": np.full(20, 0.01)}
-    assert [len(item.options) for item in questions] == [4] * 20
-    report = own.compare("mc", outputs, outputs)
-    assert (report.scores[0].noise, report.metrics["mc/noise"]) == (0.25, 0.25)
-
-
 def test_a_pattern_that_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact_match, "SECONDS", 0.01)
     task = ExactMatch(path=str(tmp_path / "unread"), extract="(a|a)+$")

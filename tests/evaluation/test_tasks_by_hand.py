@@ -96,3 +96,13 @@ def test_translation_at_the_floor_concludes_nothing() -> None:
     outputs = {"texts": np.array(["", "la", "", "", "!"]), "reference_log_probs": np.zeros(5)}
     metrics = Translation(limit=5).compare("t", outputs, outputs).metrics
     assert str(metrics["t/verdict"]).startswith("inconclusive (baseline BLEU 0.0 is at the floor")
+
+
+def test_an_answer_that_rounding_may_change_is_noise() -> None:
+    own = MultipleChoice(limit=20)
+    questions = own._questions()
+    scores = np.concatenate([[0.0, -0.001, -9, -9] if i < 5 else [0.0, -3, -9, -9] for i in range(20)])
+    outputs = {"log_probs": scores, "moves": np.full(20, 0.01)}
+    assert [len(item.options) for item in questions] == [4] * 20
+    report = own.compare("mc", outputs, outputs)
+    assert (report.scores[0].noise, report.metrics["mc/noise"]) == (0.25, 0.25)

@@ -8,7 +8,7 @@ does shows in what it computes: a few tokens are tried, and a cache that fails i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ SHORTER = 2  # tokens that the second of two prompts lacks
 # distance of states, over their norm. Right ones on 48 random layers and SmolLM2: 1e-6, 4e-3, 2.4e-2; wrong ones of
 # eight architectures: 2e-4 to 1, those of generation from 0.13 on
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+NO_CACHE = "the model's cache does not give what a pass over the whole text gives"
 FAILURES = (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError, NotImplementedError)
 
 
@@ -53,6 +54,15 @@ class CachedSteps:
         self.generates = self._right(self._padded_states, tokens)
         recurrent = any(hasattr(layer, "conv_states") for layer in self.new_cache().layers)  # several tokens at once
         self.keeps_prefix = self.generates and not recurrent and self._right(self._prefix_states, tokens)
+
+    @property
+    def lack(self) -> list[str]:
+        """What a reader of the scores must know of the cache, once it was tried."""
+        if not self.generates:
+            return [f"{NO_CACHE}: answers are generated without one, from the whole text for each token"]
+        if not self.keeps_prefix:
+            return [f"{NO_CACHE}, for several tokens at once: a prompt is read anew for each option"]
+        return []
 
     def new_cache(self) -> DynamicCache:
         """An empty cache; without num_hidden_layers (custom code) it grows by what it is given."""
@@ -91,6 +101,29 @@ class CachedSteps:
     def batch(self, prompts: Sequence[Sequence[int]], more: int, filler: int) -> Batch:
         """The prompts in one batch, for `more` steps."""
         return PaddedBatch(self, prompts, more, filler) if self.generates else WholeBatch(self, prompts, filler)
+
+    def greedy(
+        self, head: Callable[[Tensor], Tensor], prompts: Sequence[Sequence[int]], length: int, stop: Collection[int]
+    ) -> list[list[int]]:
+        """The likeliest next tokens of all prompts in one batch, at most `length` each, without the one that ends them.
+
+        `head` makes logits [B, V] of states [B, H].
+        """
+        if len(prompts) == 0 or length == 0:
+            return [[] for _ in prompts]
+        batch = self.batch(prompts, length, min(stop, default=0))
+        produced: list[Tensor] = []
+        ends = torch.tensor(sorted(stop), dtype=torch.long, device=self.device)
+        finished = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+        for _ in range(length):
+            token = head(batch.last_states()).argmax(dim=-1).to(self.device)
+            finished |= torch.isin(token, ends)
+            produced.append(torch.where(finished, torch.full_like(token, -1), token))
+            if bool(finished.all()):
+                break
+            batch.append(token)
+        rows = torch.stack(produced, dim=1).tolist()
+        return [[token for token in row if token >= 0] for row in rows]
 
     def _right(self, states: Any, tokens: Sequence[int]) -> bool:
         try:

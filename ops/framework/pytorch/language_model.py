@@ -30,8 +30,6 @@ from .storing import save_description, stored_tensors
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
-NO_CACHE = "the model's cache does not give what a pass over the whole text gives"
-
 
 class TorchModel(AsModule, TextModel):
     """A causal language model of transformers with its tokenizer, in evaluation mode.
@@ -108,7 +106,8 @@ class TorchModel(AsModule, TextModel):
         if len(options) == 0:
             return []
         prefix_ids, padded = self._padded(prefix, options)
-        return self._chosen(self._cached_steps().after_prefix(prefix_ids, padded[:, :-1]), padded, options)
+        states = self._cached_steps().after_prefix(prefix_ids, padded[:, :-1])
+        return _chosen(self._head(states), padded, options)
 
     @torch.inference_mode()
     def all_continuations(self, questions: Sequence[Prefixed]) -> Iterator[list[FloatArray]]:
@@ -126,40 +125,19 @@ class TorchModel(AsModule, TextModel):
             yield from super().all_continuations(questions)
             return
         for index, ((_, options), (_, padded)) in enumerate(zip(questions, texts)):
-            yield self._chosen(states.take(index), padded, options)
+            yield _chosen(self._head(states.take(index)), padded, options)
 
     def _padded(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """The prefix [1, P], and the options [B, T] with zeros behind them."""
         length = max(map(len, options))
         return self._tensor([list(prefix)]), self._tensor([[*one, *[0] * (length - len(one))] for one in options])
 
-    def _chosen(self, states: Tensor, padded: Tensor, options: Sequence[Sequence[int]]) -> list[FloatArray]:
-        """The log-probabilities of options, of the states [B, T, H] before each of their tokens [B, T]."""
-        scores = torch.log_softmax(self._head(states).to(self.device).float(), dim=-1)
-        chosen = scores.gather(2, padded.unsqueeze(2)).squeeze(2)
-        return [_float_array(row[: len(option)]) for row, option in zip(chosen, options)]
-
     @or_of_module
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of all prompts in one batch, stop token not included."""
         self.check_request(prompts, max_new_tokens)
-        if len(prompts) == 0 or max_new_tokens == 0:
-            return [[] for _ in prompts]
-        stop = self.stop_tokens()
-        filler = min(stop, default=0)
-        batch = self._cached_steps().batch(prompts, max_new_tokens, filler)
-        produced: list[Tensor] = []
-        finished = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
-        for _ in range(max_new_tokens):
-            token = self._head(batch.last_states()).argmax(dim=-1).to(self.device)
-            finished |= torch.isin(token, self._tensor(sorted(stop)))
-            produced.append(torch.where(finished, torch.full_like(token, -1), token))
-            if bool(finished.all()):
-                break
-            batch.append(token)
-        rows = torch.stack(produced, dim=1).tolist()
-        return [[token for token in row if token >= 0] for row in rows]
+        return self._cached_steps().greedy(self._head, prompts, max_new_tokens, self.stop_tokens())
 
     @contextmanager
     def disturbed(self) -> Iterator[bool]:
@@ -172,8 +150,7 @@ class TorchModel(AsModule, TextModel):
         """sha256 over the logits of a few fixed prompts."""
         digest = hashlib.sha256()
         for prompt in CHECKSUM_PROMPTS:
-            ids = self._tensor([self.encode(prompt)])
-            logits = self.module(input_ids=ids, use_cache=False).logits
+            logits = self.module(input_ids=self._tensor([self.encode(prompt)]), use_cache=False).logits
             digest.update(np.ascontiguousarray(_float_array(logits)).tobytes())
         return digest.hexdigest()
 
@@ -199,10 +176,7 @@ class TorchModel(AsModule, TextModel):
             tokens = [*self.encode(CHECKSUM_PROMPTS[0]), 0] * (READ + MORE)
             with float_products(self.module):
                 steps.try_out(tokens[: READ + MORE])
-            if not steps.generates:
-                self.notes.append(f"{NO_CACHE}: answers are generated without one, from the whole text for each token")
-            elif not steps.keeps_prefix:
-                self.notes.append(f"{NO_CACHE}, for several tokens at once: a prompt is read anew for each option")
+            self.notes += steps.lack
         return steps
 
     def _tensor(self, values: Any) -> Tensor:
@@ -246,6 +220,13 @@ def check_output_head(model: TorchModel) -> None:
         raise ArithmeticError("the float model's logits are not finite numbers; its weights or model.dtype are wrong")
     if logits.shape != apart.shape or not torch.allclose(logits, apart, rtol=1e-3, atol=1e-3):
         raise ValueError(f"{type(module).__name__} changes its logits after the output layer; this is not supported")
+
+
+def _chosen(logits: Tensor, padded: Tensor, options: Sequence[Sequence[int]]) -> list[FloatArray]:
+    """The log-probabilities of options, given the logits [B, T, V] before each of their tokens [B, T]."""
+    scores = torch.log_softmax(logits.to(padded.device).float(), dim=-1)
+    chosen = scores.gather(2, padded.unsqueeze(2)).squeeze(2)
+    return [_float_array(row[: len(option)]) for row, option in zip(chosen, options)]
 
 
 def _float_array(tensor: Tensor) -> FloatArray:
