@@ -30,6 +30,8 @@ from .source import Linear, Source, row_sums
 DESCRIPTION, STEM = "quant_model_description.json", "quant_model_weights"
 VERSION = "1.0.0"  # of the description
 DYNAMIC = "W8A8_DYNAMIC"
+MIXTURES = ("qwen3_moe", "deepseek_v3")  # those tried of vllm-ascend's packed_modules_model_mapping
+ABSORBED = ("kv_b_proj",)  # vllm-ascend asserts that it is not quantized
 SUFFIXES = ("weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")
 INT32_MAX = 2**31 - 1
 

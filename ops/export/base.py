@@ -20,9 +20,10 @@ from slimrun.ops.scratch import ScratchFolder
 
 from .checks import Check, Files, check
 from .plan import Abilities, Change, planned
-from .source import DTYPES, Source
+from .source import DTYPES, EXPERT, Source
 
 AUTO = "auto"
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")  # keys of config.json
 WEIGHTS = (".safetensors", ".gguf", ".ckpt")  # how names of weight files end
 
 
@@ -58,6 +59,8 @@ class Target:
 
     def check(self, config: Mapping[str, Any]) -> None:
         """ValueError when no model with this config.json can be exported, whatever its weights are."""
+        if any((config.get(key) or 0) > 1 for key in EXPERT_COUNTS):
+            self._check_mixture(config)
         said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
         if self.dtype == AUTO and said in DTYPES and said not in self.dtypes:
             raise ValueError(
@@ -124,8 +127,8 @@ class Target:
 
     def written(self, source: Source, scratch: Path) -> tuple[list[Change], list[Check]]:
         """Write all files into the empty folder and read them back; what was changed, and what was found."""
-        if experts := [key for key in source.shapes if ".experts." in key]:
-            raise ValueError(f"{experts[0]} is an expert's; {self.name} is not written for mixtures of experts")
+        if any(map(EXPERT.match, source.shapes)):
+            self._check_mixture(source.config)
         if source.shifts and not self.engine().shifted_norms:
             raise ValueError(
                 f"{source.shifts[0]} is no tensor of the float model: smoothing shifts a norm by it, and {self.name} "
@@ -137,7 +140,15 @@ class Target:
             was, now = (str(kind).removeprefix("torch.") for kind in (source.dtype, dtype))
             changes.append(Change(f"{was} -> {now}", "all float tensors", f"dtype={self.dtype}"))
         changes += self.write(source, plan, scratch)
-        return changes, check(source, plan, self.files(scratch), dtype)
+        return changes, check(source, plan, self.files(scratch), dtype, fused=self.engine().fuses)
+
+    def _check_mixture(self, config: Mapping[str, Any]) -> None:
+        known, kind = self.abilities.mixtures, config.get("model_type")
+        if kind not in known:
+            raise ValueError(
+                f"config.json: model_type={kind}: {self.name} is not written for its experts, which each engine "
+                f"names otherwise; allowed: {', '.join(('models without experts', *known))}; load_bundle runs it"
+            )
 
 
 def cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

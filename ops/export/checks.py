@@ -6,14 +6,15 @@ engines never agree end to end. What can agree are integers, steps, grids, and o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from slimrun.ops.format.linear import FLOAT, float_product
+from slimrun.ops.format.arithmetic import dynamic_linear
+from slimrun.ops.format.linear import FLOAT, DynamicInt8Linear, float_product
 
 from .plan import listed
 from .source import Linear, Source, row_sums
@@ -96,8 +97,13 @@ class _Counts:
     tried: dict[tuple[str, torch.Size], float] = field(default_factory=dict)  # (format, shape) -> median difference
 
 
-def check(source: Source, plan: Mapping[str, str], files: Files, dtype: torch.dtype) -> list[Check]:
-    """Everything that was found; ValueError names the first tensor that is not what it has to be."""
+def check(
+    source: Source, plan: Mapping[str, str], files: Files, dtype: torch.dtype, *, fused: bool = True
+) -> list[Check]:
+    """Everything that was found; ValueError names the first tensor that is not what it has to be.
+
+    `fused` says whether linears that share an input have to be of one type and one grid.
+    """
     checks = [_keys(source, files)]
     counts = _Counts()
     for name, kind in plan.items():
@@ -110,7 +116,7 @@ def check(source: Source, plan: Mapping[str, str], files: Files, dtype: torch.dt
         tensor = source.tensor(key)
         _compare_float(key, tensor.to(dtype) if tensor.dtype == source.dtype else tensor, files)
         counts.floats += 1
-    return [*checks, *_told(counts), _groups(source, counts)]
+    return [*checks, *_told(counts), _groups(source.groups(fused), counts)]
 
 
 def _keys(source: Source, files: Files) -> Check:
@@ -188,14 +194,18 @@ def _compare_folded(
 def _difference(linear: Linear, held: Held) -> float:
     """Median relative difference of the outputs on equal input, ours and by the target's numbers.
 
-    Where the target leaves inputs float, so do we.
+    Where the target leaves inputs float or takes a step a token, so do we.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(TOKENS, linear.values.shape[1], generator=generator)
     if linear.grid is not None:
         x *= REACH * linear.grid.scale
-    quantizes = held.grid is not None or held.per_token
-    ours = (linear.module(x) if quantizes else float_product(linear.module, x)).double()
+    if held.grid is not None or (held.per_token and isinstance(linear.module, DynamicInt8Linear)):
+        ours = linear.module(x).double()
+    elif held.per_token:
+        ours = dynamic_linear(x, linear.values, linear.step.reshape(-1, 1), linear.bias).double()
+    else:
+        ours = float_product(linear.module, x).double()
     theirs = held.product(x)
     return float(((theirs - ours).abs() / ours.abs().clamp_min(1e-30)).median())
 
@@ -221,9 +231,9 @@ def _told(counts: _Counts) -> list[Check]:
     return checks
 
 
-def _groups(source: Source, counts: _Counts) -> Check:
-    fused = [group for group in source.groups() if len(group) > 1]
+def _groups(groups: Sequence[Sequence[str]], counts: _Counts) -> Check:
+    fused = [group for group in groups if len(group) > 1]
     for group in fused:
         if len({counts.grids.get(name) for name in group}) > 1:
-            raise ValueError(f"{', '.join(group)}: share an input, and differ in type or grid")
-    return Check("groups that share an input", f"{len(fused)}, each of one type and one grid")
+            raise ValueError(f"{', '.join(group)}: are one product there, and differ in type or grid")
+    return Check("groups that are one product there", f"{len(fused)}, each of one type and one grid")

@@ -2,13 +2,15 @@
 
 Static grids are `int-quantized` with an asymmetric input a tensor, dynamic ones with a symmetric input a token; weights
 alone are `pack-quantized`, four to an int32. Nothing is folded there, so the bias is the one quant_bias stands for.
+Experts have a step a token, or are weights alone: vLLM's fused product takes no other.
 Source: https://github.com/vllm-project/compressed-tensors.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +25,7 @@ from .checks import Held
 from .description import write_description
 from .plan import Abilities, Change
 from .shards import Folder, ShardWriter, check_size
-from .source import Linear, Source
+from .source import EXPERT, Linear, Source
 
 STEM, INT8 = "model", "int8"
 PACKED = 4  # int8 in an int32
@@ -31,6 +33,7 @@ WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel
 STATIC_INPUT = {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "tensor", "dynamic": False}
 TOKEN_INPUT = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 STATIC, DYNAMIC, ALONE = "static", "dynamic", "weights alone"
+MIXTRAL = {".mlp.": ".block_sparse_moe.", ".gate_proj": ".w1", ".up_proj": ".w3", ".down_proj": ".w2"}
 INPUTS: dict[str, dict[str, Any] | None] = {STATIC: STATIC_INPUT, DYNAMIC: TOKEN_INPUT, ALONE: None}
 
 
@@ -44,7 +47,10 @@ class CompressedTensors(Target):
 
     name: ClassVar[str] = "compressed-tensors"
     abilities: ClassVar[Abilities] = Abilities(
-        {"W8A8S": STATIC, "W8A8": STATIC, "W8A8_DYNAMIC": DYNAMIC, "W8A16": ALONE}
+        {"W8A8S": STATIC, "W8A8": STATIC, "W8A8_DYNAMIC": DYNAMIC, "W8A16": ALONE},
+        mixtures=("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3"),
+        experts=("W8A8_DYNAMIC", "W8A16"),
+        absorbed=("kv_b_proj",),
     )
 
     shard_gb: float = 5.0
@@ -68,22 +74,27 @@ class CompressedTensors(Target):
         writer = ShardWriter(folder, STEM, self.shard_gb, _names(source))
         for name, kind in plan.items():
             for suffix, tensor in _stored(source.linear(name), kind, self.dtype_of(source)).items():
-                writer.add(f"{name}.{suffix}", tensor)
+                writer.add(f"{_name(source, name)}.{suffix}", tensor)
         for key in source.floats:
-            writer.add(key, self.cast(source, key))
+            writer.add(_name(source, key), self.cast(source, key))
         writer.close()
         quantizes = any(kind != FLOAT for kind in plan.values())
         more = {"quantization_config": _quantization(source, plan)} if quantizes else {}
-        return write_description(source, self.dtype_of(source), folder, **more)
+        changes = write_description(source, self.dtype_of(source), folder, **more)
+        if any(kind == DYNAMIC and EXPERT.match(name) for name, kind in plan.items()):
+            changes.append(Change("not in transformers", "experts", "it reads those with float inputs only"))
+        return changes
 
     def files(self, folder: Path) -> CompressedFiles:
         """The folder's files, read by safetensors."""
         return CompressedFiles(folder)
 
     def load(self, folder: Path) -> Any:
-        """The model in transformers, which emulates the integers."""
+        """The model in transformers, which emulates the integers; None with experts that take a step a token."""
         from slimrun.ops.model.auto import AutoModelForCausalLM
 
+        if any(EXPERT.match(key) and key.endswith(".weight") for key in Folder(folder).int8()):
+            return None
         model = AutoModelForCausalLM.from_pretrained(folder)
         with torch.inference_mode():
             model(torch.zeros(1, 1, dtype=torch.long))  # unpacks weights, where its parts would not
@@ -99,16 +110,18 @@ class CompressedFiles:
 
     def __init__(self, folder: Path) -> None:
         self._stored = Folder(folder)
+        self._there = {transformers_name(key): key for key in self._stored.where}
 
     def keys(self) -> set[str]:
         """Names of the float model's tensors."""
         ends = (".weight_packed", ".weight_shape", ".weight_scale", ".input_scale", ".input_zero_point")
-        names = {key.rpartition(".")[0] for key in self._stored.where if key.endswith(".weight_scale")}
-        return {key for key in self._stored.where if not key.endswith(ends)} | {f"{name}.weight" for name in names}
+        names = {key.rpartition(".")[0] for key in self._there if key.endswith(".weight_scale")}
+        return {key for key in self._there if not key.endswith(ends)} | {f"{name}.weight" for name in names}
 
     def linear(self, name: str, kind: str) -> Held:
         """Its integers, steps, bias and input."""
-        own = self._stored.linear(name)
+        there = next(self._there[key] for key in (f"{name}.weight", f"{name}.weight_packed") if key in self._there)
+        own = self._stored.linear(there.rpartition(".")[0])
         packed = own.get("weight_packed")
         values = own["weight"] if packed is None else _unpacked(packed, int(own["weight_shape"][1]))
         grid = (float(own["input_scale"]), int(own["input_zero_point"])) if "input_scale" in own else None
@@ -117,7 +130,33 @@ class CompressedFiles:
 
     def tensor(self, key: str) -> Tensor:
         """The tensor as it is stored."""
-        return self._stored.tensor(key)
+        return self._stored.tensor(self._there.get(key, key))
+
+
+def transformers_name(key: str) -> str:
+    """What transformers calls a tensor that a file has under this name."""
+    before, sparse, after = key.partition(".block_sparse_moe.")
+    if not sparse:
+        return key
+    projections = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    return f"{before}.mlp." + ".".join(projections.get(part, part) for part in after.split("."))
+
+
+def _name(source: Source, name: str) -> str:
+    """What files call a tensor or a linear: Mixtral's have other names than transformers' modules."""
+    if source.config.get("model_type") == "mixtral":
+        for ours, theirs in MIXTRAL.items():
+            name = name.replace(ours, theirs)
+    return name
+
+
+def _targets(source: Source, names: Iterable[str]) -> list[str]:
+    """Names of linears as quantization_config has them, experts by layer: vLLM looks for `experts.0.gate_proj`."""
+    found: dict[str, None] = {}
+    for name in names:
+        expert = EXPERT.match(_name(source, name))
+        found[rf"re:{re.escape(expert[1])}\..*" if expert else _name(source, name)] = None
+    return list(found)
 
 
 def _stored(linear: Linear, kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -163,7 +202,7 @@ def _quantization(source: Source, plan: Mapping[str, str]) -> dict[str, Any]:
     groups = {}
     for number, (kind, linears) in enumerate(names.items()):
         groups[f"group_{number}"] = {
-            "targets": ["Linear"] if len(names) == 1 else linears,
+            "targets": ["Linear"] if len(names) == 1 else _targets(source, linears),
             "weights": WEIGHTS,
             "input_activations": INPUTS[kind],
             "output_activations": None,
@@ -187,10 +226,11 @@ def _float_linears(source: Source, plan: Mapping[str, str]) -> list[str]:
     """Every matrix that is no quantized linear, and a tied output layer, which is stored under no name."""
     matrices = [key.removesuffix(".weight") for key in source.floats if len(source.shapes[key]) == 2]
     tied = ["lm_head"] if source.tied else []
-    return [*(name for name, kind in plan.items() if kind == FLOAT), *matrices, *tied]
+    return _targets(source, [*(name for name, kind in plan.items() if kind == FLOAT), *matrices, *tied])
 
 
 def _names(source: Source) -> list[str]:
     """At least as many and as long names as will be written."""
     suffixes = ("weight_packed", "weight_shape", "weight_scale", "input_scale", "input_zero_point", "bias")
-    return [*source.floats, *(f"{name}.{suffix}" for name in source.types for suffix in suffixes)]
+    keys = [*source.floats, *(f"{name}.{suffix}" for name in source.types for suffix in suffixes)]
+    return [_name(source, key) for key in keys]

@@ -6,16 +6,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slimrun.ops.format.linear import FLOAT, FORMATS, WeightOnlyLinear
+from slimrun.ops.format.linear import FLOAT, FORMATS, DynamicInt8Linear, WeightOnlyLinear
 
-from .source import Source
+from .source import EXPERT, Source
 
 STATIC = {kind.quant_type for kind in FORMATS.values() if kind.has_grid}
-WEIGHTS_ALONE = WeightOnlyLinear.quant_type
+WEIGHTS_ALONE, DYNAMIC = WeightOnlyLinear.quant_type, DynamicInt8Linear.quant_type
 HEADS = ("lm_head", "embed_out", "output_layer")  # what models call their output layer
 SHOWN = 3  # names in a line
 NOT_THERE = "{} is not written there"
 SPLIT = "linears that share an input must have one type and one grid"
+ONE_TYPE = "the experts of a layer must have one type"
+TOKEN_STEP = "experts take their inputs with a step a token there"
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,25 @@ class Abilities:
     quantizes_head: bool = False
     shifted_norms: bool = False  # a bias of norms that have none in the float model
     mixes_inputs: bool = True  # static grids beside inputs without one
+    mixtures: tuple[str, ...] = ()  # model_type of those whose experts it finds by their names
+    experts: tuple[str, ...] = ()  # which of `formats` they can have
+    absorbed: tuple[str, ...] = ()  # linears that are multiplied into others there, so they are float
 
 
 def planned(source: Source, engine: Abilities) -> tuple[dict[str, str], list[Change]]:
     """(the format of each quantized linear in the engine's files, or FLOAT; what that changes)."""
     plan: dict[str, str] = {}
     reasons: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for group in source.groups() if engine.fuses else [[name] for name in source.types]:
-        kind, reason = _common(source, group)
-        if kind != FLOAT and not engine.quantizes_head and group[0].rpartition(".")[2] in HEADS:
+    for group in source.groups(engine.fuses):
+        child = group[0].rpartition(".")[2]
+        if EXPERT.match(group[0]):
+            kind, reason = _of_experts(source, group, engine)
+        else:
+            kind, reason = _common(source, group)
+        if kind != FLOAT and not engine.quantizes_head and child in HEADS:
             kind, reason = FLOAT, "the output layer is float there"
+        if kind != FLOAT and child in engine.absorbed:
+            kind, reason = FLOAT, "attention takes its floats into other products there"
         if kind not in engine.formats:
             kind, reason = FLOAT, NOT_THERE.format(kind) if kind != FLOAT else reason
         for name in group:
@@ -67,6 +78,21 @@ def _common(source: Source, group: Sequence[str]) -> tuple[str, str]:
     if len(kinds) == 1 and len({source.grid(name) for name in group if name in source.types}) <= 1:
         return kinds.pop(), ""
     return FLOAT if FLOAT in kinds else WEIGHTS_ALONE, SPLIT
+
+
+def _of_experts(source: Source, group: Sequence[str], engine: Abilities) -> tuple[str, str]:
+    """The format that all experts of a layer can have there, and why it is not what they have."""
+    kinds = {source.types.get(name, FLOAT) for name in group}
+    if FLOAT in kinds:
+        return FLOAT, ONE_TYPE
+    known = kinds <= set(engine.experts)
+    if known and len(kinds) == 1:
+        return kinds.pop(), ""
+    if known and not engine.fuses:  # one type there, and inputs are none of it
+        return WEIGHTS_ALONE, ONE_TYPE
+    if kinds != {WEIGHTS_ALONE} and DYNAMIC in engine.experts:
+        return DYNAMIC, TOKEN_STEP
+    return FLOAT, f"{WEIGHTS_ALONE} is not written there for experts"
 
 
 def listed(names: Sequence[str]) -> str:

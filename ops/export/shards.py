@@ -8,6 +8,7 @@ Source: https://github.com/huggingface/safetensors, "Format".
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -96,8 +97,17 @@ class Folder:
 
     def __init__(self, folder: Path) -> None:
         self.where: dict[str, Path] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._suffixes: dict[str, list[str]] = defaultdict(list)
         for path in sorted(folder.glob("*.safetensors")):
-            self.where |= dict.fromkeys(open_file(path).headers(), path)
+            for key, header in open_file(path).headers().items():
+                self.where[key], self._dtypes[key] = path, header.dtype
+                name, _, suffix = key.rpartition(".")
+                self._suffixes[name].append(suffix)
+
+    def int8(self) -> list[str]:
+        """Names of the tensors of int8."""
+        return [key for key, dtype in self._dtypes.items() if dtype == torch.int8]
 
     def tensor(self, key: str) -> Tensor:
         """The tensor as it is stored; ValueError when no file holds it."""
@@ -107,5 +117,4 @@ class Folder:
 
     def linear(self, name: str) -> dict[str, Tensor]:
         """The tensors of a linear, by suffix."""
-        suffixes = [key.removeprefix(f"{name}.") for key in self.where if key.rpartition(".")[0] == name]
-        return {suffix: self.tensor(f"{name}.{suffix}") for suffix in suffixes}
+        return {suffix: self.tensor(f"{name}.{suffix}") for suffix in self._suffixes[name]}

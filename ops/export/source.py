@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +24,12 @@ from slimrun.ops.format.arithmetic import ActivationGrid
 from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, Int8Linear, QuantizedLinear, WeightOnlyLinear, restored_linear
 from slimrun.ops.weights.base import open_file
 
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # what engines run as one product
+FUSED = (  # what engines run as one product
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+)
+EXPERT = re.compile(r"(.+\.experts)\.\d+\.")  # how the name of one begins
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOKENIZER = "tokenizer.json"
 MOST_UNSTORED = 1000  # parameters that no file holds: tied ones
@@ -151,15 +157,21 @@ class Source:
         scale, offset = self._read(keys).values()
         return float(scale), float(offset)
 
-    def groups(self) -> list[list[str]]:
-        """All linears, those together that engines fuse since they share an input; float ones in such a group too."""
+    def groups(self, fused: bool = True) -> list[list[str]]:
+        """All linears, those together that engines run as one product; float ones in such a group too.
+
+        They are the experts of a layer and, if `fused`, linears that share an input.
+        """
         known = [*self.types, *(key.removesuffix(".weight") for key in self.floats if key.endswith(".weight"))]
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for name in known:
             parent, _, child = name.rpartition(".")
-            fused = next((group for group in FUSED if child in group), None)
-            if fused is not None or name in self.types:
-                groups[parent, fused[0] if fused else child].append(name)
+            expert = EXPERT.match(name)
+            shared = next((group[0] for group in FUSED if fused and child in group), None)
+            if expert is not None:
+                groups[expert[1], ""].append(name)
+            elif shared is not None or name in self.types:
+                groups[parent, shared or child].append(name)
         return list(groups.values())
 
     @cached_property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .ascend import Ascend
+from .ascend import ABSORBED, DYNAMIC, MIXTURES, Ascend
 from .plan import Abilities
 
 
@@ -18,6 +18,9 @@ class VllmAscend(Ascend):
     abilities: ClassVar[Abilities] = Abilities(
         {"W8A8S": "W8A8", "W8A8": "W8A8", "W8A8_DYNAMIC": "W8A8_DYNAMIC", "W8A16": "W8A16"},
         shifted_norms=True,
+        mixtures=MIXTURES,
+        experts=(DYNAMIC,),
+        absorbed=ABSORBED,
     )
 
     def command(self, folder: Path) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .ascend import Ascend
+from .ascend import ABSORBED, DYNAMIC, MIXTURES, Ascend
 from .plan import Abilities
 
 
@@ -15,7 +15,12 @@ class VllmAscend310P(Ascend):
     """The card has no bfloat16."""
 
     name: ClassVar[str] = "vllm-ascend-310p"
-    abilities: ClassVar[Abilities] = Abilities({kind: kind for kind in ("W8A8S", "W8A8", "W8A8_DYNAMIC")})
+    abilities: ClassVar[Abilities] = Abilities(
+        {kind: kind for kind in ("W8A8S", "W8A8", "W8A8_DYNAMIC")},
+        mixtures=MIXTURES,
+        experts=(DYNAMIC,),
+        absorbed=ABSORBED,
+    )
     dtypes: ClassVar[tuple[str, ...]] = ("float16",)
     float32_token_step: ClassVar[bool] = True
 

@@ -12,7 +12,6 @@ from slimrun import load_bundle
 from slimrun.ops.calibration.base import call, silent
 from slimrun.ops.calibration.ranges import BARELY_REACHED, UNREACHED
 from slimrun.ops.calibration.rdoq.fisher import measure
-from slimrun.ops.export.compressed_tensors import CompressedTensors
 from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch, network
 from slimrun.ops.memory import Room, in_files
@@ -119,12 +118,6 @@ def test_an_expert_that_sees_few_tokens_keeps_float_inputs(tmp_path: Path) -> No
     assert all(".experts." in name for name in inputs)
     assert set(inputs.values()) <= {f"inputs kept float, because {reason}" for reason in (UNREACHED, BARELY_REACHED)}
     assert any("calibration routed fewer than 32 tokens to it" in warning for warning in result.warnings)
-
-
-def test_no_export_writes_names_that_engines_may_not_know(tmp_path: Path) -> None:
-    run("mixtral", tmp_path)
-    with pytest.raises(ValueError, match=r"experts\.0\.down_proj.* is not written for mixtures of experts"):
-        CompressedTensors().run(tmp_path / "artifact", tmp_path / "export")
 
 
 def test_experts_that_a_glance_misses_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
