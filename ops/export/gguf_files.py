@@ -1,4 +1,4 @@
-"""A GGUF file of a LLaMA read back: offsets by the package gguf, everything else from the file's own bytes."""
+"""A GGUF file read back: offsets by the package gguf, everything else from the file's own bytes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ NAMES = {  # of a layer's tensors there -> in transformers
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj", "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj", "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj", "ffn_down_exps": "mlp.experts.{}.down_proj",
 }  # fmt: skip
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+PAIRED = "llama"  # the architecture whose rows of q and k lie in pairs
+VECTOR = "shared_expert_gate.weight"  # there; a matrix of one row in transformers
 BLOCK_BYTES = 34  # of Q8_0: two of a float16, 32 of int8
+
+Place = tuple[int, int, str, tuple[int, ...]]  # begin, bytes, type, shape
 
 
 class GgufFiles:
@@ -27,19 +36,21 @@ class GgufFiles:
     def __init__(self, path: Path) -> None:
         reader = GGUFReader(path)
         self._path = path
+        kind = reader.fields["general.architecture"].contents()
+        heads = {"q_proj": "head_count", "k_proj": "head_count_kv"} if kind == PAIRED else {}
         self._heads = {
-            name: int(reader.fields[f"llama.attention.{field}"].contents())
-            for name, field in {"q_proj": "head_count", "k_proj": "head_count_kv"}.items()
+            name: int(reader.fields[f"{kind}.attention.{field}"].contents()) for name, field in heads.items()
         }
-        self._places = {
-            _name(str(tensor.name)): (
-                int(tensor.data_offset),
-                int(tensor.n_bytes),
-                str(tensor.tensor_type.name),
-                tuple(int(size) for size in tensor.shape[::-1]),
-            )
-            for tensor in reader.tensors
-        }
+        self._places: dict[str, Place] = {}
+        for tensor in reader.tensors:
+            begin, size, stored = int(tensor.data_offset), int(tensor.n_bytes), str(tensor.tensor_type.name)
+            name, shape = _name(str(tensor.name)), tuple(int(size) for size in tensor.shape[::-1])
+            if "{}" not in name:
+                self._places[name] = (begin, size, stored, shape)
+                continue
+            size //= shape[0]
+            for number in range(shape[0]):
+                self._places[name.format(number)] = (begin + number * size, size, stored, shape[1:])
 
     def keys(self) -> set[str]:
         """Names of the float model's tensors."""
@@ -62,6 +73,7 @@ class GgufFiles:
         """The tensor as it is stored."""
         _, _, kind, shape = self._places[key]
         dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+        shape = (1, *shape) if key.endswith(VECTOR) else shape
         return self._unpaired(key.rpartition(".")[0], torch.from_numpy(self._bytes(key)).view(dtype).reshape(shape))
 
     def _bytes(self, key: str) -> npt.NDArray[np.uint8]:

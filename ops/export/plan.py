@@ -49,10 +49,10 @@ def planned(source: Source, engine: Abilities) -> tuple[dict[str, str], list[Cha
     reasons: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for group in source.groups(engine.fuses):
         child = group[0].rpartition(".")[2]
-        if EXPERT.match(group[0]):
-            kind, reason = _of_experts(source, group, engine)
-        else:
-            kind, reason = _common(source, group)
+        kind, reason = _of_experts(source, group, engine) if EXPERT.match(group[0]) else _common(source, group)
+        if kind is None:
+            plan |= {name: source.types[name] for name in group}
+            continue
         if kind != FLOAT and not engine.quantizes_head and child in HEADS:
             kind, reason = FLOAT, "the output layer is float there"
         if kind != FLOAT and child in engine.absorbed:
@@ -80,16 +80,14 @@ def _common(source: Source, group: Sequence[str]) -> tuple[str, str]:
     return FLOAT if FLOAT in kinds else WEIGHTS_ALONE, SPLIT
 
 
-def _of_experts(source: Source, group: Sequence[str], engine: Abilities) -> tuple[str, str]:
-    """The format that all experts of a layer can have there, and why it is not what they have."""
+def _of_experts(source: Source, group: Sequence[str], engine: Abilities) -> tuple[str | None, str]:
+    """The format that all experts of a layer can have there, None where each keeps its own, and the reason."""
     kinds = {source.types.get(name, FLOAT) for name in group}
     if FLOAT in kinds:
         return FLOAT, ONE_TYPE
-    known = kinds <= set(engine.experts)
-    if known and len(kinds) == 1:
-        return kinds.pop(), ""
-    if known and not engine.fuses:  # one type there, and inputs are none of it
-        return WEIGHTS_ALONE, ONE_TYPE
+    there = {engine.formats.get(kind) for kind in kinds}
+    if kinds <= set(engine.experts) and len(there) == 1 and None not in there:
+        return None, ""
     if kinds != {WEIGHTS_ALONE} and DYNAMIC in engine.experts:
         return DYNAMIC, TOKEN_STEP
     return FLOAT, f"{WEIGHTS_ALONE} is not written there for experts"

@@ -11,12 +11,13 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split, Whitespace
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from slimrun.ops.export.gguf import Gguf
 from slimrun.ops.export.gguf_vocabulary import CUTS
 from slimrun.ops.format.linear import QuantizedLinear
-from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+from slimrun.ops.framework.pytorch.language_model import float_products
 from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.none import NoQuantization
@@ -26,6 +27,7 @@ from slimrun.ops.quant.w8a16 import W8A16
 
 from ..conftest import CPU, tiny
 from ..framework import folders
+from ..framework.architectures import MIXTURES
 from .bundles import write
 
 WORDS = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
@@ -68,6 +70,47 @@ def test_transformers_reads_the_same_weights(tmp_path: Path, quantizer: Quantize
             torch.testing.assert_close(state[key], expected, rtol=2**-11, atol=1e-7)
     assert {key for key in state if key.endswith("weight")} <= weights.keys()
     assert loaded.config.rope_parameters["rope_theta"] == 10000.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("qwen3_moe", {"norm_topk_prob": True}),
+        ("qwen2_moe", {"norm_topk_prob": False, "tie_word_embeddings": False}),
+    ],
+)
+def test_transformers_computes_the_same_with_experts(tmp_path: Path, kind: str, changes: dict[str, object]) -> None:
+    model = mixture(tmp_path, kind, **changes)
+    config = AutoConfig.from_pretrained(tmp_path / "artifact")
+    del config.quantization_config  # of the bundle
+    file = tmp_path / "export" / "model-Q8_0.gguf"
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, config=config)
+    tokens = torch.arange(3, 37).reshape(2, 17)
+    with torch.inference_mode(), float_products(model.module):
+        torch.testing.assert_close(loaded(tokens).logits, model.module(tokens).logits, rtol=0, atol=2e-3)
+
+
+def test_experts_are_stacks_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    model = mixture(tmp_path, "mixtral", num_local_experts=11)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "export" / "model-Q8_0.gguf").tensors}
+    stack = tensors["blk.1.ffn_down_exps.weight"]
+    assert stack.shape.tolist() == [128, 64, 11]
+    weights = gguf.dequantize(stack.data, stack.tensor_type)
+    for number in range(11):
+        expected = model.module.get_submodule(f"model.layers.1.mlp.experts.{number}.down_proj").floats()[0]
+        np.testing.assert_allclose(weights[number], expected, rtol=2**-11, atol=1e-7)
+    assert tensors["blk.0.ffn_gate_inp.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    assert Gguf().load(tmp_path / "export") is None  # for transformers it were a LLaMA
+
+
+def mixture(tmp_path: Path, kind: str, **changes: object) -> TorchModel:
+    """The quantized model that lies in tmp_path / "export"."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = tiny(model_type=kind, **heads | MIXTURES[kind] | changes)
+    model.tokenizer.backend_tokenizer.pre_tokenizer = WORDS
+    write(tmp_path / "artifact", model, W8A8S())
+    Gguf().run(tmp_path / "artifact", tmp_path / "export")
+    return model
 
 
 def test_biases_are_those_of_the_model_in_the_order_of_their_rows(tmp_path: Path) -> None:
@@ -134,7 +177,14 @@ def test_an_unknown_cut_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt_neox"}, "config.json: model_type=gpt_neox is not written as gguf; allowed: llama"),
+        (
+            {"model_type": "gpt_neox"},
+            "config.json: model_type=gpt_neox is not written as gguf; allowed: llama,",
+        ),
+        (
+            {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
+            "config.json: norm_topk_prob=False is not written as gguf; allowed: True",
+        ),
         ({"hidden_act": "gelu"}, "config.json: hidden_act=gelu is not written as gguf; allowed: silu"),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
