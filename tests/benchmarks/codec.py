@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def report(name: str, weights: int, entropy: float, by_codec: dict[str, dict[str, float]]) -> None:
-    """One table a tensor; by_codec also against memcpy and against the smallest zstd."""
+    """One table a tensor; speeds also against memcpy and against the smallest zstd."""
     zstd = min((codec for codec in by_codec if codec.startswith("zstd")), key=lambda codec: by_codec[codec]["bytes"])
     rows = []
     for codec, result in by_codec.items():

@@ -100,7 +100,7 @@ def row(label: str, size: int, model: TorchModel, task: Perplexity, references: 
 
 
 def file_bytes(model: TorchModel, quant_type: str, formats: dict[str, str]) -> int:
-    """Of the weight file of its bundle."""
+    """Bytes of the weight file of its bundle."""
     tensors, codec = model.tensors(), Native()
     coded = Compressor(codec).run({name: tensors[f"{name}.weight"].numpy() for name in model.quantized()})
     with tempfile.TemporaryDirectory() as folder:

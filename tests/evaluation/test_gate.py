@@ -16,7 +16,7 @@ def row(task: str, low: float, high: float, baseline: float = 50.0, doubt: str =
 
 
 def ruled(score: Score, rule: Rule, guardrail_pct: float | None = None) -> Decision:
-    """With another required task that passes."""
+    """What the policy makes of the score, beside another required task that passes."""
     return decide(Policy({"other": Rule(), "t": rule}, guardrail_pct), [row("other", -1, 1), score])
 
 

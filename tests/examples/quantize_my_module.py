@@ -56,7 +56,7 @@ for _ in range(100):
 
 @torch.no_grad()
 def accuracy() -> float:
-    """On what it was not trained on."""
+    """Share of right guesses on what it was not trained on."""
     return float((network(inputs[held_out]).argmax(dim=1) == labels[held_out]).float().mean())
 
 

@@ -49,7 +49,7 @@ def config_of(kind: str, **changes: Any) -> Any:
 
 
 def empty(kind: str, **changes: Any) -> Any:
-    """On the meta device."""
+    """The model on the meta device."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config_of(kind, **changes))
 

@@ -106,8 +106,8 @@ def test_many_questions_go_block_by_block_where_memory_has_no_room(kind: str, mo
     model.room = Room(0)
     model.room.full = True
     monkeypatch.setattr(model, "continuations", None)  # which runs the whole model for each
-    for found, scores in zip(model.all_continuations(questions), expected, strict=True):
-        for one, other in zip(found, scores, strict=True):
+    for scored, scores in zip(model.all_continuations(questions), expected, strict=True):
+        for one, other in zip(scored, scores, strict=True):
             np.testing.assert_array_equal(one, other)
 
 

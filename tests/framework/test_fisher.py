@@ -123,7 +123,7 @@ def test_gradients_of_the_head_do_not_depend_on_the_chunks() -> None:
 
 
 def test_what_is_known_of_some_parts_is_not_measured_again(tmp_path: Path) -> None:
-    """And those that are not known are what they would be."""
+    """Those that are not known are what they would be."""
     computed: list[str] = []
 
     def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
@@ -180,12 +180,12 @@ def test_known_statistics_are_not_measured_again(monkeypatch: pytest.MonkeyPatch
             kept[part] = compute()
         return kept[part]
 
-    first, bounded = tiny(), tiny()
+    first, second = tiny(), tiny()
     calibrator(first).quantize(remember)
     monkeypatch.setattr(FisherStatistics, "_part_arrays", None)
-    other = calibrator(bounded, RDOQ(target_bits=4.0))
+    other = calibrator(second, RDOQ(target_bits=4.0))
     other.quantize(remember)
-    assert bounded.quantized() == first.quantized()
+    assert second.quantized() == first.quantized()
 
 
 def test_the_worst_inputs_are_taken_by_whole_groups() -> None:

@@ -94,7 +94,7 @@ def found_in(model: nn.Module) -> tuple[list[Fold], dict[str, str]]:
 
 
 def described(folds: list[Fold]) -> set[str]:
-    """As in KINDS."""
+    """The folds in the words of KINDS."""
 
     def leaf(name: str) -> str:
         return name.rpartition(".")[2].removesuffix("_proj")

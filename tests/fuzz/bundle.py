@@ -187,7 +187,7 @@ def work(target: Target, seed: int, numbers: range, memory: int, results: Any) -
 
 
 def load_bundle_once(target: Target) -> None:
-    """So that everything is imported before memory is limited."""
+    """Load a bundle, so that everything is imported before memory is limited."""
     for file, data in target.files.items():
         (target.folder / file).write_bytes(data)
     assert load_bundle(target.folder).logits_checksum() == target.expected
