@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 Prefixed = tuple[Sequence[int], Sequence[Sequence[int]]]  # tokens of a prefix, and of the options after it
 
 T = TypeVar("T")
-PROTOCOL_VERSION = 3  # raise it when the same settings begin to give other outputs
+PROTOCOL_VERSION = 4  # raise it when the same settings begin to give other outputs
 
 
 class Reader(Protocol):
@@ -72,6 +72,10 @@ class LanguageModel(Reader, Protocol):
 
     def log_probs(self, hidden: FloatArray) -> FloatArray:
         """Log-softmax of the output head: [N, H] -> [N, V]."""
+        ...
+
+    def head_rows(self) -> FloatArray | None:
+        """[V, H] whose float32 product with the states the logits are; None where that is not all, or not known."""
         ...
 
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:

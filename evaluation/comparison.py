@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from slimrun.evaluation import statistics
-from slimrun.evaluation.statistics import Difference, Values
+from slimrun.evaluation.statistics import Clusters, Difference, Values
 
 Interval = tuple[float, float]  # 95 %
 Metrics = dict[str, float | str]  # "<task>/<key>" -> what results.json says
@@ -204,20 +204,22 @@ def paired(
     floor: str = "",
     higher_is_better: bool = True,
     signature: str = "",
+    clusters: Clusters | None = None,
 ) -> Score:
     """The row of a score that is a mean over items: [n], [n], the float and the quantized model on the same items.
 
-    `margin` is in the score's own unit.
+    `margin` is in the score's own unit; items of one cluster [n] are alike.
     """
+    own, other = (statistics.clustered_mean(side, clusters).interval for side in (before, after))
     return scored(
         task,
         name,
         (float(before.mean()), float(after.mean())),
-        (statistics.mean(before).interval, statistics.mean(after).interval),
-        statistics.paired_difference(before, after),
+        (own, other),
+        statistics.paired_difference(before, after, clusters),
         higher_is_better=higher_is_better,
         margin=None if margin is None else Margin(margin, name),
-        items=len(before),
+        items=statistics.observations(len(before), clusters),
         floor=floor,
         signature=signature,
     )

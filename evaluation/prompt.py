@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import regex
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined
 from jinja2.environment import TemplateExpression
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -29,6 +30,14 @@ def check(key: str, template: str) -> None:
     field = _FIELD.search(template)
     if field and not re.search(r"\{[{%]", template):
         raise ValueError(f"{key}={template!r} holds no column; write {{{{ {field[1]} }}}} instead of {field[0]}")
+
+
+def check_pattern(key: str, pattern: str | None) -> None:
+    """Refuse what is no regular expression."""
+    try:
+        regex.compile(pattern or "")
+    except regex.error as error:
+        raise ValueError(f"{key}={pattern!r} is no pattern ({error})") from None
 
 
 def filled(key: str, template: str, columns: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 from slimrun.evaluation.text import words
 
 Values = npt.NDArray[np.float64]
+Clusters = npt.NDArray[np.int64]  # which items belong together
 
 SEED = 12345
 RESAMPLES = 9_999  # one less than a round number: ranks over 10,000 are p-values
@@ -52,12 +53,35 @@ class Difference:
         return Difference(ends[0], ends[1], ends[2], self.p_value, ends[3])
 
 
-def paired_difference(baseline: Values, other: Values) -> Difference:
-    """Mean of `other - baseline` over items: [n], [n]."""
-    return mean(other - baseline)
+def paired_difference(baseline: Values, other: Values, clusters: Clusters | None = None) -> Difference:
+    """Mean of `other - baseline` over items: [n], [n]; those of one cluster [n] are alike."""
+    return clustered_mean(other - baseline, clusters)
 
 
-def mean(values: Values, observed: float | None = None) -> Difference:
+def clustered_mean(values: Values, clusters: Clusters | None) -> Difference:
+    """The mean of items [n] that are alike within their cluster [n], windows of a document for one.
+
+    What varies is a cluster: the mean is the ratio of two sums over clusters, and its jackknife (a cluster left out at
+    a time, known as CR3, which few clusters of unequal size do not make too narrow) gives as many values as there are
+    clusters, to which everything applies that `mean` does with a small sample.
+    """
+    if clusters is None or observations(len(values), clusters) == len(values):
+        return mean(values)
+    return mean(_by_cluster(values, clusters), float(values.mean()), "documents")
+
+
+def standard_error(values: Values, clusters: Clusters | None) -> float | None:
+    """Of the mean of items [n], in clusters [n] where these are alike; None of a single one."""
+    of_each = values if clusters is None else _by_cluster(values, clusters)
+    return float(of_each.std(ddof=1) / math.sqrt(len(of_each))) if len(of_each) > 1 else None
+
+
+def observations(items: int, clusters: Clusters | None) -> int:
+    """How many of the items tell something of their own."""
+    return items if clusters is None else len(np.unique(clusters))
+
+
+def mean(values: Values, observed: float | None = None, of: str = "items") -> Difference:
     """The mean of items [n] against zero; `observed` is the value to report where the mean is only near it.
 
     The wider of two intervals at each end: Student's, whose level holds for symmetric items however heavy their
@@ -69,16 +93,16 @@ def mean(values: Values, observed: float | None = None) -> Difference:
     centre = float(values.mean()) if items else 0.0
     value = centre if observed is None else observed
     if items < LEAST_ITEMS:
-        return _unknown(value, f"{items} items; {LEAST_ITEMS} are the least")
+        return _unknown(value, f"{items} {of if items != 1 else of[:-1]}; {LEAST_ITEMS} are the least")
     deviations = values - centre
     spread = float(np.sqrt((deviations**2).sum() / (items - 1)))
     if spread <= 1e-12 * float(np.abs(values).max()):
         if items < LEAST_UNCHANGED:
-            return _unknown(value, f"{items} items that do not vary; {LEAST_UNCHANGED} are the least")
+            return _unknown(value, f"{items} {of} that do not vary; {LEAST_UNCHANGED} are the least")
         return Difference(value, value, value, 1.0 if centre == 0 else 2.0 ** (1 - items), 0.0)
     skew = float((deviations**3).mean() / (deviations**2).mean() ** 1.5)
     if abs(skew) > SKEW_LIMIT * math.sqrt(items):
-        return _unknown(value, f"of {items} items one or two carry the whole difference")
+        return _unknown(value, f"of {items} {of} one or two carry the whole difference")
     error = spread / math.sqrt(items)
     student = float(stdtrit(items - 1, 1 - ALPHA / 2))
     drawn = _studentized(deviations / spread)
@@ -86,7 +110,7 @@ def mean(values: Values, observed: float | None = None) -> Difference:
     low = value - error * max(student, float(drawn[-rank]))
     high = value + error * max(student, -float(drawn[rank - 1]))
     if not math.isfinite(low + high):
-        return _unknown(value, f"{items} items, too few of which vary")
+        return _unknown(value, f"{items} {of}, too few of which vary")
     statistic = value / error
     beyond = 1 + min(int((drawn >= statistic).sum()), int((drawn <= statistic).sum()))
     p_value = max(2 * float(stdtr(items - 1, -abs(statistic))), min(1.0, 2 * beyond / (RESAMPLES + 1)))
@@ -185,6 +209,15 @@ def overlap(text: str, other: str, n: int = 13) -> float:
     """Share of the n-grams of words of `text` that also stand in `other` (13: GPT-3's contamination check)."""
     grams = set(_grams(text, n))
     return len(grams & set(_grams(other, n))) / len(grams) if grams else 0.0
+
+
+def _by_cluster(values: Values, clusters: Clusters) -> Values:
+    """A value a cluster: the pseudo-value of the mean over all items."""
+    of = np.unique(clusters, return_inverse=True)[1]
+    sums = np.stack([np.bincount(of, weights=values), np.bincount(of).astype(np.float64)], axis=1)
+    if len(sums) == 1:
+        return np.array([values.mean()])
+    return jackknife(lambda total: float(total[0] / total[1]), sums)[1][0]
 
 
 def _unknown(value: float, doubt: str) -> Difference:

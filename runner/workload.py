@@ -70,6 +70,9 @@ class Counting:
         """[N, 1] -> zeros [N, V], which take no memory."""
         return np.broadcast_to(np.float32(0), (len(hidden), self.vocabulary))
 
+    def head_rows(self) -> None:
+        """None that are known."""
+
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         """Zeros for each token of each option."""
         self.work.read.append(len(prefix) + sum(map(len, options)))

@@ -10,11 +10,14 @@ import numpy.typing as npt
 
 from slimrun.evaluation import statistics
 from slimrun.evaluation.base import FloatArray, IntArray, Outputs
-from slimrun.evaluation.comparison import PERCENT, Margin, Score, paired, scored
-from slimrun.evaluation.statistics import Values
+from slimrun.evaluation.comparison import PERCENT, Margin, Metrics, Score, paired, scored
+from slimrun.evaluation.statistics import Clusters, Values
 
 HEAD_ROWS = 128  # rows of one call of the output head: enough for a fast product, 25 MB at 49152 tokens
 CACHE_ROWS = 4  # rows whose log-probabilities stay in the processor's cache while several passes read them
+
+KL_SHARES = (90, 95, 99, 99.9)  # percentiles
+CHANGE_SHARES = (1, 5, 25, 50, 75, 95, 99)
 
 Head = Callable[[FloatArray], FloatArray]
 
@@ -33,15 +36,59 @@ def token_log_probs(targets: IntArray, hidden: FloatArray, head: Head) -> FloatA
     return np.concatenate(parts)
 
 
-def divergence(
-    targets: IntArray, hidden: FloatArray, head: Head, float_hidden: FloatArray, float_head: Head
-) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
-    """Compare two models token by token, exactly over the vocabulary, one block of rows at a time.
+def kept_of(targets: IntArray, hidden: FloatArray, head: Head, head_rows: FloatArray | None) -> Outputs:
+    """What is kept of the float model's predictions of targets [N] from states [N, H]: log_probs and hidden.
 
-    targets [N], hidden states [N, H] and output heads of the quantized and of the float model ->
-    log-probability of the targets under the quantized model [N], KL(float || quantized) in nats [N], whether both
-    models have the same most likely token [N]. Full log-probabilities of 16k tokens would be 3 GB a model.
+    Where the logits are the states' product with `head_rows` [V, H], also what `divergence` takes instead of running
+    the float head again for each quantized model: top [N], the most likely token; negentropy [N], sum p log p; and
+    pull [N, H], the mean of the rows by their probability less the target's row.
     """
+    if head_rows is None:
+        return {"log_probs": token_log_probs(targets, hidden, head), "hidden": hidden}
+    kept: dict[str, list[np.ndarray]] = {"log_probs": [], "top": [], "negentropy": [], "pull": []}
+    for start in range(0, len(targets), HEAD_ROWS):
+        rows = slice(start, start + HEAD_ROWS)
+        log_probs, wanted = head(hidden[rows]), targets[rows]
+        probabilities = np.exp(log_probs)
+        total = probabilities.sum(axis=1)  # 1 but for rounding, which logits of 20 would make twenty times larger
+        kept["log_probs"].append(log_probs[np.arange(len(wanted)), wanted])
+        kept["top"].append(log_probs.argmax(axis=1))
+        kept["negentropy"].append(np.einsum("nv,nv->n", probabilities, log_probs) / total)
+        kept["pull"].append(probabilities @ head_rows / total[:, None] - head_rows[wanted])
+    return {"hidden": hidden, **{name: np.concatenate(parts) for name, parts in kept.items()}}
+
+
+def divergence(
+    targets: IntArray, hidden: FloatArray, head: Head, reference: Outputs, float_head: Head, *, same_head: bool
+) -> Outputs:
+    """Compare a model with the float model token by token, exactly over the vocabulary.
+
+    targets [N], hidden states [N, H] and the head of the quantized model, and what `kept_of` gave of the float model ->
+    log_probs [N] of the targets under the quantized model, kl [N], KL(float || quantized) in nats, agree [N], whether
+    both have the same most likely token. A block of rows at a time: full log-probabilities of 16k tokens would be 3 GB.
+
+    With the same head rows w on both sides, states h of the quantized model and target t, all that KL needs of the
+    float model's p is sum p log p and the vector g = sum_v p_v w_v - w_t, which is also its loss's gradient:
+    KL = sum p log p - log q_t - g h.
+    """
+    if not same_head or "pull" not in reference:
+        return _divergence_of_heads(targets, hidden, head, reference["hidden"], float_head)
+    scores, top = np.empty(len(targets), np.float32), np.empty(len(targets), np.int64)
+    for start in range(0, len(targets), HEAD_ROWS):
+        rows = slice(start, start + HEAD_ROWS)
+        log_probs = head(hidden[rows])
+        scores[rows] = np.take_along_axis(log_probs, targets[rows, None], axis=1)[:, 0]
+        top[rows] = log_probs.argmax(axis=1)
+    pulled = np.einsum("nh,nh->n", reference["pull"], hidden, dtype=np.float64)
+    kl = reference["negentropy"] - scores.astype(np.float64) - pulled
+    # Gibbs' inequality holds for real numbers; float32 may miss it in the last place
+    return {"log_probs": scores, "kl": np.maximum(kl, 0).astype(np.float32), "agree": top == reference["top"]}
+
+
+def _divergence_of_heads(
+    targets: IntArray, hidden: FloatArray, head: Head, float_hidden: FloatArray, float_head: Head
+) -> Outputs:
+    """The same from both models' states and heads, each run on every row."""
     count = len(targets)
     scores, kl = np.empty(count, np.float32), np.empty(count, np.float32)
     agree = np.empty(count, np.bool_)
@@ -53,9 +100,8 @@ def divergence(
             q, p = quant[at : at + CACHE_ROWS], reference[at : at + CACHE_ROWS]
             out = slice(start + at, start + at + len(q))
             agree[out] = q.argmax(axis=1) == p.argmax(axis=1)
-            # Gibbs' inequality holds for real numbers; float32 may miss it in the last place
             kl[out] = np.maximum(np.einsum("nv,nv->n", np.exp(p), p - q), 0)
-    return scores, kl, agree
+    return {"log_probs": scores, "kl": kl, "agree": agree}
 
 
 def perplexities(
@@ -68,8 +114,11 @@ def perplexities(
     chance: float = math.inf,
     moves: Values | None = None,
     signature: str = "",
+    clusters: Clusters | None = None,
 ) -> Score:
     """The row of both perplexities from log-probabilities [n, ...], paired by item; the difference in percent.
+
+    Items of one cluster [n] are alike.
 
     `margin_pct` gives it a verdict, unless the float model's perplexity is not below `chance`: models that guess differ
     in nothing that a perplexity measures. `moves`: by how many nats rounding alone moved the loss of a few items [k].
@@ -77,9 +126,9 @@ def perplexities(
     sides = (before, after)
     # items are equally long, so the mean over items is the mean over tokens
     losses = [-side.mean(axis=tuple(range(1, side.ndim)), dtype=np.float64) for side in sides]
-    change = statistics.paired_difference(*losses)
+    change = statistics.paired_difference(losses[0], losses[1], clusters)
     percent = change.mapped(lambda nats: 100 * math.expm1(nats))
-    intervals = [statistics.mean(loss).mapped(math.exp).interval for loss in losses]
+    intervals = [statistics.clustered_mean(loss, clusters).mapped(math.exp).interval for loss in losses]
     floor = ""
     if intervals[0] and intervals[0][1] >= chance:
         floor = f"baseline perplexity {perplexity(before):.4g} is not below chance, {chance:g}"
@@ -92,7 +141,7 @@ def perplexities(
         higher_is_better=False,
         unit=PERCENT,
         margin=None if margin_pct is None else Margin(margin_pct, PERCENT),
-        items=len(before),
+        items=statistics.observations(len(before), clusters),
         floor=floor,
         signature=signature,
     )
@@ -101,14 +150,46 @@ def perplexities(
     return replace(row, noise=100 * math.expm1(statistics.noise_of_mean(moves, len(before))))
 
 
-def divergences(task: str, before: Outputs, after: Outputs) -> list[Score]:
+def divergences(task: str, before: Outputs, after: Outputs, clusters: Clusters | None) -> list[Score]:
     """The rows of what `divergence` gave, kl and agree [W, T], paired by window; a float model agrees with itself."""
     kl = [_by_window(side.get("kl", np.zeros_like(after["kl"]))) for side in (before, after)]
     agree = [_by_window(side.get("agree", np.ones_like(after["agree"]))) for side in (before, after)]
     return [
-        paired(task, "KL to float, nats", kl[0], kl[1], higher_is_better=False),
-        paired(task, "top-1 agreement", agree[0], agree[1]),
+        paired(task, "KL to float, nats", *kl, higher_is_better=False, clusters=clusters),
+        paired(task, "top-1 agreement", *agree, clusters=clusters),
     ]
+
+
+def token_metrics(group: str, before: Outputs, after: Outputs, clusters: Clusters | None) -> Metrics:
+    """The keys of results.json that llama.cpp prints of two models: KL, same top token, probability of the right token.
+
+    Of log_probs, kl and agree [W, T]; errors are those of means over windows, of clusters where they are alike.
+    """
+    kl = after["kl"]
+    change = np.exp(after["log_probs"], dtype=np.float64) - np.exp(before["log_probs"], dtype=np.float64)
+    ratio = before["log_probs"].astype(np.float64) - after["log_probs"]
+    means = {"kl": kl, "top1_agreement": after["agree"], "log_ppl_ratio": ratio, "right_token": change}
+    errors = {
+        f"{group}/{name}_error": statistics.standard_error(_by_window(values), clusters)
+        for name, values in means.items()
+    }
+    told = {
+        "kl_mean": float(kl.mean(dtype=np.float64)),
+        "kl_median": float(np.median(kl)),
+        **{f"kl_p{_digits(share)}": float(np.quantile(kl, share / 100)) for share in KL_SHARES},
+        "kl_max": float(kl.max()),
+        "top1_agreement": float(after["agree"].mean()),
+        "log_ppl_ratio": float(ratio.mean()),
+        "right_token_mean": float(change.mean()),
+        "right_token_rms": float(np.sqrt((change**2).mean())),
+        **{f"right_token_p{_digits(share)}": float(np.quantile(change, share / 100)) for share in CHANGE_SHARES},
+    }
+    metrics: Metrics = {f"{group}/{key}": value for key, value in told.items()}
+    return metrics | {key: value for key, value in errors.items() if value is not None}
+
+
+def _digits(share: float) -> str:
+    return f"{share:g}".replace(".", "")
 
 
 def _by_window(tokens: npt.NDArray[Any]) -> statistics.Values:

@@ -58,10 +58,7 @@ class ExactMatch:
         for key in ("prompt", "answer", "example"):
             prompt.check(key, getattr(self, key))
         for key in ("extract", "ignore"):
-            try:
-                regex.compile(getattr(self, key) or "")
-            except regex.error as error:
-                raise ValueError(f"{key}={getattr(self, key)!r} is no pattern ({error})") from None
+            prompt.check_pattern(key, getattr(self, key))
 
     def check(self) -> None:
         """Read the items once."""

@@ -81,6 +81,10 @@ class TextModel:
         """The same of each."""
         return (self.continuations(*question) for question in questions)
 
+    def head_rows(self) -> FloatArray | None:
+        """[V, H] whose float32 product with the states the logits are; None where that is not all, or not known."""
+        return None
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, special ones skipped."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -60,6 +60,9 @@ class FakeModel:
         logits -= logits.max(axis=1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
+    def head_rows(self) -> FloatArray | None:
+        return None if self._bias.any() else np.ascontiguousarray(self._head.T)
+
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         scores = []
         for option in options:

@@ -177,10 +177,10 @@ def test_a_template_may_leave_everything_out(tmp_path: Path) -> None:
 def test_a_table_is_no_text_for_perplexity(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text('id,body\n1,"words, of a text"\n2,and more\n')
-    assert Perplexity(path=str(path), text="{{ body }}").texts() == ["words, of a text\n\nand more"]
+    assert Perplexity(path=str(path), text="{{ body }}").texts() == ["words, of a text", "and more"]
     with pytest.raises(ValueError, match=r"^path=.*own.csv, line 2: text: 'text' is undefined; it has id, body"):
         Perplexity(path=str(path)).check()
-    assert task("wikitext2", tmp_path).texts()[0].startswith("\n\n = Head = \n\nwords of")
+    assert task("wikitext2", tmp_path).texts()[0].startswith(" = Head = \n\nwords of")
 
 
 def test_braces_of_old_templates_are_refused_and_those_of_formulas_are_not() -> None:

@@ -183,7 +183,7 @@ def test_check_names_what_is_wrong_in_a_file(tmp_path: Path) -> None:
         Translation(target="zh", tokenizer="13a").check()
 
 
-def test_own_text_is_cut_into_consecutive_windows(tmp_path: Path) -> None:
+def test_own_text_is_cut_into_windows(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_text("abcdefghij" * 10)
     model = FakeModel()

@@ -42,6 +42,15 @@ def test_output_head_stays_float_when_the_model_is_quantized(tiny_model: TorchMo
     np.testing.assert_array_equal(head(hidden), expected)
 
 
+def test_head_rows_are_what_logits_are_made_of(tiny_model: TorchModel) -> None:
+    hidden, rows = tiny_model.hidden(np.array([[5, 6, 7]]))[0], tiny_model.head_rows()
+    assert rows is not None
+    expected = torch.log_softmax(torch.from_numpy(hidden @ rows.T), dim=-1)
+    np.testing.assert_allclose(tiny_model.log_probs(hidden), expected.numpy(), atol=1e-5)
+    tiny_model.module.half()
+    assert tiny_model.head_rows() is None, "logits of halves are rounded"
+
+
 def test_many_batches_go_block_by_block_where_memory_has_no_room() -> None:
     bounded = PyTorch().load(described().open(Path("unused")), Device("cpu", "cpu", max_memory={"cpu": "8KiB"}))
     batches = [np.array([[5, 6, 7], [8, 9, 10]]), np.array([[11, 12]]), np.array([[13]])]

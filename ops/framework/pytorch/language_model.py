@@ -98,6 +98,14 @@ class TorchModel(AsModule, TextModel):
 
         return log_probs
 
+    def head_rows(self) -> FloatArray | None:
+        """[V, H] whose float32 product with the states the logits are; None where that is not all, or not in memory."""
+        head = self._head
+        if type(head) is not nn.Linear or head.bias is not None or self.module.dtype != torch.float32:
+            return None
+        weight = head.weight.detach()
+        return weight.numpy() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
+
     @torch.inference_mode()
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         """Token log-probabilities of each option after the prefix, which is run once."""

@@ -1,0 +1,87 @@
+"""Windows of a text, and what they count for: those of one document are one observation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slimrun.evaluation import statistics, windows
+from slimrun.evaluation.base import Reference
+from slimrun.evaluation.metric import fidelity
+from slimrun.evaluation.task.perplexity import Perplexity
+from tests.evaluation.fake import FakeModel, silent
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def test_windows_are_spread_over_the_text_and_know_their_document() -> None:
+    parts = ["a" * 100, "b" * 50, "c" * 250]
+    found = windows.spread(encode, "".join(parts), parts, size=10, limit=8)
+    assert found.ids.shape == (8, 10)
+    assert found.ids[:, 0].tolist() == [*encode("aa"), *encode("b"), *encode("ccccc")]
+    assert found.documents.tolist() == [0, 0, 1, 2, 2, 2, 2, 2]
+    everything = windows.spread(encode, "".join(parts), parts, size=10, limit=99)
+    assert np.bincount(everything.documents).tolist() == [10, 5, 25]
+
+
+@pytest.mark.parametrize(
+    ("text", "beginning", "expected"),
+    [
+        ("one\ntwo\n\nthree\n\n\nfour", None, ["one\ntwo\n\n", "three\n\n\n", "four"]),
+        ("<doc id=1>\na\n\nb\n</doc>\n<doc id=2>\nc\n</doc>", None, 2),
+        (" = Title = \n\n = = Part = = \n\ntext\n\n = Other = \n\ntext", r"^ = [^=].*[^=] = $", 2),
+        ("no mark at all", None, ["no mark at all"]),
+    ],
+)
+def test_documents_are_told_by_their_marks(text: str, beginning: str | None, expected: object) -> None:
+    found = windows.documents(text, beginning)
+    assert "".join(found) == text
+    assert found == expected or len(found) == expected
+
+
+def test_windows_of_one_document_are_one_observation() -> None:
+    rng = np.random.default_rng(0)
+    of_document = rng.normal(size=8)
+    clusters = np.repeat(np.arange(8), 50)
+    alike = of_document[clusters] + 1e-3 * rng.normal(size=400)
+    honest, naive = statistics.clustered_mean(alike, clusters), statistics.mean(alike)
+    by_document = statistics.mean(np.array([alike[clusters == i].mean() for i in range(8)]))
+    assert (honest.low, honest.high) == pytest.approx((by_document.low, by_document.high))
+    assert honest.high - honest.low > 5 * (naive.high - naive.low)
+    assert honest.value == pytest.approx(float(alike.mean()))
+    few = statistics.clustered_mean(alike[:100], clusters[:100])
+    assert few.doubt == "2 documents; 5 are the least"
+
+
+def test_a_text_of_one_document_gives_no_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text("abcdefghij" * 70)
+    task, model, other = Perplexity(path=str(path), window=20), FakeModel(), FakeModel(noise=0.5)
+    before = task.evaluate(model, None, silent)
+    report = task.compare("perplexity", before, task.evaluate(other, Reference(before, model.log_probs), silent))
+    assert report.scores[0].verdict == "too few to say (1 document; 5 are the least)"
+    assert len(report.samples) == 32
+
+
+def test_kl_from_what_is_kept_is_that_of_both_heads() -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(500, 16)).astype(np.float32)
+    states = 2 * rng.normal(size=(300, 16)).astype(np.float32)
+    moved = states + 0.3 * rng.normal(size=states.shape).astype(np.float32)
+    targets = rng.integers(0, 500, size=300)
+
+    def head(hidden: np.ndarray) -> np.ndarray:
+        logits = hidden @ rows.T
+        logits = logits - logits.max(axis=1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    kept = fidelity.kept_of(targets, states, head, rows)
+    found = fidelity.divergence(targets, moved, head, kept, head, same_head=True)
+    both = fidelity.divergence(targets, moved, head, kept, head, same_head=False)
+    assert np.abs(found["kl"] - both["kl"]).max() < 5e-5
+    assert abs(found["kl"].mean() - both["kl"].mean()) < 5e-6
+    assert both["kl"].mean() > 0.1
+    assert (found["agree"] == both["agree"]).all()
+    assert (found["log_probs"] == both["log_probs"]).all()
