@@ -110,6 +110,7 @@ class Experiment(Choices):
             metrics={
                 **sizes.metrics,
                 "size/covered_share": covered_share(self.covered(outline), outline),
+                "size/model_float_bytes": outline.float_bytes,
                 "size/bits_per_parameter": 8 * weight_file.stat().st_size / outline.parameters,
                 "compress/verified": int(readable),
                 "model/fingerprint": fingerprint,

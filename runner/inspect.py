@@ -54,7 +54,11 @@ def show(path: Path, mapped: str | None) -> None:
     names = []
     rows = []
     weights = 0  # of linears and tables, decoded
+    beside: list[int] = []  # bytes of coded steps and biases of quantized weights
     for name, parts, array in tensors(path) if stored is None else tensors_of(stored):
+        if stored is not None and name.rpartition(".")[0] in stored.coded:
+            beside.append(sum(part.nbytes for part in parts.values()))
+            continue
         names.append(name)
         weights += array.size if stored is not None and name in stored.coded else 0
         if mapped is None:
@@ -66,6 +70,8 @@ def show(path: Path, mapped: str | None) -> None:
         raise ValueError(f"{path} holds no coded tensor {mapped}; the first are: {', '.join(names[:3]) or 'none'}")
     print_table(str(path), COLUMNS, rows)
     if stored is not None:
+        if beside:
+            print(f"steps and biases of quantized weights, coded: {len(beside)} tensors, {sum(beside):,} bytes")
         size, parameters = stored.weights.stat().st_size, weights + float_parameters(stored)
         print(
             f"{stored.weights.name}: {size:,} bytes, {8 * size / parameters:.3f} bits for each of {parameters:,} "
@@ -90,9 +96,9 @@ def tensors_of(stored: bundle.Stored) -> Iterator[Found]:
             yield name, parts, stored.codec.decode(parts, limited)
         except ValueError as error:
             raise bundle.damage(stored.weights, f"{name}: {error}") from error
-    for name, packed in stored.floats.items():
+    for name, packed in stored.numbers.items():
         try:
-            tensor = bundle.decode_float(packed, Limited(packed.nbytes))
+            tensor = bundle.decode_numbers(packed, Limited(packed.nbytes))
         except ValueError as error:
             raise bundle.damage(stored.weights, f"{name}: {error}") from error
         yield name, {"planes": packed}, compress.floats.bits_of(tensor)[1]

@@ -86,17 +86,18 @@ def answered(arguments: Namespace) -> int:
 def multirun(command: Command, configs: Sequence[DictConfig], tracker: Tracker) -> int:
     """Run the jobs in the sweep's folder; the exit status. The table comes even when a launcher gives up."""
     resume, by_time = bool(configs[0].sweep.resume), _by_time(command)
+    axis = configs[0].sweep.axis
     before = begun_before(command.sweep) if resume and by_time else None
     jobs = [typed(config.hydra.overrides.task) for config in configs] if command.listed else []
     with output.claimed(before or _folder(command), SWEEP_FOLDER, by_time=by_time and before is None) as folder:
         begin(folder, command.sweep, jobs, resume)
         if jobs and resume and all_done(folder, configs, tracker):
-            return conclude(folder, tracker)
+            return conclude(folder, tracker, axis)
         sys.argv.append(output.chosen(SWEEP_FOLDER, folder))
         with suppress(KeyboardInterrupt):
             hydra_runs()  # its status says less than the jobs' own
         if SweepCallback.status is None:  # the end callback was not reached
-            conclude(folder, tracker)
+            conclude(folder, tracker, axis)
             return FAILED
     return SweepCallback.status
 

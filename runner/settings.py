@@ -10,6 +10,7 @@ from typing import cast
 from slimrun.evaluation.source.file import read_prompts
 from slimrun.evaluation.source.pinned import pinned
 from slimrun.ops.framework.base import Reader
+from slimrun.runner.report.pareto import AXES
 
 PINNED_CALIBRATION = "wikipedia_calibration"
 ON_ERROR = ("continue", "stop")
@@ -62,17 +63,20 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Sweep:
-    """How the jobs of a multirun go on after an interruption or a failure, and what they tell a search."""
+    """How the jobs of a multirun go on after a stop or a failure, what a search is told, how they are shown."""
 
     resume: bool = True
     on_error: str = "continue"
     retries: int = 0
     objectives: list[str] = field(default_factory=list)
+    axis: str = AXES[0]
 
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""
         if self.on_error not in ON_ERROR:
             raise ValueError(f"on_error={self.on_error} is not known; allowed: {', '.join(ON_ERROR)}")
+        if self.axis not in AXES:
+            raise ValueError(f"axis={self.axis} is not known; allowed: {', '.join(AXES)}")
         if self.retries < 0:
             raise ValueError(f"retries={self.retries} is out of range; allowed: 0 or more")
 

@@ -40,7 +40,8 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show every job, close the parent run."""
-        SweepCallback.status = conclude(Path(config.hydra.sweep.dir), build_tracker(config), dial_of(config))
+        folder, axis = Path(config.hydra.sweep.dir), config.sweep.axis
+        SweepCallback.status = conclude(folder, build_tracker(config), axis, dial_of(config))
 
 
 def begun_before(overrides: Sequence[str]) -> Path | None:
@@ -99,11 +100,11 @@ def jobs_so_far(folder: Path) -> list[Job]:
     return read_jobs(folder)
 
 
-def conclude(folder: Path, tracker: Tracker, dial: Dial | None = None) -> int:
+def conclude(folder: Path, tracker: Tracker, axis: str, dial: Dial | None = None) -> int:
     """Write sweep.json, show every job, and what is found on the dial; deliver the parent run. The exit status."""
     jobs = jobs_so_far(folder)
     record = read_json(folder / SWEEP) or {}
-    drawn = told_apart(folder, jobs, panels(jobs))
+    drawn = told_apart(folder, jobs, panels(jobs, axis))
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     record["summary"] = report.summary(folder, jobs, common)
     record["tags"] = report.best(jobs, record["summary"], drawn)

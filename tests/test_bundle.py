@@ -105,7 +105,7 @@ def test_layout_types_and_permissions(artifact: Path) -> None:
         ("weight", torch.int8),
         ("index", torch.int8),
         ("info", torch.int64),
-        ("deq_scale", torch.int64),
+        ("input_scale", torch.float32),
     ):
         assert description[f"{name}.{suffix}"] == "W8A8SC"
         assert stored[f"{name}.{suffix}"].dtype == dtype

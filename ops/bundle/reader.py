@@ -21,7 +21,7 @@ from torch import Tensor
 
 from slimrun.ops import compress
 from slimrun.ops.compress.base import Arena, Codec, Int8Array, Limited
-from slimrun.ops.format.linear import FLOAT, FLOAT_CODED
+from slimrun.ops.format.linear import CODED_NUMBERS, FLOAT
 from slimrun.ops.memory import Room, release
 from slimrun.ops.weights import ckpt
 
@@ -49,7 +49,7 @@ class Stored:
     """What the files of a bundle hold, weights still coded."""
 
     tensors: dict[str, Tensor]  # without the weights of quantized linears; coded ones on the meta device
-    floats: dict[str, npt.NDArray[np.uint8]]  # the bytes of those
+    numbers: dict[str, npt.NDArray[np.uint8]]  # the bytes of those
     coded: dict[str, dict[str, npt.NDArray[Any]]]  # linear -> stored parts of its weight
     codec: Codec
     types: dict[str, str]
@@ -87,16 +87,16 @@ def open_stored(folder: Path) -> Stored:
         name: {part: tensors.pop(key).numpy() for part in codec.parts if (key := f"{name}.{part}") in tensors}
         for name in quantized
     }
-    floats = {}
-    for key in [key for key in tensors if types[key] == FLOAT_CODED]:
-        floats[key] = tensors[key].numpy()
+    numbers = {}
+    for key in [key for key in tensors if types[key] in CODED_NUMBERS]:
+        numbers[key] = tensors[key].numpy()
         with named(weights):
-            dtype, shape = compress.float_header(floats[key])
+            dtype, shape = compress.float_header(numbers[key])
             tensors[key] = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
     formats = {name: types[f"{name}.weight"] for name in quantized}
     if codec.container:
         formats = {name: kind.removesuffix("C") for name, kind in formats.items()}
-    return Stored(tensors, floats, coded, codec, formats, weights)
+    return Stored(tensors, numbers, coded, codec, formats, weights)
 
 
 def decode(stored: Stored, shapes: Shapes | None = None, room: Room | None = None) -> Bundle:
@@ -107,8 +107,8 @@ def decode(stored: Stored, shapes: Shapes | None = None, room: Room | None = Non
     decoder = Decoder(stored, shapes, room or Room())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         weights = dict(zip(stored.coded, pool.map(decoder.weight, stored.coded), strict=True))
-        floats = dict(zip(stored.floats, pool.map(decoder.number, stored.floats), strict=True))
-    tensors = stored.tensors | floats | {f"{name}.weight": weight for name, weight in weights.items()}
+        numbers = dict(zip(stored.numbers, pool.map(decoder.number, stored.numbers), strict=True))
+    tensors = stored.tensors | numbers | {f"{name}.weight": weight for name, weight in weights.items()}
     return Bundle(tensors, list(stored.coded), stored.types)
 
 
@@ -121,14 +121,14 @@ class Decoder:
         self.room = room
         self._arena = Arena(lambda shape: room.empty(shape, torch.int8).numpy())
         coded = [part for parts in stored.coded.values() for part in parts.values()]
-        self._limited = Limited(sum(part.nbytes for part in (*coded, *stored.floats.values())))
+        self._limited = Limited(sum(part.nbytes for part in (*coded, *stored.numbers.values())))
 
     def tensor(self, key: str) -> Tensor:
         """Any of the tensors that the bundle stands for."""
         name = key.removesuffix(".weight")
         if name != key and name in self.stored.coded:
             return self.weight(name)
-        return self.number(key) if key in self.stored.floats else self.stored.tensors[key]
+        return self.number(key) if key in self.stored.numbers else self.stored.tensors[key]
 
     def weight(self, name: str) -> Tensor:
         """The int8 weight of a quantized linear; ValueError when it is damaged, or has another shape."""
@@ -144,10 +144,10 @@ class Decoder:
         return torch.from_numpy(decoded)
 
     def number(self, key: str) -> Tensor:
-        """A coded floating-point tensor; ValueError when it is damaged."""
-        packed = self.stored.floats[key]
+        """Coded numbers wider than a byte; ValueError when they are damaged."""
+        packed = self.stored.numbers[key]
         try:
-            decoded = decode_float(packed, self._limited, self.room)
+            decoded = decode_numbers(packed, self._limited, self.room)
         except ValueError as error:
             raise damage(self.stored.weights, f"{key}: {error}") from error
         release([packed])
@@ -162,8 +162,8 @@ class Decoder:
         return self._arena(shape)
 
 
-def decode_float(packed: npt.NDArray[np.uint8], limited: Limited, room: Room | None = None) -> Tensor:
-    """The floating-point tensor of its coded bytes; ValueError when they are damaged, or claim too much."""
+def decode_numbers(packed: npt.NDArray[np.uint8], limited: Limited, room: Room | None = None) -> Tensor:
+    """The tensor of its coded bytes; ValueError when they are damaged, or claim too much."""
     name, shape = compress.float_header(packed)
     dtype = getattr(torch, name)
     limited((*shape, dtype.itemsize))

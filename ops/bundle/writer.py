@@ -26,7 +26,7 @@ from torch import Tensor
 from slimrun.ops.compress.base import Codec, Parts
 from slimrun.ops.compress.native import Native
 from slimrun.ops.files import DESCRIPTION_MODE, FOLDER_MODE, WEIGHT_MODE, sync
-from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, FORMATS, Int8Table, WeightOnlyLinear
+from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, FORMATS, INTEGERS_CODED, Int8Table, WeightOnlyLinear
 from slimrun.ops.memory import Room
 from slimrun.ops.scratch import ScratchFolder
 from slimrun.ops.weights import ckpt, safetensors
@@ -62,15 +62,14 @@ def write(
     own = {name: formats.get(name, format_of(name, tensors, quant_type)) + coded_sign for name in coded}
     quant_type += coded_sign
     stored = {key: value for key, value in tensors.items() if key.removesuffix(".weight") not in coded}
+    room = room or Room()
+    numbers = _coded_numbers(stored, codec, room) if coded and isinstance(codec, Native) else {}
+    kinds = {key: FLOAT_CODED if stored[key].is_floating_point() else INTEGERS_CODED for key in numbers}
+    stored |= numbers
     stored |= {
         f"{name}.{suffix}": torch.from_numpy(part) for name, parts in coded.items() for suffix, part in parts.items()
     }
-    types = {key: FLOAT if key.endswith(".bias") else own.get(owner(key), FLOAT) for key in stored}
-    room = room or Room()
-    if coded and isinstance(codec, Native):
-        coded_floats = _coded_floats({key: stored[key] for key, kind in types.items() if kind == FLOAT}, codec, room)
-        stored |= coded_floats
-        types |= dict.fromkeys(coded_floats, FLOAT_CODED)
+    types = {key: FLOAT if key.endswith(".bias") else own.get(owner(key), FLOAT) for key in stored} | kinds
     description: dict[str, Any] = {"model_quant_type": quant_type, **dict(sorted(types.items()))}
     if codec.container and coded:
         description["container"] = {"name": codec.container, "version": codec.version}
@@ -118,11 +117,11 @@ def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
-def _coded_floats(tensors: Mapping[str, Tensor], codec: Native, room: Room) -> dict[str, Tensor]:
+def _coded_numbers(tensors: Mapping[str, Tensor], codec: Native, room: Room) -> dict[str, Tensor]:
     """The bytes of those that coding makes smaller."""
     coded = {}
     for key, tensor in tensors.items():
-        packed = codec.encode_float(tensor) if tensor.is_floating_point() else None
+        packed = codec.encode_numbers(tensor)
         if packed is not None:
             coded[key] = room.empty(packed.shape, torch.uint8)
             coded[key].numpy()[...] = packed

@@ -1,8 +1,8 @@
-"""Lossless coding of int8 and floating-point arrays: a tile-indexed, checksummed order-0 entropy coder.
+"""Lossless coding of int8 arrays and of wider numbers: a tile-indexed, checksummed order-0 entropy coder.
 
 The container of an int8 array has three sections, which a safetensors file stores as three tensors; one after the other
-they are the contiguous form that `encode` returns. The format is described in `ops/csrc/container.hpp`; floating-point
-numbers are a container a byte of them (`floats.py`).
+they are the contiguous form that `encode` returns. The format is described in `ops/csrc/container.hpp`; wider numbers
+are a container a byte of them (`floats.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from slimrun.ops.compress import floats
 
 CONTAINER_NAME: Final = "slimrun"
 CONTAINER_VERSION: Final = _native.VERSION
+NUMBERS: Final = floats.DTYPES  # what is coded besides int8
 TILE_KINDS: Final = ("rans", "raw", "constant")
 TILE_SIZE: Final = 65536  # elements; half of it costs 0.4 % more, 2^20 costs 0.4 % less
 
@@ -60,8 +61,8 @@ class ContainerInfo:
 def encode(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: int = 0) -> bytes:
     """Encode an array of any shape with up to 8 dimensions; one that is not contiguous is copied.
 
-    int8, float16, float32, float64, and bfloat16 as a tensor. Of floats every bit comes back, of NaN too; they take a
-    header of 24 bytes, and what an int8 array takes for each byte of a number.
+    int8, int32, int64, float16, float32, float64, and bfloat16 as a tensor. Every bit comes back, of NaN too; numbers
+    wider than a byte take a header of 24 bytes, and what an int8 array takes for each of their bytes.
 
     tile_size is in elements, a power of two from 4096 to 2^20; threads 0 uses every core. The bytes depend on neither
     the number of threads nor the host. At most 168 bytes and 12 a tile are added to the array's own size.
@@ -179,7 +180,7 @@ def entropy_bits(array: ArrayLike) -> float:
 
 
 def float_header(buffer: Buffer) -> tuple[str, tuple[int, ...]]:
-    """(dtype, shape) of a coded floating-point array, known without decoding it; ValueError when it is none."""
+    """(dtype, shape) of coded numbers wider than a byte, known without decoding it; ValueError when it is none."""
     name, opened = _open_floats(_packed(buffer))
     return name, opened[0].shape
 
@@ -187,7 +188,7 @@ def float_header(buffer: Buffer) -> tuple[str, tuple[int, ...]]:
 def _decode_floats(
     packed: NDArray[np.uint8], out: Any, allocate: Callable[[tuple[int, ...]], NDArray[np.int8]], threads: int
 ) -> NDArray[Any]:
-    """What `decode` does, of a floating-point array."""
+    """What `decode` does, of numbers wider than a byte."""
     name, opened = _open_floats(packed)
     shape = opened[0].shape
     filled = None

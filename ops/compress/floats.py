@@ -1,11 +1,12 @@
-"""Lossless coding of floating-point arrays: each byte of the numbers is a plane of its own (`ops/csrc/planes.hpp`).
+"""Lossless coding of numbers wider than a byte: each byte of them is a plane of its own (`ops/csrc/planes.hpp`).
 
 The highest plane (exponents) takes about 2.7 bits a number of trained weights; mantissas that are noise are stored as
-they are, and those of numbers that were narrower before take nothing. All little-endian:
+they are, and those of numbers that were narrower before take nothing. Integers are steps that an operator wants as the
+bits of a float32 in an int64, and biases. All little-endian:
 
      0  uint8[4]  magic "SLRF"
      4  uint8     version, 1
-     5  uint8     dtype: 0 float16, 1 bfloat16, 2 float32, 3 float64
+     5  uint8     dtype: 0 float16, 1 bfloat16, 2 float32, 3 float64, 4 int32, 5 int64
      6  uint16    0
      8  uint32    CRC-32C of all up to the planes, this field 0
     12  uint32    0
@@ -25,15 +26,15 @@ from slimrun.ops import _native
 
 MAGIC: Final = b"SLRF"
 VERSION: Final = 1
-DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
-BITS: Final = {"float16": "<u2", "bfloat16": "<u2", "float32": "<u4", "float64": "<u8"}
+DTYPES: Final = ("float16", "bfloat16", "float32", "float64", "int32", "int64")
+BITS: Final = {"float16": "<u2", "bfloat16": "<u2", "float32": "<u4", "float64": "<u8", "int32": "<u4", "int64": "<u8"}
 FIXED: Final = struct.Struct("<4sBBHII")
 
 Int8Array = NDArray[np.int8]
 
 
 def bits_of(array: Any) -> tuple[str, NDArray[Any]]:
-    """(name of the dtype, the numbers' bits as unsigned integers) of an array or a CPU tensor; "" when it is no float.
+    """(name of the dtype, the numbers' bits as unsigned integers) of an array or a CPU tensor; "" for another dtype.
 
     numpy has no bfloat16: such arrays come as tensors, or with the dtype of the package ml_dtypes.
     """
@@ -100,7 +101,7 @@ def merged(name: str, planes: Int8Array) -> NDArray[Any]:
 
 def numbers(name: str, bits: NDArray[Any]) -> NDArray[Any]:
     """Bits as what they are; bfloat16, which numpy lacks, stays bits."""
-    return bits if name == "bfloat16" else bits.view(f"<f{bits.itemsize}")
+    return bits if name == "bfloat16" else bits.view(np.dtype(name).newbyteorder("<"))
 
 
 def _header(code: int, sizes: bytes) -> bytes:

@@ -41,9 +41,9 @@ class Native:
         sections = compress.encode_sections(weight, tile_size=self.tile_size, threads=self.threads)
         return {"info": sections.info, "index": sections.index, "weight": sections.payload}
 
-    def encode_float(self, tensor: Tensor) -> npt.NDArray[np.uint8] | None:
-        """A floating-point tensor of any shape, coded; None where that does not make it smaller."""
-        if not self.floats:
+    def encode_numbers(self, tensor: Tensor) -> npt.NDArray[np.uint8] | None:
+        """Numbers wider than a byte, of any shape, coded; None where that does not make them smaller."""
+        if not self.floats or str(tensor.dtype).removeprefix("torch.") not in compress.NUMBERS:
             return None
         packed = compress.encode(tensor, tile_size=self.tile_size, threads=self.threads)
         return np.frombuffer(packed, np.uint8) if len(packed) < tensor.nbytes else None

@@ -17,11 +17,18 @@ from torch import Tensor
 from slimrun.ops import compress
 from slimrun.ops.bundle.description import damage, named, read_description, read_object, weight_file
 from slimrun.ops.bundle.manifest import check_contents, check_names, read_manifest
-from slimrun.ops.bundle.reader import decode_float
+from slimrun.ops.bundle.reader import decode_numbers
 from slimrun.ops.bundle.references import CONFIG, check_references
 from slimrun.ops.compress.base import Limited
 from slimrun.ops.format.arithmetic import ActivationGrid
-from slimrun.ops.format.linear import FLOAT, FLOAT_CODED, Int8Linear, QuantizedLinear, WeightOnlyLinear, restored_linear
+from slimrun.ops.format.linear import (
+    CODED_NUMBERS,
+    FLOAT,
+    Int8Linear,
+    QuantizedLinear,
+    WeightOnlyLinear,
+    restored_linear,
+)
 from slimrun.ops.weights.base import open_file
 
 FUSED = (  # what engines run as one product
@@ -75,16 +82,12 @@ class Source:
         with named(self.weights):
             stored = open_file(self.weights).headers()
         self.shapes = {key: tuple(header.shape) for key, header in stored.items()}
-        self._coded = [key for key, kind in description.types.items() if kind == FLOAT_CODED and key in stored]
+        self._coded = {key for key, kind in description.types.items() if kind in CODED_NUMBERS and key in stored}
         if self._manifest is not None:
             check_names(self._manifest, self.weights, stored)
         for key in stored:
             if key not in description.types:
                 raise damage(self.weights, f"holds {key}, which its description does not name")
-        for key in self._coded:
-            packed = self._read([key])[key].numpy()
-            with named(self.weights):
-                self.shapes[key] = compress.float_header(packed)[1]
         self.config = read_object(folder / CONFIG)
         self._parts: dict[str, list[str]] = defaultdict(list)
         self.types: dict[str, str] = {}  # of each quantized linear, in the order of the file
@@ -100,6 +103,10 @@ class Source:
                 self._parts[name].append(suffix)
             else:
                 self.floats.append(key)
+        for key in self._coded.intersection(self.floats):
+            packed = self._read([key])[key].numpy()
+            with named(self.weights):
+                self.shapes[key] = compress.float_header(packed)[1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,7 +135,7 @@ class Source:
     def linear(self, name: str) -> Linear:
         """The linear, its weight decoded; ValueError names the tensor that is damaged."""
         stored = self._read(f"{name}.{suffix}" for suffix in self._parts[name])
-        own = {key.removeprefix(f"{name}."): tensor for key, tensor in stored.items()}
+        own = {key.removeprefix(f"{name}."): self._decoded(key, tensor) for key, tensor in stored.items()}
         coded = {part: own.pop(part).numpy() for part in self.codec.parts if part in own}
         with named(self.weights):
             limited = Limited(sum(part.nbytes for part in coded.values()))
@@ -143,11 +150,7 @@ class Source:
 
     def tensor(self, key: str) -> Tensor:
         """One of `floats`."""
-        stored = self._read([key])[key]
-        if key not in self._coded:
-            return stored
-        with named(self.weights):
-            return decode_float(stored.numpy(), Limited(stored.nbytes))
+        return self._decoded(key, self._read([key])[key])
 
     def grid(self, name: str) -> tuple[float, float] | None:
         """Scale and offset of the linear's input, None where it has no grid; reads no weight."""
@@ -191,6 +194,13 @@ class Source:
         with named(self.folder / CONFIG):
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
             return shapes_of(config, MOST_UNSTORED + 2 * len(self.shapes)).stored
+
+    def _decoded(self, key: str, stored: Tensor) -> Tensor:
+        """A tensor other than a weight, of what the file holds of it."""
+        if key not in self._coded:
+            return stored
+        with named(self.weights):
+            return decode_numbers(stored.numpy(), Limited(stored.nbytes))
 
     def _model_has_bias(self, name: str) -> bool:
         has = self.expected is None or f"{name}.bias" in self.expected

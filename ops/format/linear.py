@@ -20,7 +20,7 @@ from .arithmetic import (
 from .stored import scale_tensors, stored_grid, stored_scale
 
 FLOAT = "FLOAT"  # what a description calls a tensor that is not quantized
-FLOAT_CODED = "FLOATC"  # and one whose bytes are coded, bit for bit
+FLOAT_CODED, INTEGERS_CODED = CODED_NUMBERS = ("FLOATC", "INTC")  # and those whose bytes are coded, bit for bit
 TABLE_ROWS = 4096  # of a table that are floats at once: they stay in the processor's cache
 
 

@@ -40,7 +40,7 @@ def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], pic
     body = [
         f"<p>{escape(' '.join([finished, *(f'Front of {front}.' for front in fronts)]))}</p>",
         *(f"<p>{escape(panel.told)}.</p>" for panel in panels),
-        image("scores against bits per weight", picture),
+        image("scores against size", picture),
         HOW_TO_READ,
         table(headings, [_row(job, panels, beside, sweep_folder) for job in jobs]),
         "<h2>How the scores came about</h2>",

@@ -1,4 +1,4 @@
-"""What a multirun found: every job's score against its bits per weight, and which jobs no other one beats in both.
+"""What a multirun found: every job's score against its size, and which jobs no other one beats in both.
 
 `sweep.json` in a sweep's folder lists the jobs, each one's `results.json` has its sizes and `scores.json` its scores.
 """
@@ -16,6 +16,7 @@ from slimrun.runner.folder import RESULTS, SCORES, SWEEP, read_json, read_scores
 from slimrun.runner.overrides import distinct
 
 BITS = "size/bits_per_weight"
+AXES = ("bits_per_weight", "bits_per_parameter")  # what sizes are drawn as
 SAME_MODEL = "{:.3g}"  # float scores of one model agree to three digits on every device
 
 
@@ -71,6 +72,7 @@ class Panel:
     higher_is_better: bool
     float_score: float
     weights: int
+    axis: str  # of AXES: what `bits` of the points are
     points: list[Point]
     ties: list[int] | None = None  # jobs that their items do not tell apart from the best; None: not compared
     like_the_one_before: list[int] = field(default_factory=list)  # on the front, with a little more bits
@@ -108,7 +110,7 @@ def read_jobs(sweep_folder: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: job.number)
 
 
-def panels(jobs: Sequence[Job]) -> list[Panel]:
+def panels(jobs: Sequence[Job], axis: str = AXES[0]) -> list[Panel]:
     """One panel for each task's own score of the finished jobs; what was not measured alike does not share one."""
     groups: dict[tuple[str, ...], list[tuple[Job, Score]]] = {}
     for job in jobs:
@@ -116,7 +118,7 @@ def panels(jobs: Sequence[Job]) -> list[Panel]:
             if score.verdict:
                 model = (SAME_MODEL.format(score.float_value), str(job.results["size/int8_bytes"]))
                 groups.setdefault((score.label, score.signature, *model), []).append((job, score))
-    return [_panel(members) for members in groups.values()]
+    return [_panel(members, axis) for members in groups.values()]
 
 
 def beaten(point: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
@@ -124,10 +126,10 @@ def beaten(point: tuple[float, float], others: Sequence[tuple[float, float]]) ->
     return any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in others)
 
 
-def _panel(members: Sequence[tuple[Job, Score]]) -> Panel:
+def _panel(members: Sequence[tuple[Job, Score]], axis: str) -> Panel:
     first, score = members[0]
     sign = -1 if score.higher_is_better else 1
-    costs = [(job.results[BITS], sign * score.quant_value) for job, score in members]
+    costs = [(job.results[f"size/{axis}"], sign * score.quant_value) for job, score in members]
     points = []
     for (job, score), cost in zip(members, costs):
         low, high = score.range or (None, None)
@@ -140,6 +142,7 @@ def _panel(members: Sequence[tuple[Job, Score]]) -> Panel:
         higher_is_better=score.higher_is_better,
         float_score=score.float_value,
         weights=first.results["size/int8_bytes"],
+        axis=axis,
         points=points,
     )
 

@@ -61,7 +61,7 @@ def scores(path: Path, shown: Sequence[Score]) -> None:
 
 
 def pareto(path: Path, panels: Sequence[Panel]) -> None:
-    """Score against bits per weight, one panel a score: intervals as bars, the front as a line, labels on points."""
+    """Score against size, one panel a score: intervals as bars, the front as a line, labels on points."""
     columns = min(2, max(1, len(panels)))
     lines = max(1, -(-len(panels) // columns))
     size = (9 if columns == 1 else 7.5 * columns, 5.5 * lines)
@@ -98,7 +98,11 @@ def _pareto_panel(axis: plt.Axes, panel: Panel) -> None:
     if min(scores) > 0 and max(scores) / min(scores) > WIDE_RANGE:
         axis.set_yscale("log")
     axis.margins(x=0.12, y=0.12)
-    axis.set_xlabel(f"bits per weight, everything counted ({panel.weights / 1e6:.4g} M weights)")
+    counted = {
+        "bits_per_weight": f"bits per weight, everything counted ({panel.weights / 1e6:.4g} M weights)",
+        "bits_per_parameter": "bits per parameter of the whole weight file",
+    }
+    axis.set_xlabel(counted[panel.axis])
     axis.set_ylabel(f"{panel.title} ({'higher' if panel.higher_is_better else 'lower'} is better)")
     axis.legend(fontsize=8)
 

@@ -1,4 +1,4 @@
-"""Floating-point arrays come back bit for bit, whatever their bits mean, and damage is seen."""
+"""Numbers wider than a byte come back bit for bit, whatever their bits mean, and damage is seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from slimrun import compress
 
-DTYPES = (np.float16, np.float32, np.float64)
+DTYPES = (np.float16, np.float32, np.float64, np.int32, np.int64)
 WEIGHTS = np.random.default_rng(0).normal(0, 0.02, size=(300, 700)).astype(np.float32)
 
 
@@ -36,7 +36,7 @@ def test_any_bits_of_any_shape(dtype: type, shape: tuple[int, ...], seed: int, k
     assert (again.dtype, again.shape, bits(again)) == (array.dtype, array.shape, bits(array))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
 def test_tensors_are_filled_in_place(dtype: torch.dtype) -> None:
     tensor = torch.from_numpy(WEIGHTS).to(dtype)
     out = torch.empty_like(tensor)
@@ -116,6 +116,6 @@ def test_a_claim_beyond_max_bytes_is_refused() -> None:
         compress.decode(zeros, max_bytes=1 << 20)
 
 
-def test_integers_of_other_widths_are_no_floats() -> None:
+def test_integers_of_other_widths_are_refused() -> None:
     with pytest.raises(TypeError, match="int16"):
         compress.encode(np.zeros(3, np.int16))

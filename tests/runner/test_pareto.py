@@ -113,6 +113,17 @@ def test_what_was_not_measured_alike_does_not_share_a_panel(tmp_path: Path) -> N
     assert [[point.job for point in panel.points] for panel in panels] == [[0, 4], [1], [2], [3]]
 
 
+def test_sizes_may_be_those_of_whole_files(tmp_path: Path) -> None:
+    sizes = [(4.0, 9.0), (5.0, 6.0)]  # the one with fewer bits a weight has the larger file
+    jobs = [
+        ([f"seed={seed}"], finished(bits, 25, **{"size/bits_per_parameter": whole}))
+        for seed, (bits, whole) in enumerate(sizes)
+    ]
+    listed = pareto.read_jobs(sweep(tmp_path / "sweep", jobs))
+    fronts = {axis: [point.bits for point in pareto.panels(listed, axis)[0].front] for axis in pareto.AXES}
+    assert fronts == {"bits_per_weight": [4.0], "bits_per_parameter": [6.0]}
+
+
 def test_a_score_of_which_more_is_better(tmp_path: Path) -> None:
     row = {"score.name": "accuracy", "score.float_value": 0.5, "score.interval": (-0.1, 0.05), "score.unit": ""}
     values = [(4.0, 0.40), (5.0, 0.45), (6.0, 0.42)]

@@ -32,7 +32,8 @@ def test_one_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
     assert result["compress/verified"] == 1
     expected = {
         "config_hash", "size/float_bytes", "size/int8_bytes", "size/compressed_bytes", "size/bits_per_weight",
-        "size/fallback_share", "size/entropy_bits", "size/artifact_bytes", "compress/ratio",
+        "size/model_float_bytes", "size/bits_per_parameter", "size/file_bytes", "size/fallback_share",
+        "size/entropy_bits", "size/artifact_bytes", "compress/ratio",
         *(f"perplexity/{key}" for key in ("float", "quant", "delta_pct", "ci_low", "ci_high", "verdict", "signature")),
         "fidelity/kl_mean", "fidelity/top1_agreement",
         *(f"multiple_choice/{key}" for key in ("accuracy_float", "accuracy_quant", "flips", "signature")),
