@@ -46,9 +46,13 @@ def check(choices: Choices) -> Outline:
     if not outline.missing:  # the tokenizer comes with the weights
         export.check(choices.export, choices.model, readable)
         notes = fit(choices)
-    first = choices.coverage_note(outline)
-    notes = [*([first] if first else []), *outline.notes, *notes, *uncertified(choices), *generated(choices, outline)]
-    return replace(outline, notes=tuple(notes))
+    return replace(outline, notes=(*first_notes(choices, outline), *outline.notes, *notes, *uncertified(choices)))
+
+
+def first_notes(choices: Choices, outline: Outline) -> list[str]:
+    """What is said before a run begins: where its sizes are about little of the model, and tasks that take long."""
+    coverage = choices.coverage_note(outline)
+    return [*([coverage] if coverage else []), *generated(choices, outline)]
 
 
 def generated(choices: Choices, outline: Outline) -> list[str]:

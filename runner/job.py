@@ -20,7 +20,7 @@ from slimrun.ops import scratch
 from slimrun.ops.files import replacing
 from slimrun.ops.model.base import Outline
 from slimrun.runner import export, resume, status
-from slimrun.runner.checks import generated
+from slimrun.runner.checks import first_notes
 from slimrun.runner.config import (
     CONFIG_MODULE,
     CONFIG_NAME,
@@ -74,8 +74,8 @@ def _run_job(config: DictConfig) -> list[float] | float | str:
         experiment.cache.clear()
         resume.clear(experiment.cache.path)
         outline = checked(experiment)
-        for first in filter(None, [experiment.coverage_note(outline), *generated(experiment, outline)]):
-            print(f"note: {first}", file=sys.stderr)
+        for note in first_notes(experiment, outline):
+            print(f"note: {note}", file=sys.stderr)
         if sweep is not None and (sweep / STOPPED).exists():
             raise NotStarted("not started: another job failed, and sweep.on_error=stop")
         yaml = OmegaConf.to_yaml(config, resolve=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slimrun.ops.calibration.blocks import Blocks
 from slimrun.ops.calibration.wiring import Fold, Observations, folds_of_norm
-from slimrun.ops.memory import Room, release
+from slimrun.ops.memory import Room, in_files, release
 from slimrun.ops.model.linears import linear_names
 
 from .mapped import move
@@ -75,10 +75,11 @@ class TorchSmoothable:
     def own(self, weight: Tensor, room: Room | None = None) -> None:
         """Before it changes: a weight leaves the file that it was read from, for the room given or the model's own.
 
-        A changed page of that file would stay in memory as long as anything of the file does.
+        A changed page of that file would stay in memory as long as anything of the file does. A weight that no file has
+        stays where it is.
         """
         room = room or self.room
-        if weight.device.type == "cpu":
+        if weight.device.type == "cpu" and in_files([weight])[0]:
             before = weight.data
             shared = [one for one in self.model.parameters() if one.data_ptr() == weight.data_ptr()]
             move(shared, lambda old: room.empty(old.shape, old.dtype).copy_(old))
