@@ -34,7 +34,7 @@ from slimrun.ops.quant.rdoq import BITS, RDOQ
 
 from .attribution import AttributedLinear, corrections, measured_shares
 from .factors import Factors, factored
-from .file_size import aimed_at
+from .file_size import aimed_at, short
 from .fisher import measure
 from .folding import find_folds, smooth_inputs
 from .head import Teacher
@@ -104,11 +104,15 @@ class RateDistortionCalibrator(SequentialCalibrator):
         factors = factored(self.network, statistics, quantizer.damping, self.room)
         tables = Tables(self.network, self.layers, self.samples, whole)
         self.notes += tables.notes
-        tables.add_costs(factors, statistics, self._teacher, quantizer.damping)
-        del statistics
-        bits = aimed_at(quantizer, self.network.model, self._floats, tables.weights)
+        add_costs = partial(tables.add_costs, factors, statistics, self._teacher, damping=quantizer.damping)
+        bits, every = aimed_at(quantizer, self.network.model, self._floats, tables.weights), range(len(self.samples))
         if quantizer.measured_prompts and quantizer.grid is None:
-            self._correct(factors, tables, bits or BITS, progress)
+            chosen = every[:: math.ceil(len(every) / quantizer.measured_prompts)]
+            # rows whose tokens come in what is measured are finer than those that other texts will need
+            add_costs(sorted({*every} - {*chosen}) or every)
+            self._correct(factors, tables, bits or BITS, chosen, progress)
+        add_costs(every)
+        del statistics, add_costs
         rounding = Rounding(quantizer, self._floats | tables.weights, factors, self.network.room, progress)
         if quantizer.target_kl is not None:
             self._meet_loss(rounding, quantizer.target_kl, progress)
@@ -132,14 +136,18 @@ class RateDistortionCalibrator(SequentialCalibrator):
         self._calibrated = True
         return list(self.layers.values())
 
-    def _correct(self, factors: Factors, tables: Tables, bits: float, progress: Progress) -> None:
-        """Correct what errors are estimated to cost by what a first rounding, at about these bits, is seen to lose."""
+    def _correct(
+        self, factors: Factors, tables: Tables, bits: float, chosen: Sequence[int], progress: Progress
+    ) -> None:
+        """Correct what errors are estimated to cost by what a first rounding, at about these bits, is seen to lose.
+
+        It is measured on the samples of the `chosen` numbers.
+        """
         weights = self._floats | tables.weights
         rounding = Rounding(self.quantizer, weights, factors, self.room, progress)
         rounded = rounding.at(rounding.first_level(bits))
         known = {name: weight for name, weight in self._floats.items() if name in factors}
         linears = {name: AttributedLinear(rounded[name], weight, self._biases[name]) for name, weight in known.items()}
-        chosen = range(0, len(self.samples), math.ceil(len(self.samples) / self.quantizer.measured_prompts))
         teacher, parts = self._teacher.of(chosen), self._gradient_parts
         shares = measured_shares(self.network, linears, teacher, parts, self.room, progress)
         shares |= {name: tables.share(name, rounded[name], teacher) for name in tables.weights}
@@ -185,7 +193,10 @@ class RateDistortionCalibrator(SequentialCalibrator):
             self._leave_floats()
         rate, parts = self.quantizer.tune_rate, self._gradient_parts
         factors = tuned(self.network, linears, self._teacher, rate, parts, self.room, progress)
-        return {name: QuantizedWeight(one.values, one.scale * factors[name]) for name, one in weights.items()}
+        steps = {name: one.scale * factors[name] for name, one in weights.items()}
+        if self.quantizer.target_file_bits is not None:
+            steps = {name: short(step) for name, step in steps.items()}
+        return {name: QuantizedWeight(one.values, steps[name]) for name, one in weights.items()}
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
         """Other inputs for the linears that lose most on a grid, as many as the quantizer allows."""

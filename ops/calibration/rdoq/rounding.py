@@ -23,6 +23,7 @@ from slimrun.ops.quant.feedback import Importance, code_lengths, feedback, guard
 from slimrun.ops.quant.rdoq import RDOQ, SCALE_BITS
 
 from .factors import Factors
+from .file_size import short
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ class Rounding:
             level = math.inf
         else:
             steps = row_steps(known.slope, weight, level)
+            if quantizer.target_file_bits is not None:
+                steps = short(steps)
         bits = self._lengths.get(name)
         if bits is None:
             bits = code_lengths(round_to_grid(weight, steps))

@@ -61,15 +61,17 @@ class Tables:
             self.weights[table.name], _ = network.affine(table.name)
             _, self.biases[table.name] = network.affine(table.places[-1])
 
-    def add_costs(self, factors: Factors, statistics: Statistics, teacher: Teacher, damping: float) -> None:
-        """Give `factors` what errors cost; `teacher` has the last hidden states of the samples, and the head."""
+    def add_costs(
+        self, factors: Factors, statistics: Statistics, teacher: Teacher, numbers: Sequence[int], damping: float
+    ) -> None:
+        """Give `factors` what errors cost on the samples of these numbers; `teacher` has what all say, and the head."""
         if not self.tables:
             return
-        head, expected = head_cost(teacher, self.weights[self.tables[-1].name])
+        head, expected = head_cost(teacher.of(numbers), self.weights[self.tables[-1].name])
         for table in self.tables:
             cost = head
             if table.looked_up:
-                cost = lookup_cost(statistics, self.samples, expected, table.shape[1])
+                cost = lookup_cost(statistics, self.samples, numbers, expected, table.shape[1])
             if len(table.places) > 1:
                 cost += head
             rows = cost.rows.clamp_min(LEAST * float(cost.rows.mean()))
@@ -122,11 +124,14 @@ def head_cost(teacher: Teacher, weight: Tensor) -> tuple[Cost, Tensor]:
     return Cost(rows, unpacked(packed / total, width)), expected / sum(map(len, teacher.states))
 
 
-def lookup_cost(statistics: Statistics, samples: Sequence[Sample], expected: Tensor, width: int) -> Cost:
-    """What errors in embeddings [V, width] cost, given how often the model expects each token [V]."""
-    weights = statistics[WEIGHTS].to(expected)
-    ids = [sample["input_ids"] if isinstance(sample, Mapping) else sample[0] for sample in samples]
-    tokens = torch.cat([one.flatten() for one in ids]).to(expected.device)
+def lookup_cost(
+    statistics: Statistics, samples: Sequence[Sample], numbers: Sequence[int], expected: Tensor, width: int
+) -> Cost:
+    """What errors in embeddings [V, width] cost in some of all samples; the model expects each token [V] so often."""
+    ids = [(sample["input_ids"] if isinstance(sample, Mapping) else sample[0]).flatten() for sample in samples]
+    parts = torch.split(statistics[WEIGHTS].to(expected), [len(one) for one in ids])
+    weights = torch.cat([parts[number] for number in numbers])
+    tokens = torch.cat([ids[number] for number in numbers]).to(expected.device)
     seen = torch.zeros_like(expected).index_add_(0, tokens, weights)
     rows = (seen + EXPECTED * weights.sum() * expected) / (1 + EXPECTED)
     return Cost(rows, unpacked(statistics[MOMENT], width).to(expected))
