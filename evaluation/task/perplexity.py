@@ -1,5 +1,6 @@
 """Perplexity of a text, and how far the quantized model's predictions are from the float model's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -143,22 +144,8 @@ class Perplexity:
         group = f"fidelity{name.removeprefix('perplexity')}" if name.startswith("perplexity") else f"fidelity_{name}"
         told = fidelity.token_metrics(group, float_outputs, quant_outputs, clusters)
         rows = fidelity.divergences(name, float_outputs, quant_outputs, clusters)
-        return Report({**own.metrics(), **told}, [own, *rows], self._samples(float_outputs, quant_outputs))
-
-    def _samples(self, before: Outputs, after: Outputs) -> list[dict[str, str]]:
-        """Window by window, those first that lost most: how its document begins, and how either model predicts it."""
-        _, documents = self._documents()
-        lost = (before["log_probs"] - after["log_probs"]).mean(axis=1)
-        return [
-            {
-                "input": documents[before["documents"][i]].strip()[:SHOWN],
-                "reference": "",
-                "float": f"perplexity {fidelity.perplexity(before['log_probs'][i]):.2f}",
-                "quantized": f"perplexity {fidelity.perplexity(after['log_probs'][i]):.2f}, KL "
-                f"{after['kl'][i].mean():.4f}, same top token {after['agree'][i].mean():.1%}",
-            }
-            for i in np.argsort(-lost, kind="stable")
-        ]
+        samples = _samples(self._documents()[1], float_outputs, quant_outputs)
+        return Report({**own.metrics(), **told}, [own, *rows], samples)
 
     def _signature(self, outputs: Outputs) -> str:
         count, clusters = len(outputs["documents"]), len(np.unique(outputs["documents"]))
@@ -190,6 +177,21 @@ class Perplexity:
         if longest < 2:
             raise ValueError("path: the tokenizer makes no two tokens of the text; give a longer one")
         raise ValueError(f"window={self.window} is out of range; allowed: 2 to {longest}, the tokens of the text")
+
+
+def _samples(documents: Sequence[str], before: Outputs, after: Outputs) -> list[dict[str, str]]:
+    """Window by window, those first that lost most: how its document begins, and how either model predicts it."""
+    lost = (before["log_probs"] - after["log_probs"]).mean(axis=1)
+    return [
+        {
+            "input": documents[before["documents"][i]].strip()[:SHOWN],
+            "reference": "",
+            "float": f"perplexity {fidelity.perplexity(before['log_probs'][i]):.2f}",
+            "quantized": f"perplexity {fidelity.perplexity(after['log_probs'][i]):.2f}, KL "
+            f"{after['kl'][i].mean():.4f}, same top token {after['agree'][i].mean():.1%}",
+        }
+        for i in np.argsort(-lost, kind="stable")
+    ]
 
 
 def _behind(before: list[int], ids: IntArray) -> IntArray:

@@ -25,8 +25,9 @@ def test_perplexity_does_not_depend_on_the_batch() -> None:
 
 
 def test_perplexity_report_by_hand() -> None:
-    before = {"log_probs": np.full((24, 9), -1.0, np.float32), "vocabulary": np.array([100])}
-    after = {"log_probs": np.full((24, 9), -1.1, np.float32), "vocabulary": np.array([100])}
+    same = {"vocabulary": np.array([100]), "documents": np.arange(24)}
+    before = {"log_probs": np.full((24, 9), -1.0, np.float32), **same}
+    after = {"log_probs": np.full((24, 9), -1.1, np.float32), **same}
     metrics = Perplexity().compare("perplexity_own", before, after).metrics
     assert metrics["perplexity_own/float"] == pytest.approx(math.e)
     assert metrics["perplexity_own/delta_pct"] == pytest.approx(100 * (math.exp(0.1) - 1), rel=1e-5)

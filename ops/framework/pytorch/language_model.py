@@ -100,11 +100,7 @@ class TorchModel(AsModule, TextModel):
 
     def head_rows(self) -> FloatArray | None:
         """[V, H] whose float32 product with the states the logits are; None where that is not all, or not in memory."""
-        head = self._head
-        if type(head) is not nn.Linear or head.bias is not None or self.module.dtype != torch.float32:
-            return None
-        weight = head.weight.detach()
-        return weight.numpy() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
+        return _plain_rows(self._head) if self.module.dtype == torch.float32 else None
 
     @torch.inference_mode()
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
@@ -113,7 +109,7 @@ class TorchModel(AsModule, TextModel):
         self.check_tokens(options, "option")
         if len(options) == 0:
             return []
-        prefix_ids, padded = self._padded(prefix, options)
+        prefix_ids, padded = self._tensor([list(prefix)]), self._tensor(_padded(options))
         states = self._cached_steps().after_prefix(prefix_ids, padded[:, :-1])
         return _chosen(self._head(states), padded, options)
 
@@ -126,7 +122,7 @@ class TorchModel(AsModule, TextModel):
         if steps is not None:
             self.check_tokens([prefix for prefix, _ in questions], "prefix")
             self.check_tokens([option for _, options in questions for option in options], "option")
-            texts = [self._padded(*question) for question in questions]
+            texts = [(self._tensor([list(prefix)]), self._tensor(_padded(options))) for prefix, options in questions]
             network = TorchNetwork(self.module, self._base, self.room)
             states = states_after(network, steps, [(prefix, padded[:, :-1]) for prefix, padded in texts])
         if states is None:
@@ -134,11 +130,6 @@ class TorchModel(AsModule, TextModel):
             return
         for index, ((_, options), (_, padded)) in enumerate(zip(questions, texts)):
             yield _chosen(self._head(states.take(index)), padded, options)
-
-    def _padded(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """The prefix [1, P], and the options [B, T] with zeros behind them."""
-        length = max(map(len, options))
-        return self._tensor([list(prefix)]), self._tensor([[*one, *[0] * (length - len(one))] for one in options])
 
     @or_of_module
     @torch.inference_mode()
@@ -228,6 +219,20 @@ def check_output_head(model: TorchModel) -> None:
         raise ArithmeticError("the float model's logits are not finite numbers; its weights or model.dtype are wrong")
     if logits.shape != apart.shape or not torch.allclose(logits, apart, rtol=1e-3, atol=1e-3):
         raise ValueError(f"{type(module).__name__} changes its logits after the output layer; this is not supported")
+
+
+def _plain_rows(head: Any) -> FloatArray | None:
+    """The rows [V, H] of a head that is a float32 product in main memory and nothing else."""
+    if type(head) is not nn.Linear or head.bias is not None:
+        return None
+    weight = head.weight.detach()
+    return weight.numpy() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
+
+
+def _padded(options: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The options in rows of one length, with zeros behind them."""
+    length = max(map(len, options))
+    return [[*one, *[0] * (length - len(one))] for one in options]
 
 
 def _chosen(logits: Tensor, padded: Tensor, options: Sequence[Sequence[int]]) -> list[FloatArray]:
