@@ -27,7 +27,8 @@ class InputRange:
     """The input of one quantized linear, whose grid follows every batch at once.
 
     `put_back` makes the linear float again where there is no other format for one that no sample reaches.
-    `reciprocal_scale` is that of `activation_grid`.
+    `reciprocal_scale` is that of `activation_grid`. With `clips_first` the range leaves out the first token of each
+    sample: where others attend to it for nothing its inputs have spikes, and a grid that holds them is coarse for all.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class InputRange:
         weight: QuantizedWeight,
         put_back: Callable[[], None] | None,
         reciprocal_scale: bool = False,
+        clips_first: bool = False,
     ) -> None:
         self.linear = linear
         self.weight = weight
         self.reciprocal_scale = reciprocal_scale
+        self.clips_first = clips_first
         self.put_back = put_back
         self.tokens = 0
         self.least_tokens = EXPERT_TOKENS if EXPERT.search(name) else 1
@@ -69,6 +72,8 @@ class InputRange:
         if not x.numel():  # an expert without tokens
             return
         self.tokens += x.numel() // x.shape[-1]
+        if self.clips_first and x.ndim == 3 and x.shape[1] > 1:  # an expert is given tokens without their places
+            x = x[:, 1:]
         self.observer.update(x)
         self._follow()
 

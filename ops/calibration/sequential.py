@@ -173,8 +173,10 @@ class SequentialCalibrator:
         self.layers[name].note = self.layers[name].format = ""
         put_back = self.network.replace(name, linear)
         if isinstance(linear, Int8Linear):
-            reciprocal = isinstance(self.quantizer, StaticQuantizer) and self.quantizer.reciprocal_scale
-            self._ranges[name] = InputRange(name, linear, weight, put_back if self.one_format else None, reciprocal)
+            static = self.quantizer if isinstance(self.quantizer, StaticQuantizer) else StaticQuantizer()
+            back = put_back if self.one_format else None
+            knobs = static.reciprocal_scale, static.clips_first(name)
+            self._ranges[name] = InputRange(name, linear, weight, back, *knobs)
 
     def _leave_floats(self) -> None:
         """Let go of the memory that the float linears took."""

@@ -137,6 +137,10 @@ class StaticQuantizer(Quantizer):
         """The observer that the knob names."""
         return self.observer
 
+    def clips_first(self, name: str) -> bool:
+        """Whether the input range of a linear leaves out the first token of each calibration prompt."""
+        return False
+
 
 @dataclass(frozen=True)
 class MinMaxQuantizer(Quantizer):

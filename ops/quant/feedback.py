@@ -36,10 +36,13 @@ class Importance:
     order: Tensor  # int64 [k], most important column first
     rows: Tensor  # float32 [n]
     correction: float = 1.0  # what errors were measured to cost, over what was estimated, against other linears
+    given: Tensor | None = None  # float32 [n]: a slope to take instead of the estimated one
 
     @property
     def slope(self) -> Tensor:
         """float32 [n]: the cost of a squared step by row, averaged over the columns, tempered, corrected."""
+        if self.given is not None:
+            return self.given
         mean = self.rows.mean().clamp_min(1e-30)
         of_tensor = (mean * self.columns.mean()).pow(TENSOR_BALANCE) * self.correction
         return (self.rows / mean).pow(ROW_BALANCE) * of_tensor
@@ -75,6 +78,16 @@ def importance(hessian: Tensor, rows: Tensor, damping: float) -> Importance:
             columns = factor.diagonal().square().reciprocal()
             return Importance(factor, columns, order, rows.to(torch.float32).clamp_min(0))
         share *= 10
+
+
+def spread_slope(weight: Tensor, *, by_row: bool) -> Tensor:
+    """float32 [n]: the slope of weights [n, k] that takes about as many bits of each row, or of each matrix as a whole.
+
+    Its step is then a share of the row's, or of the matrix's, spread.
+    """
+    weight = weight.to(torch.float32)
+    variance = weight.var(dim=1, correction=0) if by_row else weight.var(correction=0).expand(weight.shape[0])
+    return variance.clamp_min(1e-30).reciprocal()
 
 
 def row_steps(slope: Tensor, weight: Tensor, level: float) -> Tensor:

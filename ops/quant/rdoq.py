@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -39,6 +40,9 @@ from .feedback import guarded
 ACTIVATIONS = ("int8", "float")
 DYNAMIC_INPUTS, FLOAT_INPUTS = "dynamic", "float"  # int8 with a step a token; as they are
 INPUTS = [[FLOAT_INPUTS], [DYNAMIC_INPUTS], [DYNAMIC_INPUTS, FLOAT_INPUTS]]
+FISHER, MOMENTS = "fisher", "inputs"  # what an error costs: by gradients too; by second moments of the inputs alone
+SLOPE, ROW, TENSOR = "slope", "row", "tensor"  # a step where each row loses the same for a bit, or of a spread
+CHOICES = {"activations": ACTIVATIONS, "importance": (FISHER, MOMENTS), "steps": (SLOPE, ROW, TENSOR)}
 BITS = 3.5  # coded, a weight, where nothing is asked for
 GAUSSIAN_NOISE = math.pi * math.e / 6  # squared error of entropy-coded gaussian weights, times variance 4^-bits
 SCALE_BITS = 32  # of a row's step
@@ -80,8 +84,11 @@ class RDOQ(StaticQuantizer):
     target_kl: float | None = None
     target_file_bits: float | None = None
     grid: Quantizer | None = None
+    importance: str = FISHER
+    steps: str = SLOPE
     activations: str = "int8"
     observer: str = "minmax"
+    clip_first: list[str] = field(default_factory=lambda: ["*.down_proj", "*.dense_4h_to_h"])
     smooth_alpha: float | None = 0.75  # None: no smoothing
     price: float = 0.3
     damping: float = 0.2
@@ -110,8 +117,12 @@ class RDOQ(StaticQuantizer):
                 )
         if self.grid is not None and self.grid.samples != type(self.grid).samples:
             raise ValueError(f"grid.samples={self.grid.samples} has no effect; allowed: quant.samples")
-        if self.activations not in ACTIVATIONS:
-            raise ValueError(f"activations={self.activations} is not known; allowed: {', '.join(ACTIVATIONS)}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)} is not known; allowed: {', '.join(allowed)}")
+        if self.importance == MOMENTS and (self.steps == SLOPE or self.target_file_bits is not None):
+            lacking = f"steps={SLOPE}" if self.steps == SLOPE else f"target_file_bits={self.target_file_bits}"
+            raise ValueError(f"{lacking} goes by gradients; allowed with importance={MOMENTS}: steps={ROW} or {TENSOR}")
         if self.fallback_level:
             raise ValueError(
                 f"fallback_level={self.fallback_level} ranks by tails; "
@@ -146,10 +157,16 @@ class RDOQ(StaticQuantizer):
             return "W8A16"
         return "W8A8S" if self.grid is None else self.grid.quant_type
 
+    def clips_first(self, name: str) -> bool:
+        """Whether the input range of a linear leaves out the first token of each prompt."""
+        return any(fnmatchcase(name, pattern) for pattern in self.clip_first)
+
     @property
     def statistics(self) -> str:
         """Fisher statistics; for a loss to aim at, prompts to measure it on are held out of them."""
         more = "" if self.target_kl is None else ", prompts held out"
+        if self.importance == MOMENTS:
+            return f"second moments{more}"
         return f"fisher statistics{'' if self.target_file_bits is None else ' of embeddings too'}{more}"
 
     @property

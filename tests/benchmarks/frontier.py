@@ -17,7 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,8 +28,7 @@ from torch import nn
 from slimrun.evaluation.base import Outputs, Reference
 from slimrun.evaluation.source.pinned import pinned
 from slimrun.evaluation.task.perplexity import Perplexity
-from slimrun.ops.calibration.base import call, silent
-from slimrun.ops.calibration.rdoq import fisher
+from slimrun.ops.calibration.base import silent
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.linear import Int8Linear
@@ -38,7 +36,7 @@ from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.runner.config import build, composed
 from slimrun.runner.experiment import Experiment
 
-CO_SPARSE, RDOQ_THERE, GPTQ = "w8a8s 0.011", "rdoq 3.513", "GPTQ, grid of w8a8s"
+CO_SPARSE, RDOQ_THERE = "w8a8s 0.011", "rdoq 3.513"
 SETTINGS = ["task=[perplexity]", "tracking=none"]
 CURVE = ("rdoq 2.5", "rdoq 2.8", RDOQ_THERE, "rdoq 4.0")  # one dial
 THERE = "quant.target_bits=3.513"  # where w8a8s ends
@@ -48,15 +46,8 @@ METHODS: dict[str, list[str]] = {
     "w8a8s 0.1": ["quant=w8a8s", "quant.fraction=0.1"],
     "lowbit 0.011": ["quant=lowbit"],
     "w8a8": ["quant=w8a8"],
-    GPTQ: [
-        "quant=rdoq",
-        "+quant@quant.grid=w8a8s",
-        "quant.smooth_alpha=null",
-        "quant.price=0",
-        "quant.damping=0.01",
-        "quant.tune_rate=0",
-        "quant.fallback.max_share=0",
-    ],
+    "gptq, a step a tensor": ["quant=gptq", THERE],
+    "gptq, a step a row": ["quant=gptq", THERE, "quant.steps=row"],
     "rdoq 2.5": ["quant=rdoq", "quant.target_bits=2.5"],
     "rdoq 2.8": ["quant=rdoq", "quant.target_bits=2.8"],
     "rdoq 3.513, steps not tuned": ["quant=rdoq", THERE, "quant.tune_rate=0"],
@@ -99,8 +90,7 @@ def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
         texts = experiment.calibration.texts()
         model, start = load(experiment), time.perf_counter()
         calibrator = experiment.framework.calibrator(model, experiment.quant, texts, experiment.calibration.length)
-        with patch.object(fisher, "POWER", 0.0 if label == GPTQ else fisher.POWER):  # GPTQ weighs all tokens alike
-            calibrator.quantize(call if label == GPTQ else experiment.known_statistics(model, texts))
+        calibrator.quantize(experiment.known_statistics(model, texts))
         layers = calibrator.calibrate(silent)
         chosen = chosen or [layer.name for layer in layers if layer.float_inputs]
         row: dict[str, Any] = {"method": label, "seconds": time.perf_counter() - start, "bits": bits(model)}

@@ -32,14 +32,28 @@ from ..conftest import tiny
 from .test_rate_distortion import CHANGES, calibrator
 
 
-def measured(model: TorchModel, *lengths: int, in_parts: bool = False) -> Statistics:
+def measured(model: TorchModel, *lengths: int, in_parts: bool = False, alike: bool = False) -> Statistics:
     """The statistics of samples of these lengths."""
     module = model.module
     samples: list[Sample] = [{"input_ids": torch.arange(3, 3 + length).unsqueeze(0)} for length in lengths or [40]]
     names = list(linear_names(module))[:-1]
     with torch.no_grad():
         network = TorchNetwork(module)
-        return measure(network, names, samples, network.tell_parts(samples[0]) if in_parts else 1, Room(), call, silent)
+        parts = network.tell_parts(samples[0]) if in_parts else 1
+        return measure(network, names, samples, parts, Room(), call, silent, alike=alike)
+
+
+def test_tokens_and_rows_may_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "fast_bfloat16", lambda device: False)
+    model = tiny(**CHANGES)
+    statistics = measured(model, alike=True)
+    name, inputs = "model.layers.1.mlp.gate_proj", []
+    handle = model.module.get_submodule(name).register_forward_pre_hook(lambda _, given: inputs.append(given[0][0]))
+    with torch.no_grad():
+        model.module(input_ids=torch.arange(3, 43).unsqueeze(0))
+    handle.remove()
+    torch.testing.assert_close(statistics.moment(name), inputs[0].t() @ inputs[0] / 40, rtol=1e-4, atol=1e-6)
+    assert set(arrays(statistics)[f"{name}.rows"].tolist()) == {1.0}
 
 
 def arrays(statistics: Statistics) -> dict[str, Tensor]:

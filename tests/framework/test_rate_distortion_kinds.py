@@ -11,8 +11,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slimrun.ops import bundle, load_bundle
+from slimrun.ops.calibration.base import Layer
+from slimrun.ops.calibration.ranges import InputRange
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
+from slimrun.ops.format.arithmetic import QuantizedWeight
+from slimrun.ops.format.linear import Int8Linear, quantized_linear
 from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.ops.model.tokenizer import byte_tokenizer
 from slimrun.ops.quant.rdoq import RDOQ, Fallback
@@ -94,3 +98,36 @@ def test_linears_that_share_an_input_keep_it_float_together(share: float) -> Non
         for group in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
             if own in group:
                 assert len({f"{parent}.{member}" in kept for member in group}) == 1
+
+
+def test_gptq_takes_the_target_with_a_step_a_tensor_or_a_row() -> None:
+    knobs: dict[str, Any] = {"importance": "inputs", "smooth_alpha": None, "price": 0, "measured_prompts": 0}
+    for steps in ("tensor", "row"):
+        model = tiny()
+        quantizer = RDOQ(target_bits=5.0, steps=steps, tune_rate=0, fallback=Fallback(0), clip_first=[], **knobs)
+        calibrator(model, quantizer).run()
+        linear = model.module.get_submodule("model.layers.0.mlp.up_proj")
+        scales = (linear.deq_scale / linear.grid.scale).unique()
+        assert (len(scales) == 1) == (steps == "tensor")
+        weights = {name: model.tensors()[f"{name}.weight"].numpy() for name in model.quantized()}
+        size = sum(part.nbytes for parts in Compressor(Native()).run(weights).values() for part in parts.values())
+        rows, count = sum(map(len, weights.values())), sum(weight.size for weight in weights.values())
+        assert (8 * size + 32 * rows) / count == pytest.approx(5.0, rel=0.01)
+
+
+def test_ranges_of_down_projections_leave_out_first_tokens() -> None:
+    weight = QuantizedWeight(torch.ones(2, 4, dtype=torch.int8), torch.ones(2, 1))
+    linear = quantized_linear("W8A8S", weight, None, torch.float32)
+    assert isinstance(linear, Int8Linear)
+    x = torch.tensor([[[90.0, 0, 0, -70.0], [1, 0, 0, -1], [0, 2, 0, 0]]])
+    highest = {}
+    for clips in (False, True):
+        one = InputRange("down_proj", linear, weight, None, False, clips)
+        one.observe("minmax", Layer("down_proj", (2, 4), quantized=True))
+        one.update(x)
+        assert one.tokens == 3
+        highest[clips] = one.observer.range()
+    assert highest == {False: (-70.0, 90.0), True: (-1.0, 2.0)}
+    assert RDOQ().clips_first("model.layers.3.mlp.down_proj")
+    assert not RDOQ().clips_first("model.layers.3.mlp.up_proj")
+    assert not RDOQ(clip_first=[]).clips_first("model.layers.3.mlp.down_proj")

@@ -170,5 +170,9 @@ def test_knobs_out_of_range_are_named() -> None:
         RDOQ(grid=Lowbit(do_smooth=True))
     with pytest.raises(ValueError, match=r"activations=int4 is not known; allowed: int8, float"):
         RDOQ(activations="int4")
+    with pytest.raises(ValueError, match=r"steps=slope goes by gradients; allowed with importance=inputs: steps=row"):
+        RDOQ(importance="inputs")
+    with pytest.raises(ValueError, match=r"steps=column is not known; allowed: slope, row, tensor"):
+        RDOQ(steps="column")
     with pytest.raises(ValueError, match=r"observer=auto needs tails"):
         RDOQ(observer="auto")

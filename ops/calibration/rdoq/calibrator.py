@@ -30,7 +30,7 @@ from slimrun.ops.calibration.wiring import Fold, skipped
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import quantized_linear
 from slimrun.ops.memory import Room
-from slimrun.ops.quant.rdoq import BITS, RDOQ
+from slimrun.ops.quant.rdoq import BITS, MOMENTS, RDOQ
 
 from .attribution import AttributedLinear, corrections, measured_shares
 from .factors import Factors, factored
@@ -91,7 +91,10 @@ class RateDistortionCalibrator(SequentialCalibrator):
             folds, places = find_folds(self.network, partial(self.network.glance, self.samples[0]), selected)
             self.notes += skipped(f"smooth_alpha={quantizer.smooth_alpha}", places)
         whole, parts = quantizer.target_file_bits is not None, self._parts
-        statistics = measure(self.network, selected, self.samples, parts, self.room, remember, progress, lookups=whole)
+        alike = quantizer.importance == MOMENTS
+        statistics = measure(
+            self.network, selected, self.samples, parts, self.room, remember, progress, lookups=whole, alike=alike
+        )
         self._gradient_parts = statistics.parts
         head = self.network.head()
         folded = any(self.network.model.get_submodule(name) is head for name in selected)
@@ -101,7 +104,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         for name in selected:
             self._floats[name], self._biases[name] = self.network.affine(name)
         self._token_weights, self._first = statistics.token_weights(), statistics.first
-        factors = factored(self.network, statistics, quantizer.damping, self.room)
+        factors = factored(self.network, statistics, quantizer.damping, self.room, quantizer.steps)
         tables = Tables(self.network, self.layers, self.samples, whole)
         self.notes += tables.notes
         add_costs = partial(tables.add_costs, factors, statistics, self._teacher, damping=quantizer.damping)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from slimrun.ops.calibration.base import GradientNetwork
 from slimrun.ops.memory import Room, give_back
-from slimrun.ops.quant.feedback import Importance, importance
+from slimrun.ops.quant.feedback import Importance, importance, spread_slope
+from slimrun.ops.quant.rdoq import ROW, SLOPE
 
 from .statistics import Statistics
 
@@ -20,6 +22,7 @@ class Factors:
         self.room = room
         self.rows: dict[str, tuple[str, Tensor]] = {}  # linear -> the first that reads its input, its rows' importance
         self.corrections: dict[str, float] = {}  # linear -> of what its errors cost; 1 where not known
+        self.slopes: dict[str, Tensor] = {}  # linear -> its rows' slopes where they are no estimate
         self._inputs: dict[str, Importance] = {}  # by the first that reads an input
 
     def __setitem__(self, first: str, known: Importance) -> None:
@@ -33,25 +36,33 @@ class Factors:
         first, rows = self.rows[name]
         known = self._inputs[first]
         factor = known.factor.to(rows.device)
-        return replace(known, factor=factor, rows=rows, correction=self.corrections.get(name, 1.0))
+        return replace(known, factor=factor, rows=rows, **self._own(name))
 
     def slope(self, name: str) -> Tensor:
         """`Importance.slope` of the linear, for which its factor is not read."""
         first, rows = self.rows[name]
-        return replace(self._inputs[first], rows=rows, correction=self.corrections.get(name, 1.0)).slope
+        return replace(self._inputs[first], rows=rows, **self._own(name)).slope
+
+    def _own(self, name: str) -> dict[str, Any]:
+        return {"correction": self.corrections.get(name, 1.0), "given": self.slopes.get(name)}
 
     def leave(self, name: str) -> None:
         """The linear's factor is not needed now."""
         self.room.release([self._inputs[self.rows[name][0]].factor])
 
 
-def factored(network: GradientNetwork, statistics: Statistics, damping: float, room: Room) -> Factors:
-    """What errors cost, by linear; inputs that are shared are factored once."""
+def factored(
+    network: GradientNetwork, statistics: Statistics, damping: float, room: Room, steps: str = SLOPE
+) -> Factors:
+    """What errors cost, by linear; inputs that are shared are factored once. `steps` is a quantizer's."""
     factors = Factors(room)
     for name, rows in statistics.rows.items():
-        first, device = statistics.first[name], network.affine(name)[0].device
+        weight, _ = network.affine(name)
+        first, device = statistics.first[name], weight.device
         if first == name or first not in factors:
             factors[first] = importance(statistics.moment(first).to(device), rows, damping)
             give_back()
         factors.rows[name] = (first, rows.to(device))
+        if steps != SLOPE:
+            factors.slopes[name] = spread_slope(weight, by_row=steps == ROW)
     return factors

@@ -44,8 +44,11 @@ class FisherStatistics:
         room: Room,
         progress: Progress,
         lookups: Lookups | None = None,
+        *,
+        alike: bool = False,
     ) -> None:
         self.network = network
+        self.alike = alike  # all tokens and rows count the same, whatever their gradients
         self.lookups = lookups
         self.first = dict(first)
         self.parts = parts
@@ -155,7 +158,10 @@ class FisherStatistics:
         key = self.first[name], self._sample
         squared = gradient.detach().float().flatten(0, -2).square()
         lengths = squared.sum(dim=1).clamp_min(1e-30)
-        rows, weights = lengths.pow(POWER - 1) @ squared, lengths.pow(POWER)
+        if self.alike:
+            rows, weights = torch.ones_like(squared[0]), torch.ones_like(lengths)
+        else:
+            rows, weights = lengths.pow(POWER - 1) @ squared, lengths.pow(POWER)
         self._rows[name] = self._rows[name].add_(rows) if name in self._rows else rows
         self._tokens[key] = self._tokens[key] + weights if key in self._tokens else weights
 
@@ -189,9 +195,11 @@ def measure(
     progress: Progress,
     *,
     lookups: bool = False,
+    alike: bool = False,
 ) -> Statistics:
     """The Fisher statistics of these linears in the float model, which runs in so many parts; of embeddings if asked.
 
+    `alike` gives plain second moments of inputs, of all tokens and for all rows.
     Where gradients flow past the states between parts it runs as a whole. The room has what is made beside it.
     """
     # an expert that the glance does not reach reads for itself, as far as this shows
@@ -199,7 +207,8 @@ def measure(
     first |= first_readers(network.model, linears, partial(network.glance, samples[0]))
 
     def measured(parts: int) -> Statistics:
-        fisher = FisherStatistics(network, first, samples, parts, room, progress, Lookups() if lookups else None)
+        own = Lookups() if lookups else None
+        fisher = FisherStatistics(network, first, samples, parts, room, progress, own, alike=alike)
         kept = [
             _kept(room, remember(partial(fisher.arrays, part), f"part {part} of {parts}"))
             for part in reversed(range(parts))
