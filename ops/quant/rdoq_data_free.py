@@ -1,0 +1,97 @@
+"""Rate-distortion optimized quantization of the weights alone: no calibration text, no gradients, seconds.
+
+Of each matrix on its own, error relative to the row plus price * code length is minimized at the bits asked for: a
+row's step is a share of its root mean square, the share follows from the entropy, and of the two nearest levels the
+cheaper one is taken. What errors cost the model stays unknown, so it loses more than `rdoq` at the same size, and of
+static input ranges, which need text, it has none: inputs are float, or int8 with a step a token.
+Source: entropy-constrained scalar quantization (Sullivan 1996); EntQuant (arXiv 2601.22787) does the like by gradient
+descent on steps, with the absolute error and the mean magnitude of the integers in place of squares and code lengths.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+
+from .base import Quantizer, check_finite, round_to_grid
+from .feedback import PLAIN_PRICE, code_lengths, guarded
+
+ACTIVATIONS = {"dynamic": "W8A8_DYNAMIC", "float": "W8A16"}  # what inputs are -> the format
+SCALE_BITS = 32  # of a row's step
+TRIES = 10
+TOLERANCE = 0.001  # of the bits
+
+
+@dataclass(frozen=True)
+class RDOQDataFree(Quantizer):
+    """Each matrix at `target_bits` a weight, a step a row included, by its own numbers."""
+
+    target_bits: float = 3.5
+    price: float = 0.5
+    activations: str = "dynamic"
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the key, the value and what is allowed."""
+        super().__post_init__()
+        for name, low, high in (("target_bits", 1.5, 7.0), ("price", 0.0, 2.0)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: {low} to {high}")
+        if self.activations not in ACTIVATIONS:
+            raise ValueError(
+                f"activations={self.activations} is not known; allowed: {', '.join(ACTIVATIONS)} (static ranges need "
+                "text: quant=rdoq)"
+            )
+
+    @property
+    def quant_type(self) -> str:
+        """The format that runs such inputs."""
+        return ACTIVATIONS[self.activations]
+
+    def expected_bits(self, shape: tuple[int, int]) -> float:
+        """The target, less a row's step; rows too short for that get the half."""
+        return max(self.target_bits - SCALE_BITS / shape[1], self.target_bits / 2)
+
+    def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
+        """Integers in [-127, 127] of a weight [n, k] with the entropy expected, as far as the matrix can have it."""
+        weight = check_finite(weight)
+        spread = weight.square().mean(dim=1, keepdim=True).sqrt()
+        spread = torch.where(spread > 0, spread, spread.max() if float(spread.max()) > 0 else 1.0)
+        target = self.expected_bits((weight.shape[0], weight.shape[1]))
+        share = math.sqrt(2 * math.pi * math.e) * 2.0**-target  # of gaussian rows
+        lengths = torch.zeros(256, device=weight.device)
+        for _ in range(TRIES):
+            steps = guarded(share * spread, weight)
+            values = cheapest(weight, steps, lengths, self.price)
+            lengths, entropy = code_lengths(values), entropy_of(values)
+            if abs(entropy - target) <= TOLERANCE * target:
+                break
+            share *= 2.0 ** (entropy - target)  # twice the step, a bit less
+        return QuantizedWeight(values, steps)
+
+
+def cheapest(weight: Tensor, steps: Tensor, lengths: Tensor, price: float) -> Tensor:
+    """int8 [n, k]: of the two levels beside each weight that with less squared error, in steps, + price * its bits.
+
+    At a price of 1 a bit costs what it costs at the slope that the step itself has.
+    """
+    if not price or not bool(lengths.any()):
+        return round_to_grid(weight, steps)
+    place = weight / steps
+    low = place.floor().clamp_(-INT8_LEVELS, INT8_LEVELS - 1)
+    bits = lengths * (price * PLAIN_PRICE)
+    index = low.long() + 128
+    gain = (place - low).square_() + bits[index]
+    gain -= (place - low - 1).square_() + bits[index + 1]
+    return (low + (gain > 0)).to(torch.int8)
+
+
+def entropy_of(values: Tensor) -> float:
+    """Order-0 entropy of int8 values in bits."""
+    counts = torch.bincount(values.reshape(-1).long() + 128, minlength=256).double()
+    shares = counts[counts > 0] / values.numel()
+    return float(-(shares * shares.log2()).sum())
