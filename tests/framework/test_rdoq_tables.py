@@ -122,6 +122,12 @@ def test_costs_of_a_tied_table_add() -> None:
     assert float(((error @ both.moment) * error).sum(dim=1) @ both.rows) == pytest.approx(expected)
 
 
+def test_costs_of_a_tied_table_are_tempered_alike() -> None:
+    one, two = (Cost(torch.ones(2), torch.eye(3), tempering) for tempering in (0.5, 8.0))
+    assert (one + two).rows.tolist() == pytest.approx([17.0, 17.0])  # squared gradients: 1 + 16
+    assert (one + two).tempering == 0.5
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -36,13 +36,15 @@ class Cost:
 
     rows: Tensor  # [V]
     moment: Tensor  # [H, H]
+    tempering: float = 1.0  # what squared gradients sum to, over the sum of the power that tempers them
 
     def __add__(self, other: Cost) -> Cost:
-        """The cost of both together, as far as one moment can say it."""
+        """The cost of both together, as far as one moment can say it, the other one tempered as this one is."""
+        other = Cost(other.rows * (other.tempering / self.tempering), other.moment)
         one, two = float(self.rows.sum()), float(other.rows.sum())
         moment = (self.moment * one + other.moment * two) / (one + two)
         share, more = (float(cost.moment.trace() / moment.trace()) for cost in (self, other))
-        return Cost(self.rows * share + other.rows * more, moment)
+        return Cost(self.rows * share + other.rows * more, moment, self.tempering)
 
 
 class Tables:
@@ -73,7 +75,7 @@ class Tables:
             if table.looked_up:
                 cost = lookup_cost(statistics, self.samples, numbers, expected, table.shape[1])
             if len(table.places) > 1:
-                cost += head
+                cost = head + cost
             rows = cost.rows.clamp_min(LEAST * float(cost.rows.mean()))
             factors[table.name] = importance(cost.moment, rows, damping)
             factors.rows[table.name] = (table.name, rows)
@@ -110,7 +112,7 @@ def head_cost(teacher: Teacher, weight: Tensor) -> tuple[Cost, Tensor]:
     count, width = weight.shape
     packed = weight.new_zeros(packed_size(width), dtype=torch.float32)
     rows, expected = (weight.new_zeros(count, dtype=torch.float32) for _ in range(2))
-    total = 0.0
+    total = squared = 0.0
     for states in teacher.states:
         for part in torch.split(states, CHUNK):
             shares = teacher.head(part.to(weight)).float().softmax(dim=-1)
@@ -121,7 +123,8 @@ def head_cost(teacher: Teacher, weight: Tensor) -> tuple[Cost, Tensor]:
             rows += lengths.pow(POWER - 1) @ variance
             expected += shares.sum(dim=0)
             total += float(weights.sum())
-    return Cost(rows, unpacked(packed / total, width)), expected / sum(map(len, teacher.states))
+            squared += float(lengths.sum())
+    return Cost(rows, unpacked(packed / total, width), squared / total), expected / sum(map(len, teacher.states))
 
 
 def lookup_cost(
@@ -134,4 +137,5 @@ def lookup_cost(
     tokens = torch.cat([ids[number] for number in numbers]).to(expected.device)
     seen = torch.zeros_like(expected).index_add_(0, tokens, weights)
     rows = (seen + EXPECTED * weights.sum() * expected) / (1 + EXPECTED)
-    return Cost(rows, unpacked(statistics[MOMENT], width).to(expected))
+    tempering = float(weights.pow(1 / POWER).sum() / weights.sum())
+    return Cost(rows, unpacked(statistics[MOMENT], width).to(expected), tempering)
