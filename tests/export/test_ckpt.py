@@ -12,6 +12,7 @@ from slimrun.ops.errors import Unavailable
 from slimrun.ops.export.ckpt import Ckpt
 from slimrun.ops.framework import mindspore
 from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.ops.weights.protobuf import CkptFile
 
 from .bundles import written
 
@@ -31,6 +32,28 @@ def test_the_bundle_is_the_same_with_another_weight_file(tmp_path: Path) -> None
     assert load_bundle(folder).logits_checksum() == model.logits_checksum()
     with pytest.raises(ValueError, match=r"is a \.ckpt file already"):
         Ckpt().run(folder, tmp_path / "again")
+
+
+@pytest.mark.mindspore
+def test_one_bit_of_any_tensor_is_noticed(tmp_path: Path) -> None:
+    try:
+        mindspore.require()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    written(tmp_path / "artifact", W8A8S())
+    folder = Ckpt().run(tmp_path / "artifact", tmp_path / "export").folder
+    [file] = folder.glob("*.ckpt")
+    file.chmod(0o600)
+    whole = file.read_bytes()
+    entries = CkptFile(file)._entries
+    assert len(entries) > 50
+    for name, entry in entries.items():
+        begin, end = entry.spans[0]
+        damaged = bytearray(whole)
+        damaged[(begin + end - 1) // 2] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{file.name}: {name} is not what was written"):
+            bundle.read(folder)
 
 
 def test_without_mindspore_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
