@@ -1,7 +1,7 @@
-"""One engine on one folder: a row of the table of `run`. Runs in the engine's own environment, without slimrun in it.
+"""One engine on one folder: a row of the table of `run`. vllm and llama.cpp run in environments without slimrun.
 
     python measure.py tokens BUNDLE FILE            # what all engines read, as JSON
-    python measure.py ENGINE FOLDER FILE            # load_bundle, vllm, llama.cpp
+    python measure.py ENGINE FOLDER FILE            # one of ENGINES
 
 One thread each; times are the process's own CPU seconds, which other programs on the machine do not change much, and
 the median of the rounds counts.
@@ -15,6 +15,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def main() -> None:
         file.write_text(json.dumps(tokens(folder)), encoding="utf-8")
         return
     ids = json.loads(file.read_text(encoding="utf-8"))
-    generate, loss = {"load_bundle": load_bundle, "vllm": vllm, "llama.cpp": llama_cpp}[engine](folder)
+    generate, loss = ENGINES[engine](folder)
     generate(ids[:PROMPT], 2)  # what is done once
     first = median(lambda: generate(ids[:PROMPT], 1))
     whole = median(lambda: generate(ids[:PROMPT], 1 + ANSWER))
@@ -59,21 +61,46 @@ def tokens(folder: Path) -> list[int]:
     return ids
 
 
-def load_bundle(folder: Path) -> Engine:
-    """slimrun's own arithmetic."""
+def load_bundle(folder: Path, *, float_inputs: bool = False) -> Engine:
+    """slimrun's own arithmetic; with float inputs it is what the weights alone predict."""
     import numpy as np
 
     import slimrun
+    from slimrun.ops.framework.pytorch.language_model import float_products
 
     model: Any = slimrun.load_bundle(folder)
     model.module.generation_config.eos_token_id = model.module.config.eos_token_id = None  # no answer ends early
     model.tokenizer.eos_token = None
 
+    def generate(ids: Sequence[int], count: int) -> None:
+        with float_products(model.module) if float_inputs else nullcontext():
+            model.generate([ids], count)
+
     def loss(ids: Sequence[int]) -> float:
-        log_probs = model.log_probs(model.hidden(np.array([ids]))[0, :-1])
+        with float_products(model.module) if float_inputs else nullcontext():
+            log_probs = model.log_probs(model.hidden(np.array([ids]))[0, :-1])
         return float(-log_probs[np.arange(len(ids) - 1), ids[1:]].mean())
 
-    return lambda ids, count: model.generate([ids], count), loss
+    return generate, loss
+
+
+def transformers(folder: Path) -> Engine:
+    """What transformers makes of compressed-tensors: floats that emulate the integers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+
+    def generate(ids: Sequence[int], count: int) -> None:
+        lengths = {"min_new_tokens": count, "max_new_tokens": count}
+        model.generate(torch.tensor([ids]), do_sample=False, **lengths)
+
+    @torch.inference_mode()
+    def loss(ids: Sequence[int]) -> float:
+        logits = model(torch.tensor([ids])).logits[0, :-1].double()
+        return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])))
+
+    return generate, loss
 
 
 def vllm(folder: Path) -> Engine:
@@ -121,6 +148,14 @@ def llama_cpp(folder: Path) -> Engine:
 
     return generate, loss
 
+
+ENGINES: dict[str, Callable[[Path], Engine]] = {
+    "load_bundle": load_bundle,
+    "load_bundle, float inputs": partial(load_bundle, float_inputs=True),
+    "transformers": transformers,
+    "vllm": vllm,
+    "llama.cpp": llama_cpp,
+}
 
 if __name__ == "__main__":
     main()

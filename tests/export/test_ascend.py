@@ -74,10 +74,11 @@ def read(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def cases() -> Iterator[tuple[str, str, str, bool]]:
-    for number, (method, engine) in enumerate(TABLE):
+    for method, engine in TABLE:
         for dtype in ("float16", "bfloat16"):
             if engine != "310p" or dtype == "float16":
-                yield method, engine, dtype, number % 2 == 0
+                yield method, engine, dtype, True
+                yield method, engine, dtype, False
 
 
 @pytest.mark.parametrize(("method", "engine", "dtype", "tied"), cases())
@@ -182,22 +183,25 @@ def test_a_group_with_a_float_linear_is_float(tmp_path: Path, engine: type[Ascen
 
 
 @pytest.mark.parametrize(
-    ("engine", "inputs", "left"),
+    ("engine", "inputs", "dtype", "left"),
     [
-        (VllmAscend, "float", "W8A16"),
-        (VllmAscend310P, "float", "FLOAT"),
-        (MindIE, "float", "FLOAT"),
-        (VllmAscend, "dynamic", "W8A8_DYNAMIC"),
-        (VllmAscend310P, "dynamic", "W8A8_DYNAMIC"),
-        (MindIE, "dynamic", "FLOAT"),
+        (VllmAscend, "float", "bfloat16", "W8A16"),
+        (VllmAscend310P, "float", "float16", "FLOAT"),
+        (MindIE, "float", "bfloat16", "FLOAT"),
+        (VllmAscend, "dynamic", "float16", "W8A8_DYNAMIC"),
+        (VllmAscend310P, "dynamic", "float16", "W8A8_DYNAMIC"),
+        (MindIE, "dynamic", "float16", "FLOAT"),
     ],
 )
 def test_inputs_without_a_grid_are_what_the_engine_can_hold(
-    tmp_path: Path, engine: type[Ascend], inputs: str, left: str
+    tmp_path: Path, engine: type[Ascend], inputs: str, dtype: str, left: str
 ) -> None:
     method = RDOQ(target_bits=3.5, fallback=Fallback(max_share=0.3, inputs=[inputs]))
-    written(tmp_path / "artifact", method, "float16", num_hidden_layers=4)
-    types, _ = read(engine().run(tmp_path / "artifact", tmp_path / "export").folder)
+    written(tmp_path / "artifact", method, dtype, num_hidden_layers=4, tie_word_embeddings=dtype == "float16")
+    types, tensors = read(engine().run(tmp_path / "artifact", tmp_path / "export").folder)
+    deq_scales = {tensor.dtype for key, tensor in tensors.items() if key.endswith("deq_scale")}
+    assert deq_scales == {torch.float32 if dtype == "bfloat16" else torch.int64}
+    assert types["lm_head.weight"] == "FLOAT"
     kinds = {kind for key, kind in types.items() if key.endswith("_proj.weight")}
     assert left in kinds
     assert len(kinds) == 2

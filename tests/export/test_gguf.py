@@ -58,6 +58,7 @@ def exported(
         (W8A8S(embeddings="int8"), {}),
         (W8A16(embeddings="int8"), {"tie_word_embeddings": False}),
         (NoQuantization(), {}),
+        (W8A8S(ignore=["*.k_proj", "*.up_proj"]), {}),  # no groups there
     ],
     ids=repr,
 )
