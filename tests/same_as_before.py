@@ -4,7 +4,8 @@
     python tests/same_as_before.py after.json       # in that of the new one; then: diff before.json after.json
 
 Runs `slimrun` of the environment on tiny_llama for every choice of quant=, with MindSpore too where it is installed
-(`--framework`), and with --smollm2 on SmolLM2 for w8a8s and rdoq.
+(`--framework`), and with --smollm2 on SmolLM2 for w8a8s and rdoq. Both states need the same number of threads
+(OMP_NUM_THREADS): it decides the order of sums, and with it the last digits of the steps that rdoq tunes.
 """
 
 from __future__ import annotations
