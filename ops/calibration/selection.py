@@ -49,10 +49,13 @@ def select(network: Network, quantizer: Quantizer, run: Callable[[], Any] | None
     return Selection(layers, names, notes)
 
 
-def heaviest(layers: Mapping[str, Layer], names: Sequence[str], quantizer: Quantizer) -> list[str]:
-    """The first `fallback_level` linears in the method's ranking, in module order on ties."""
+def keep_heaviest(layers: Mapping[str, Layer], names: Sequence[str], quantizer: Quantizer) -> list[str]:
+    """The first `fallback_level` linears in the method's ranking, in module order on ties; their notes say so."""
     ranked = sorted(names, key=lambda name: -float(getattr(layers[name], quantizer.ranks_by)))
-    return ranked[: quantizer.fallback_level]
+    kept = ranked[: quantizer.fallback_level]
+    for name in kept:
+        layers[name].note = HEAVIEST
+    return kept
 
 
 def check_float(network: Network, quantizer: Quantizer) -> None:

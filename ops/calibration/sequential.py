@@ -23,7 +23,7 @@ from slimrun.ops.quant.base import Quantizer, StaticQuantizer
 from .base import FLOAT_SAMPLES, Layer, Network, Progress, Remember, Sample, call, silent, weight_error
 from .journal import Journal, Noted, Results, Tensors
 from .ranges import InputRange, InputRanges, input_statistics
-from .selection import HEAVIEST, calibration_notes, check_float, heaviest, select
+from .selection import calibration_notes, check_float, keep_heaviest, select
 from .smoothing import smooth
 from .states import Walk, failing
 from .tables import quantize_tables
@@ -87,9 +87,7 @@ class SequentialCalibrator:
             )
             for name, parameter, peak in zip(selected, statistics["range_parameter"], statistics["first_peak"]):
                 self.layers[name].range_parameter, self.layers[name].first_peak = float(parameter), float(peak)
-        kept = heaviest(self.layers, selected, quantizer)
-        for name in kept:
-            self.layers[name].note = HEAVIEST
+        kept = keep_heaviest(self.layers, selected, quantizer)
         results = Results(self.journal, "weights")
         for done, name in enumerate(selected):
             if name not in kept:

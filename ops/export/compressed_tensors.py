@@ -152,11 +152,11 @@ def _name(source: Source, name: str) -> str:
 
 def _targets(source: Source, names: Iterable[str]) -> list[str]:
     """Names of linears as quantization_config has them, experts by layer: vLLM looks for `experts.0.gate_proj`."""
-    found: dict[str, None] = {}
+    targets: dict[str, None] = {}
     for name in names:
         expert = EXPERT.match(_name(source, name))
-        found[rf"re:{re.escape(expert[1])}\..*" if expert else _name(source, name)] = None
-    return list(found)
+        targets[rf"re:{re.escape(expert[1])}\..*" if expert else _name(source, name)] = None
+    return list(targets)
 
 
 def _stored(linear: Linear, kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
