@@ -14,10 +14,13 @@ from torch import Tensor
 
 from slimrun.ops import _native
 from slimrun.ops.format.arithmetic import INT8_LEVELS
+from slimrun.ops.format.products import for_products
 
 from .base import round_to_grid
 
-BLOCK = 128  # columns that are rounded before the rest hears of their errors
+BLOCK = 128  # columns that are rounded before the others of theirs hear of their errors,
+WIDE = 512  # before all that follow do: long products, which bfloat16 takes in a third of the time
+ROWS = 2048  # that are rounded at once: what lies beside the weight is of so many
 GUARD = 126.5  # steps that the largest weight of a row may take
 PLAIN_PRICE = math.log(2) / 6  # -dD/dR of a uniform quantizer with entropy coding, in squared steps a bit
 WELL_DAMPED = 0.01  # from this damping on single precision factors a moment
@@ -54,29 +57,47 @@ def importance(hessian: Tensor, rows: Tensor, damping: float) -> Importance:
     Each diagonal entry also grows by SHRINKAGE, which brings the correlations nearer to zero. An input that is always
     zero counts as damped. ValueError when the moment holds NaN or infinity.
     """
+    order, moment = _most_important_last(hessian, damping)
+    del hessian  # a few matrices as large as the largest of a model are all that memory has room for
+    upper = _root(moment, damping)
+    del moment
+    factor = _inverse(upper).to(torch.float32)
+    columns = factor.diagonal().square().reciprocal()
+    return Importance(factor, columns, order, rows.to(torch.float32).clamp_min(0))
+
+
+def column_costs(hessian: Tensor, damping: float) -> Tensor:
+    """`Importance.columns` [k] of the second moment, in its own order: without the inverse they take a third."""
+    order, moment = _most_important_last(hessian, damping)
+    del hessian
+    costs = torch.empty(len(order), device=order.device)
+    costs[order] = _root(moment, damping).diagonal().reciprocal().to(torch.float32).square().reciprocal()
+    return costs
+
+
+def _most_important_last(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """(order of columns, most important first; the moment the other way round, in the dtype to factor it in)."""
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("the second moment of the inputs holds NaN or infinity")
-    diagonal = hessian.diagonal()
-    order = torch.argsort(diagonal, descending=True, stable=True)
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     backwards = order.flip(0)
-    dtype = torch.float32 if damping >= WELL_DAMPED else torch.float64
-    moment = hessian[backwards][:, backwards].to(dtype)
+    moment = hessian[backwards.unsqueeze(1), backwards]
+    return order, moment.to(torch.float32 if damping >= WELL_DAMPED else torch.float64)
+
+
+def _root(moment: Tensor, damping: float) -> Tensor:
+    """Upper R with R R^T the damped moment, flipped; its inverse is the Cholesky factor of the inverse.
+
+    The diagonal of the moment is changed.
+    """
+    diagonal, share = moment.diagonal().clone(), damping
     mean = float(diagonal.mean()) or 1.0
-    del hessian, diagonal  # a few matrices as large as the largest of a model are all that memory has room for
-    share = damping
     while True:
-        damped = moment.clone()
-        damped.diagonal().mul_(1 + SHRINKAGE).add_(share * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        del damped
+        moment.diagonal().copy_(diagonal * (1 + SHRINKAGE)).add_(share * mean)
+        lower, failed = torch.linalg.cholesky_ex(moment)
         if not int(failed):
-            # H = R R^T with R upper, the flipped factor, so R^-1 is the Cholesky factor of the inverse
-            upper = lower.flip(0, 1)
-            del lower, moment
-            identity = torch.eye(len(order), dtype=dtype, device=upper.device)
-            factor = torch.linalg.solve_triangular(upper, identity, upper=True).to(torch.float32)
-            columns = factor.diagonal().square().reciprocal()
-            return Importance(factor, columns, order, rows.to(torch.float32).clamp_min(0))
+            upper: Tensor = lower.flip(0, 1)
+            return upper
         share *= 10
 
 
@@ -128,31 +149,24 @@ def feedback(
     block of columns is rounded at once and its errors reach the rest as one product. Feedback usually but not always
     costs less than plain rounding: a row where it does not is rounded plainly.
     """
-    plain = round_to_grid(weight, steps, -limit, limit)
-    missed = (weight - plain * steps)[:, known.order].to(torch.float32)
-    plain_cost = torch.linalg.solve_triangular(known.factor, missed, upper=True, left=False).square().sum(dim=1)
-    cost = torch.zeros_like(plain_cost)
-    rest = weight[:, known.order].to(torch.float32)
-    values = torch.empty(rest.shape, dtype=torch.int8, device=rest.device)
-    columns = known.columns
+    columns, a_bit = known.columns, price * PLAIN_PRICE * known.columns.mean()
     # in squared steps: where the guard has made a step larger than its slope's, a bit buys less
     row_price = (level**2 / (known.slope * steps.reshape(-1).square()).clamp_min(1e-30)).clamp_max(1.0)
-    column_price = (price * PLAIN_PRICE * columns.mean() / columns).to(torch.float32)
-    for start in range(0, rest.shape[1], BLOCK):
-        end = min(start + BLOCK, rest.shape[1])
-        own = known.factor[start:end, start:end].contiguous()
-        block = rest[:, start:end].contiguous()
-        q, errors = _feedback_block(block, own, steps.reshape(-1), column_price[start:end], row_price, bits, limit)
-        values[:, start:end] = q
-        cost += errors.square().sum(dim=1)
-        if end < rest.shape[1]:
-            rest[:, end:].addmm_(errors, known.factor[start:end, end:], alpha=-1)
-    original = torch.empty_like(values)
-    original[:, known.order] = values
-    a_bit = price * PLAIN_PRICE * columns.mean() * row_price * steps.reshape(-1).square()
-    plain_cost += a_bit * bits[plain.long() + 128].sum(dim=1)
-    cost += a_bit * bits[original.long() + 128].sum(dim=1)
-    return torch.where((cost <= plain_cost).unsqueeze(1), original, plain)
+    column_price = (a_bit / columns).to(torch.float32)
+    factor = for_products(known.factor) if len(columns) > WIDE else known.factor
+    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for start in range(0, len(weight), ROWS):
+        rows = slice(start, start + ROWS)
+        step, plain = steps[rows], round_to_grid(weight[rows], steps[rows], -limit, limit)[:, known.order]
+        exact = weight[rows][:, known.order].to(torch.float32)
+        missed = exact - plain * step
+        row = _RowPrices(step.reshape(-1), row_price[rows], column_price, bits, limit)
+        fed, cost, plain_cost = _fed_rows(exact, missed, known.factor, factor, row)
+        step_price = a_bit * row_price[rows] * step.reshape(-1).square()
+        plain_cost += step_price * _code_bits(plain, bits)
+        cost += step_price * _code_bits(fed, bits)
+        values[rows, known.order] = torch.where((cost <= plain_cost).unsqueeze(1), fed, plain)
+    return values
 
 
 def weighted_error(weight: Tensor, values: Tensor, steps: Tensor, hessian: Tensor, rows: Tensor) -> float:
@@ -161,13 +175,74 @@ def weighted_error(weight: Tensor, values: Tensor, steps: Tensor, hessian: Tenso
     return float(((error @ hessian) * error).sum(dim=1) @ rows)
 
 
-def _feedback_block(
-    block: Tensor, factor: Tensor, steps: Tensor, price: Tensor, row_price: Tensor, bits: Tensor, limit: int
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _RowPrices:
+    """What rounding some rows asks for beside their weights."""
+
+    steps: Tensor  # float32 [n]
+    row_price: Tensor  # float32 [n]
+    column_price: Tensor  # float32 [k], in order
+    bits: Tensor  # float32 [256]
+    limit: int
+
+
+def _fed_rows(
+    rest: Tensor, missed: Tensor, factor: Tensor, fast: Tensor, prices: _RowPrices
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(int8 values, what their errors cost, what `missed` costs) of rows [n, k], columns in order; `rest` is changed.
+
+    `fast` is the factor in the dtype of long products, which carry errors from WIDE columns to all that follow.
+    """
+    n, k = rest.shape
+    values = torch.empty(rest.shape, dtype=torch.int8, device=rest.device)
+    cost, missed_cost = rest.new_zeros(n), rest.new_zeros(n)
+    errors = fast.new_empty(2 * n, k)  # those that rounding with feedback makes, then those of `missed`
+    for start in range(0, k, WIDE):
+        end = min(start + WIDE, k)
+        own, wide, left = factor[start:end, start:end], rest[:, start:end], missed[:, start:end]
+        if start:
+            carried = errors[:, :start] @ fast[:start, start:end]
+            wide -= carried[:n]
+            left -= carried[n:]
+        solved = left @ _inverse(own)
+        missed_cost += solved.square().sum(dim=1)
+        errors[n:, start:end] = solved
+        for first in range(0, end - start, BLOCK):
+            last = min(first + BLOCK, end - start)
+            inner = own[first:last, first:last].contiguous()
+            price = prices.column_price[start + first : start + last]
+            q, missing = _feedback_block(wide[:, first:last].contiguous(), inner, price, prices)
+            values[:, start + first : start + last] = q
+            errors[:n, start + first : start + last] = missing
+            cost += missing.square().sum(dim=1)
+            if last < end - start:
+                wide[:, last:].addmm_(missing, own[first:last, last:], alpha=-1)
+    return values, cost, missed_cost
+
+
+def _feedback_block(block: Tensor, factor: Tensor, price: Tensor, prices: _RowPrices) -> tuple[Tensor, Tensor]:
     """(int8 values, errors) of a block [n, b] of columns: ops/csrc/feedback.hpp, on the CPU wherever the block is."""
-    given = (tensor.cpu().contiguous().numpy() for tensor in (block, factor, steps, price, row_price, bits))
-    rest, own, step, column, row, length = given
+    tensors = (block, factor, prices.steps, price, prices.row_price, prices.bits)
+    rest, own, step, column, row, length = (tensor.cpu().contiguous().numpy() for tensor in tensors)
     values, errors = torch.empty(block.shape, dtype=torch.int8), torch.empty(block.shape)
     threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-    _native.feedback_into(rest, own, step, column, row, length, limit, values.numpy(), errors.numpy(), threads)
+    _native.feedback_into(rest, own, step, column, row, length, prices.limit, values.numpy(), errors.numpy(), threads)
     return values.to(block.device), errors.to(block.device)
+
+
+def _code_bits(values: Tensor, bits: Tensor) -> Tensor:
+    """What the codes of int8 values [n, k] take by row, float32 [n]."""
+    return bits.index_select(0, values.reshape(-1).to(torch.int32).add_(128)).reshape(values.shape).sum(dim=1)
+
+
+def _inverse(upper: Tensor) -> Tensor:
+    """The inverse of an upper triangular matrix [k, k], made of those of its halves: products are fast."""
+    k, half = len(upper), len(upper) // 2
+    if k <= WIDE:
+        identity = torch.eye(k, dtype=upper.dtype, device=upper.device)
+        solved: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+        return solved
+    inverse = torch.zeros_like(upper)
+    inverse[:half, :half], inverse[half:, half:] = _inverse(upper[:half, :half]), _inverse(upper[half:, half:])
+    torch.mm(inverse[:half, :half] @ upper[:half, half:], inverse[half:, half:], out=inverse[:half, half:]).neg_()
+    return inverse

@@ -15,12 +15,12 @@ from torch import Tensor
 from slimrun.ops.calibration.base import Arrays, Sample, call, silent
 from slimrun.ops.calibration.blocks import PassedBy
 from slimrun.ops.calibration.rdoq import calibrator as rdoq
-from slimrun.ops.calibration.rdoq import gradients
 from slimrun.ops.calibration.rdoq.factors import Factors
 from slimrun.ops.calibration.rdoq.fisher import FisherStatistics, measure
 from slimrun.ops.calibration.rdoq.head import head_gradient, surprise
 from slimrun.ops.calibration.rdoq.inputs import new_inputs, worst_groups
 from slimrun.ops.calibration.rdoq.statistics import Statistics
+from slimrun.ops.format import products
 from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.memory import Room
@@ -44,7 +44,7 @@ def measured(model: TorchModel, *lengths: int, in_parts: bool = False, alike: bo
 
 
 def test_tokens_and_rows_may_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(products, "fast_bfloat16", lambda device: False)
     model = tiny(**CHANGES)
     statistics = measured(model, alike=True)
     name, inputs = "model.layers.1.mlp.gate_proj", []
@@ -62,7 +62,7 @@ def arrays(statistics: Statistics) -> dict[str, Tensor]:
 
 
 def test_statistics_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(products, "fast_bfloat16", lambda device: False)
     model = tiny(**CHANGES)
     statistics = measured(model)
     by_name = arrays(statistics)

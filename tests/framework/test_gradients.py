@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from slimrun.ops.calibration.rdoq import gradients as module
 from slimrun.ops.calibration.rdoq.gradients import RoundedLinear, gradients
+from slimrun.ops.format import products
 from slimrun.ops.format.arithmetic import QuantizedWeight
 
 from ..conftest import tiny
@@ -21,7 +21,7 @@ IDS = torch.arange(3, 43).unsqueeze(0)
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_they_are_those_of_autograd(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "fast_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr(products, "fast_bfloat16", lambda device: bfloat16)
     model = tiny(tie_word_embeddings=False, attention_bias=True).module
     chosen = model.model.layers[0].self_attn.q_proj.weight
     model(input_ids=IDS).logits.square().mean().backward()
@@ -64,7 +64,7 @@ def test_blocks_run_again_and_everything_is_put_back(architecture: str) -> None:
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_integers_are_multiplied_exactly(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "fast_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr(products, "fast_bfloat16", lambda device: bfloat16)
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-127, 128, (7, 16), generator=generator).to(torch.int8)
     scale = torch.rand(7, 1, generator=generator)

@@ -7,14 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimrun.ops.calibration.rdoq import gradients, moments
+from slimrun.ops.calibration.rdoq import moments
+from slimrun.ops.format import products
 
 
 @given(k=st.integers(1, 40), strip=st.sampled_from([1, 7, 16]), seed=st.integers(0, 99))
 def test_a_packed_moment_is_the_moment(k: int, strip: int, seed: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(moments, "STRIP", strip)
-        patched.setattr(gradients, "fast_bfloat16", lambda device: False)
+        patched.setattr(products, "fast_bfloat16", lambda device: False)
         first, second = torch.randn(2, 5, k, generator=torch.Generator().manual_seed(seed)).unbind()
         packed = torch.zeros(moments.packed_size(k))
         moments.add_moment(packed, first)

@@ -229,9 +229,9 @@ def test_a_first_rounding_corrects_and_leaves_the_model_float(monkeypatch: pytes
         method = calibrator(model, RDOQ(target_bits=4.0, tune_rate=0.0, smooth_alpha=None, measured_prompts=prompts))
         correct, seen = method._correct, []
 
-        def corrected(factors: Factors, *more: Any) -> None:
-            correct(factors, *more)  # noqa: B023
-            seen.append(factors.corrections)  # noqa: B023
+        def corrected(rounding: Rounding, *more: Any) -> None:
+            correct(rounding, *more)  # noqa: B023
+            seen.append(rounding.factors.corrections)  # noqa: B023
             np.testing.assert_array_equal(model.hidden(ids), before)  # noqa: B023
 
         monkeypatch.setattr(method, "_correct", corrected)

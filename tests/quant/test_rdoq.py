@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slimrun.ops.calibration.rdoq.folding import balanced_scale, centred_scale
+from slimrun.ops.quant import feedback as method
 from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.feedback import (
     PLAIN_PRICE,
     SHRINKAGE,
     Importance,
     code_lengths,
+    column_costs,
     feedback,
     guarded,
     importance,
@@ -90,6 +92,23 @@ def test_blocks_round_as_column_after_column(k: int) -> None:
     rows_fed = (in_blocks != plain).any(dim=1)  # where feedback costs more than plain rounding, that is kept
     assert float(rows_fed.float().mean()) > 0.9
     assert float((in_blocks == expected)[rows_fed].float().mean()) > 0.999  # sums in another order decide a few ties
+
+
+def test_long_products_may_be_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian, rows = problem(4, 300, 500)
+    steps = torch.full((300, 1), 0.03)
+    bits, costs = code_lengths(round_to_grid(weight, steps)), []
+    for wide in (512, 128):
+        monkeypatch.setattr(method, "WIDE", wide)
+        monkeypatch.setattr(method, "ROWS", wide)
+        known = importance(hessian, rows, 0.1)
+        torch.testing.assert_close(known.factor @ known.factor.inverse(), torch.eye(500), atol=1e-3, rtol=0)
+        torch.testing.assert_close(column_costs(hessian, 0.1)[known.order], known.columns)
+        values = feedback(weight, steps, known, bits, 0.3)
+        costs.append(weighted_error(weight, values, steps, hessian, rows))
+    plain = weighted_error(weight, round_to_grid(weight, steps), steps, hessian, rows)
+    assert costs[1] == pytest.approx(costs[0], rel=0.005)
+    assert costs[0] < 0.8 * plain
 
 
 def test_a_price_buys_shorter_codes() -> None:

@@ -33,7 +33,7 @@ from slimrun.ops.memory import Room
 from slimrun.ops.quant.rdoq import BITS, MOMENTS, RDOQ
 
 from .attribution import AttributedLinear, corrections, measured_shares
-from .factors import Factors, factored
+from .factors import factored
 from .file_size import aimed_at, short
 from .fisher import measure
 from .folding import find_folds, smooth_inputs
@@ -109,14 +109,14 @@ class RateDistortionCalibrator(SequentialCalibrator):
         self.notes += tables.notes
         add_costs = partial(tables.add_costs, factors, statistics, self._teacher, damping=quantizer.damping)
         bits, every = aimed_at(quantizer, self.network.model, self._floats, tables.weights), range(len(self.samples))
+        rounding = Rounding(quantizer, self._floats | tables.weights, factors, self.network.room, progress)
         if quantizer.measured_prompts and quantizer.grid is None:
             chosen = every[:: math.ceil(len(every) / quantizer.measured_prompts)]
             # rows whose tokens come in what is measured are finer than those that other texts will need
             add_costs(sorted({*every} - {*chosen}) or every)
-            self._correct(factors, tables, bits or BITS, chosen, progress)
+            self._correct(rounding, tables, bits or BITS, chosen, progress)
         add_costs(every)
         del statistics, add_costs
-        rounding = Rounding(quantizer, self._floats | tables.weights, factors, self.network.room, progress)
         if quantizer.target_kl is not None:
             self._meet_loss(rounding, quantizer.target_kl, progress)
         else:
@@ -140,15 +140,14 @@ class RateDistortionCalibrator(SequentialCalibrator):
         return list(self.layers.values())
 
     def _correct(
-        self, factors: Factors, tables: Tables, bits: float, chosen: Sequence[int], progress: Progress
+        self, rounding: Rounding, tables: Tables, bits: float, chosen: Sequence[int], progress: Progress
     ) -> None:
         """Correct what errors are estimated to cost by what a first rounding, at about these bits, is seen to lose.
 
         It is measured on the samples of the `chosen` numbers.
         """
-        weights = self._floats | tables.weights
-        rounding = Rounding(self.quantizer, weights, factors, self.room, progress)
-        rounded = rounding.at(rounding.first_level(bits))
+        factors, weights = rounding.factors, rounding.weights
+        rounded = rounding.tried(bits, self.room)
         known = {name: weight for name, weight in self._floats.items() if name in factors}
         linears = {name: AttributedLinear(rounded[name], weight, self._biases[name]) for name, weight in known.items()}
         teacher, parts = self._teacher.of(chosen), self._gradient_parts

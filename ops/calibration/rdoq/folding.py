@@ -26,7 +26,7 @@ from slimrun.ops.calibration.wiring import (
     others_may_read,
 )
 from slimrun.ops.memory import Room
-from slimrun.ops.quant.feedback import TENSOR_BALANCE, importance
+from slimrun.ops.quant.feedback import TENSOR_BALANCE, column_costs
 from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ
 from slimrun.ops.quant.smooth import smoothing_scale
 
@@ -129,9 +129,7 @@ def _scale(network: GradientNetwork, one: Fold, statistics: Statistics, quantize
         weight_reach = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
         assert quantizer.smooth_alpha is not None
         return centred_scale(reach, one.per_producer(weight_reach), quantizer.smooth_alpha)
-    known = importance(statistics.moment(first), statistics.rows[first], quantizer.damping)
-    columns = torch.empty_like(known.columns)
-    columns[known.order] = known.columns
+    columns = column_costs(statistics.moment(first), quantizer.damping)
     noise, sensitivity = 0.0, torch.zeros_like(reach)
     for name, weight in zip(one.readers, weights):
         rows, bits = statistics.rows[name], quantizer.expected_bits((weight.shape[0], weight.shape[1]))

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from slimrun.ops.calibration.wiring import blocks_of
 from slimrun.ops.format.arithmetic import QuantizedWeight
+from slimrun.ops.format.products import for_products
 from slimrun.ops.memory import give_back
 
 GIVE_BACK = 6  # blocks between two returns of memory
@@ -92,19 +93,6 @@ def converted(tensor: Tensor) -> bool:
     float16 too on a CPU, where gradients take 10.9 s for 64 tokens of a linear of 4096 that bfloat16 has in 0.016 s.
     """
     return tensor.dtype == torch.float32 or (tensor.dtype == torch.float16 and tensor.device.type == "cpu")
-
-
-def for_products(tensor: Tensor) -> Tensor:
-    """Floats or integers in the dtype in which float32 ones are multiplied, and float16 ones on a CPU."""
-    return tensor.to(torch.bfloat16 if fast_bfloat16(tensor.device.type) else torch.float32)
-
-
-@cache
-def fast_bfloat16(device: str) -> bool:
-    """Whether products of bfloat16 are faster than those of float32 there."""
-    if device == "cpu":  # no public call says so
-        return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return device != "cuda" or torch.cuda.is_bf16_supported()
 
 
 def _block(forward: Callable[..., Any], number: int, *given: Any, **named: Any) -> Any:

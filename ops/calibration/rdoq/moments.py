@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .gradients import for_products
+from slimrun.ops.format.products import for_products
 
 STRIP = 128  # rows
 

@@ -51,13 +51,22 @@ class Rounding:
         self.count = sum(weight.numel() for weight in weights.values())
         self.overhead = SCALE_BITS * sum(weight.shape[0] for weight in weights.values()) / self.count
         self._lengths: dict[str, Tensor] = {}  # code lengths of the last rounding
+        self._excess = 0.0  # bits a weight that a rounding takes beyond what gaussian rows would
 
-    def at(self, level: float | None) -> dict[str, QuantizedWeight]:
-        """Every weight rounded on steps of this level, None: on those of the quantizer's grid."""
-        quantized = {}
+    def tried(self, target: float, room: Room) -> dict[str, QuantizedWeight]:
+        """Every weight rounded to about `target` bits, in a room of their own; `first_level` knows better then."""
+        level = self.first_level(target)
+        quantized = self.at(level, room)
+        self._excess = self.bits(quantized) - target
+        log.info("rounding to measure: level %.4g gives %.4f bits a weight", level, target + self._excess)
+        return quantized
+
+    def at(self, level: float | None, room: Room | None = None) -> dict[str, QuantizedWeight]:
+        """Every weight rounded on steps of this level, None: on those of the quantizer's grid; integers in the room."""
+        quantized, room = {}, room or self.room
         for done, (name, weight) in enumerate(self.weights.items()):
             rounded = self._round(name, weight.detach().float(), level)
-            quantized[name] = QuantizedWeight(self.room.keep(rounded.values), rounded.scale)
+            quantized[name] = QuantizedWeight(room.keep(rounded.values), rounded.scale)
             self.factors.room.release([weight])
             self.progress(done + 1, len(self.weights))
             if done % GIVE_BACK == 0:  # the integers that stay lie between what is freed
@@ -94,7 +103,7 @@ class Rounding:
         return 8 * size / self.count + self.overhead
 
     def first_level(self, target: float) -> float:
-        """The level at which gaussian rows would have the target's entropy."""
+        """The level at which gaussian rows would have the target's entropy, or as a rounding that was tried says."""
         bits = 0.0
         for name, weight in self.weights.items():
             if name in self.factors:
@@ -103,7 +112,7 @@ class Rounding:
                 bits += float((spread * slope.sqrt()).log2().sum()) * weight.shape[1]
                 self.factors.room.release([weight])
         gaussian = 0.5 * math.log2(2 * math.pi * math.e)
-        return float(2 ** (bits / self.count + gaussian - (target - self.overhead)))
+        return float(2 ** (bits / self.count + gaussian - (target - self.overhead) + self._excess))
 
     def _round(self, name: str, weight: Tensor, level: float | None) -> QuantizedWeight:
         quantizer = self.quantizer
