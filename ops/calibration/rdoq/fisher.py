@@ -156,12 +156,7 @@ class FisherStatistics:
 
     def _backward(self, name: str, gradient: Tensor) -> None:
         key = self.first[name], self._sample
-        squared = gradient.detach().float().flatten(0, -2).square()
-        lengths = squared.sum(dim=1).clamp_min(1e-30)
-        if self.alike:
-            rows, weights = torch.ones_like(squared[0]), torch.ones_like(lengths)
-        else:
-            rows, weights = lengths.pow(POWER - 1) @ squared, lengths.pow(POWER)
+        rows, weights = _importance(gradient.detach().float().flatten(0, -2).square(), alike=self.alike)
         self._rows[name] = self._rows[name].add_(rows) if name in self._rows else rows
         self._tokens[key] = self._tokens[key] + weights if key in self._tokens else weights
 
@@ -183,6 +178,14 @@ class FisherStatistics:
     def _step(self) -> None:
         self._done += 1
         self._progress(self._done, self._walk.steps)
+
+
+def _importance(squared: Tensor, *, alike: bool) -> tuple[Tensor, Tensor]:
+    """(of each row [n], of each token [T]) by squared gradients [T, n]; with `alike` 1 whatever these are."""
+    lengths = squared.sum(dim=1).clamp_min(1e-30)
+    if alike:
+        return torch.ones_like(squared[0]), torch.ones_like(lengths)
+    return lengths.pow(POWER - 1) @ squared, lengths.pow(POWER)
 
 
 def measure(
