@@ -134,12 +134,13 @@ class Task(Protocol):
         ...
 
 
-def finite(outputs: Outputs, key: str, task: str, model: str) -> None:
+def finite(task: str, float_outputs: Outputs, quant_outputs: Outputs, key: str) -> None:
     """Refuse log-probabilities that are no numbers: a comparison would take NaN for the most likely."""
-    wrong = int((~np.isfinite(outputs[key])).sum())
-    if wrong:
-        of_all = f"{wrong} of {outputs[key].size} log-probabilities"
-        raise ArithmeticError(f"{task}: {of_all} of the {model} model are no finite numbers")
+    for outputs, model in ((float_outputs, "float"), (quant_outputs, "quantized")):
+        wrong = int((~np.isfinite(outputs[key])).sum())
+        if wrong:
+            of_all = f"{wrong} of {outputs[key].size} log-probabilities"
+            raise ArithmeticError(f"{task}: {of_all} of the {model} model are no finite numbers")
 
 
 def at_least(key: str, value: float, low: float) -> None:

@@ -17,7 +17,6 @@ Interval = tuple[float, float]  # 95 %
 Metrics = dict[str, float | str]  # "<task>/<key>" -> what results.json says
 
 PERCENT = "%"
-SAMPLES = 5  # examples of a report that a person reads
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class Report:
 
     metrics: Metrics
     scores: list[Score]
-    samples: list[dict[str, str]] = field(default_factory=list)  # input, reference, float, quantized
+    samples: list[dict[str, str]] = field(default_factory=list)  # all items: input, reference, float, quantized
 
 
 def corrected(reports: Mapping[str, Report]) -> dict[str, Report]:
@@ -200,7 +199,7 @@ def paired(
     before: Values,
     after: Values,
     *,
-    margin: float | None = None,
+    margin: Margin | None = None,
     floor: str = "",
     higher_is_better: bool = True,
     signature: str = "",
@@ -208,7 +207,7 @@ def paired(
 ) -> Score:
     """The row of a score that is a mean over items: [n], [n], the float and the quantized model on the same items.
 
-    `margin` is in the score's own unit; items of one cluster [n] are alike.
+    Items of one cluster [n] are alike.
     """
     own, other = (statistics.clustered_mean(side, clusters).interval for side in (before, after))
     return scored(
@@ -218,7 +217,7 @@ def paired(
         (own, other),
         statistics.paired_difference(before, after, clusters),
         higher_is_better=higher_is_better,
-        margin=None if margin is None else Margin(margin, name),
+        margin=margin,
         items=statistics.observations(len(before), clusters),
         floor=floor,
         signature=signature,

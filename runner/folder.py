@@ -20,6 +20,7 @@ ARTIFACT = "artifact"
 EXPORT = "export"  # holds a folder a target
 RESULTS = "results.json"
 SCORES = "scores.json"
+SAMPLES = "samples.json"  # every item of each task, changed answers first
 OUTPUTS = "outputs.npz"
 UPLOADED = (
     "config.yaml",
@@ -29,6 +30,7 @@ UPLOADED = (
     "layers.png",
     "scores.png",
     SCORES,
+    SAMPLES,
     OUTPUTS,
 )  # beside the numbers
 SWEEP = "sweep.json"  # in the folder of a multirun: its command, its parent run, its jobs

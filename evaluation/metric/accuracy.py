@@ -1,12 +1,14 @@
 """Accuracy of two models on the same items, and which answers flipped."""
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from slimrun.evaluation import statistics
-from slimrun.evaluation.comparison import Margin, Metrics, Score, scored
+from slimrun.evaluation.comparison import Margin, Metrics, Score, paired, scored
+from slimrun.evaluation.statistics import Values
 
 Hits = npt.NDArray[np.bool_]  # which items were answered right
 
@@ -14,9 +16,12 @@ POINTS = "points of accuracy"
 
 
 def accuracy(
-    task: str, was: Hits, now: Hits, *, margin_points: float, floor: str = "", signature: str = ""
+    task: str, was: Hits, now: Hits, *, margin_points: float | None, floor: str = "", signature: str = ""
 ) -> tuple[Score, Metrics]:
-    """The row and its keys of results.json: [n], [n], the float and the quantized model on the same items."""
+    """The row and its keys of results.json: [n], [n], the float and the quantized model on the same items.
+
+    `margin_points` gives it the verdict; without it stands beside a row that has one.
+    """
     lost, gained, items = int((was & ~now).sum()), int((~was & now).sum()), len(was)
     intervals = [statistics.proportion_interval(int(hits.sum()), items) for hits in (was, now)]
     row = scored(
@@ -25,7 +30,7 @@ def accuracy(
         (float(was.mean()), float(now.mean())),
         (intervals[0], intervals[1]),
         statistics.proportion_difference(lost, gained, items),
-        margin=Margin(margin_points, POINTS, 100),
+        margin=None if margin_points is None else Margin(margin_points, POINTS, 100),
         items=items,
         floor=floor,
         signature=signature,
@@ -35,7 +40,29 @@ def accuracy(
         f"{task}/flips_lost": lost / items,
         f"{task}/flips_gained": gained / items,
     }
-    return row, row.metrics("accuracy") | flips
+    if margin_points is not None:
+        return row, row.metrics("accuracy") | flips
+    beside = {
+        f"{task}/accuracy_float": row.float_value,
+        f"{task}/accuracy_quant": row.quant_value,
+        f"{task}/accuracy_p_value": statistics.mcnemar(lost, gained),
+    }
+    return row, beside | flips
+
+
+def answer_probability(
+    task: str, was: Values, now: Values, chance: Values, *, margin_points: float, signature: str = ""
+) -> Score:
+    """The row with the verdict of how probable either model finds the right option among an item's options: [n], [n].
+
+    It is the accuracy of a model that draws its answers, so its margin is one of accuracy, and it moves long before an
+    answer flips. `chance` [n] is one over the number of options.
+    """
+    above = statistics.mean(was - chance)
+    low = -math.inf if above.doubt else above.low
+    floor = f"baseline {was.mean():.2f} is not above chance, {chance.mean():.2f}" if low <= 0 else ""
+    margin = Margin(margin_points, POINTS, 100)
+    return paired(task, "probability of the answer", was, now, margin=margin, floor=floor, signature=signature)
 
 
 def at_chance(was: Hits, chance: float) -> str:

@@ -112,6 +112,7 @@ def perplexities(
     *,
     margin_pct: float | None = None,
     chance: float = math.inf,
+    floor: str = "",
     moves: Values | None = None,
     signature: str = "",
     clusters: Clusters | None = None,
@@ -121,7 +122,8 @@ def perplexities(
     Items of one cluster [n] are alike.
 
     `margin_pct` gives it a verdict, unless the float model's perplexity is not below `chance`: models that guess differ
-    in nothing that a perplexity measures. `moves`: by how many nats rounding alone moved the loss of a few items [k].
+    in nothing that a perplexity measures; `floor` names another reason. `moves`: by how many nats rounding alone moved
+    the loss of a few items [k].
     """
     sides = (before, after)
     # items are equally long, so the mean over items is the mean over tokens
@@ -129,8 +131,7 @@ def perplexities(
     change = statistics.paired_difference(losses[0], losses[1], clusters)
     percent = change.mapped(lambda nats: 100 * math.expm1(nats))
     intervals = [statistics.clustered_mean(loss, clusters).mapped(math.exp).interval for loss in losses]
-    floor = ""
-    if intervals[0] and intervals[0][1] >= chance:
+    if not floor and intervals[0] and intervals[0][1] >= chance:
         floor = f"baseline perplexity {perplexity(before):.4g} is not below chance, {chance:g}"
     row = scored(
         task,

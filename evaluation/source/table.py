@@ -2,14 +2,16 @@
 
 import csv
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from slimrun.evaluation.source.file import decoded, half_character, json_values, read_lines, separator
+from slimrun.evaluation.source.file import decoded, half_character, json_values, read_lines, separator, sha256
 
 Row = dict[str, Any]
 Rows = list[tuple[str, Row]]  # each with where it stands
 ROWS = "items as JSON (lines or an array) of objects, as a table with a header (CSV, TSV), or as parquet"
+FILES = 8  # whose rows are kept
 PARALLEL = "one text a line, in both files as many"
 
 
@@ -23,6 +25,12 @@ def read_rows(path: str | Path) -> Rows:
 
 def read_rows_or_text(path: str | Path) -> Rows | str:
     """The rows of a file, or the text of one that is none of the formats of rows."""
+    return _rows_or_text(str(path), sha256(path))
+
+
+@lru_cache(maxsize=FILES)
+def _rows_or_text(path: str, _: str) -> Rows | str:
+    """A task asks a dozen times; parsed once as long as the file's hash is the same."""
     if Path(path).suffix.lower() == ".parquet":
         return _parquet(path)
     content = decoded(path, ROWS)

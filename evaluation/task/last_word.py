@@ -6,7 +6,7 @@ import numpy as np
 
 from slimrun.evaluation import prompt, tokens
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, finite, protocol_of
-from slimrun.evaluation.comparison import SAMPLES, Report
+from slimrun.evaluation.comparison import Report
 from slimrun.evaluation.metric import fidelity
 from slimrun.evaluation.metric.accuracy import accuracy
 from slimrun.evaluation.source import items
@@ -74,8 +74,7 @@ class LastWord:
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Accuracy with a verdict, and the perplexity of the word."""
-        for outputs, model in ((float_outputs, "float"), (quant_outputs, "quantized")):
-            finite(outputs, "log_probs", name, model)
+        finite(name, float_outputs, quant_outputs, "log_probs")
         was, now = float_outputs["right"], quant_outputs["right"]
         floor = "" if was.any() else "the float model predicts none"
         how = f"last-word|items:{len(was)}|{tokens.told(float_outputs)}|text:{self.text!r}"
@@ -83,7 +82,7 @@ class LastWord:
         own, metrics = accuracy(name, was, now, margin_points=self.margin_points, floor=floor, signature=signature)
         word = fidelity.perplexities(name, "word perplexity", float_outputs["log_probs"], quant_outputs["log_probs"])
         metrics |= {f"{name}/word_ppl_float": word.float_value, f"{name}/word_ppl_quant": word.quant_value}
-        order = sorted(range(len(was)), key=lambda i: bool(was[i] == now[i]))[:SAMPLES]
+        order = sorted(range(len(was)), key=lambda i: bool(was[i] == now[i]))
         pairs, told = self._pairs(), ("another word", "the word")
         samples = [
             {"input": pairs[i][0], "reference": pairs[i][1], "float": told[int(was[i])], "quantized": told[int(now[i])]}

@@ -21,8 +21,8 @@ from slimrun.evaluation.base import (
     one_of,
     protocol_of,
 )
-from slimrun.evaluation.comparison import SAMPLES, Report
-from slimrun.evaluation.metric.accuracy import accuracy, at_chance
+from slimrun.evaluation.comparison import Metrics, Report, Score
+from slimrun.evaluation.metric.accuracy import Hits, accuracy, answer_probability, at_chance
 from slimrun.evaluation.question import Asked, Question
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.hub import Hub
@@ -30,7 +30,8 @@ from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.statistics import Values, noise_of_mean
 
 NOISE_ITEMS = 5  # of 100: 5 % of the time
-PINNED = ("mmlu", "socialiqa", "parables")
+LIKELIHOOD, ACCURACY = JUDGES = ("likelihood", "accuracy")
+PINNED = ("socialiqa", "mmlu", "parables")
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class MultipleChoice:
     with letters, and a shift between letters says nothing about knowledge.
     """
 
-    data: str | None = "mmlu"
+    data: str | None = "socialiqa"
     path: str | None = None
     hub: Hub | None = None
-    limit: int | None = 100
+    limit: int | None = 250
     prompt: str = "Question: {{ question }}\nAnswer:"
     options: Any = "{{ options }}"
     answer: str = "{{ answer }}"
@@ -55,6 +56,7 @@ class MultipleChoice:
     shots_path: str | None = None
     shots_by: str | None = None
     normalize: bool = False
+    judged_by: str = LIKELIHOOD
     margin_points: float = 5.0
 
     def __post_init__(self) -> None:
@@ -65,6 +67,7 @@ class MultipleChoice:
             at_least("limit", self.limit, 1)
         at_least("shots", self.shots, 0)
         at_least("margin_points", self.margin_points, 0)
+        one_of("judged_by", self.judged_by, JUDGES)
         if not isinstance(self.options, str | list):
             raise ValueError(f"options={self.options} is neither a template of a list nor a list of templates")
         for key in ("prompt", "answer", "continuation"):
@@ -99,7 +102,7 @@ class MultipleChoice:
         """Settings, templates and the hash of items and examples."""
         shots = self._shots()
         data = self._items().sha256 + (shots.sha256 if shots else "")
-        return protocol_of(self, data, without=["data", "normalize", "margin_points"])
+        return protocol_of(self, data, without=["data", "normalize", "judged_by", "margin_points"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """log_probs: the summed log-probability of every option, item after item in one row."""
@@ -122,37 +125,27 @@ class MultipleChoice:
         return {"moves": np.array(again) - log_probs[: len(again)]}
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
-        """Accuracy of both, plain and per character, flips in both directions, exact McNemar."""
+        """How probable the right answers are among their options, accuracy plain and per character, and its flips."""
         questions = self._questions()
-        answers = np.array([item.answer for item in questions])
-        for outputs, model in ((float_outputs, "float"), (quant_outputs, "quantized")):
-            finite(outputs, "log_probs", name, model)
+        finite(name, float_outputs, quant_outputs, "log_probs")
         sides = (float_outputs["log_probs"], quant_outputs["log_probs"])
         chosen = {rule: [_choices(questions, side, rule) for side in sides] for rule in (False, True)}
+        answers = np.array([item.answer for item in questions])
         right = {rule: [choice == answers for choice in pair] for rule, pair in chosen.items()}
-        was, now = right[self.normalize]
-        own, metrics = accuracy(
-            name,
-            was,
-            now,
-            margin_points=self.margin_points,
-            floor=at_chance(was, float(np.mean([1 / len(item.options) for item in questions]))),
-            signature=self._signature(len(questions), tokens.told(float_outputs)),
-        )
-        if "moves" in quant_outputs:
-            own = replace(own, noise=_undecided(questions, sides[1], quant_outputs["moves"], self.normalize))
-            metrics = own.metrics("accuracy") | metrics
+        signature = self._signature(len(questions), tokens.told(float_outputs))
+        rows, metrics = _rows(self, name, (float_outputs, quant_outputs), right[self.normalize], signature)
         for rule, label in ((False, "plain"), (True, "normalized")):
             for side, hits in zip(("float", "quant"), right[rule]):
                 metrics[f"{name}/accuracy_{label}_{side}"] = float(hits.mean())
         for side, log_probs in zip(("float", "quant"), sides):
             metrics[f"{name}/answer_log_prob_{side}"] = _answer_log_prob(questions, log_probs)
-        return Report(metrics, [own], _samples(questions, *chosen[self.normalize]))
+        return Report(metrics, rows, _samples(questions, *chosen[self.normalize]))
 
     def _signature(self, count: int, front: str) -> str:
         rule = "per-character" if self.normalize else "sum"
         return (
-            f"acc|items:{count}|shots:{self.shots}|score:{self.continuation!r} of {self.options}|norm:{rule}|"
+            f"judged:{self.judged_by}|items:{count}|shots:{self.shots}|norm:{rule}|"
+            f"score:{self.continuation!r} of {self.options}|"
             f"{'chat' if self.chat else front}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
         )
 
@@ -186,6 +179,29 @@ class MultipleChoice:
         return [repr(row.get(self.shots_by)) if self.shots_by else "" for _, row in rows.rows]
 
 
+def _rows(
+    task: MultipleChoice, name: str, outputs: tuple[Outputs, Outputs], right: list[Hits], signature: str
+) -> tuple[list[Score], Metrics]:
+    """The row with the verdict, the other beside it, and the keys of both; outputs and hits of float and quantized."""
+    questions, (before, after), (was, now) = task._questions(), outputs, right
+    chance = np.array([1 / len(item.options) for item in questions])
+    floor, own_margin = at_chance(was, float(chance.mean())), task.judged_by == ACCURACY
+    margin = task.margin_points if own_margin else None
+    hits, metrics = accuracy(name, was, now, margin_points=margin, floor=floor, signature=signature)
+    moves = after.get("moves")
+    if moves is not None:
+        hits = replace(hits, noise=_undecided(questions, after["log_probs"], moves, task.normalize))
+    if own_margin:
+        return [hits], metrics | hits.metrics("accuracy")
+    first, second = (_probabilities(questions, side["log_probs"], task.normalize) for side in (before, after))
+    own = answer_probability(name, first, second, chance, margin_points=task.margin_points, signature=signature)
+    if moves is not None:
+        again = after["log_probs"][: len(moves)] + moves
+        moved = _probabilities(questions[:NOISE_ITEMS], again, task.normalize) - second[:NOISE_ITEMS]
+        own = replace(own, noise=noise_of_mean(moved, len(questions)))
+    return [own, hits], metrics | own.metrics("answer_probability")
+
+
 def _sums(options: Iterable[FloatArray]) -> list[float]:
     """The log-probability of every option, of those of its tokens."""
     return [float(values.sum(dtype=np.float64)) for values in options]
@@ -199,6 +215,18 @@ def _choices(questions: list[Question], log_probs: Values, per_character: bool) 
         choices.append(int(np.argmax(log_probs[at : at + len(lengths)] / lengths)))
         at += len(lengths)
     return np.array(choices)
+
+
+def _probabilities(questions: list[Question], log_probs: Values, per_character: bool) -> Values:
+    """[n]: of the right option among those of its item; per character as if all were as long as they are on average."""
+    probabilities, at = [], 0
+    for item in questions:
+        lengths = np.array([len(option) if per_character else 1 for option in item.options])
+        scores = log_probs[at : at + len(lengths)] / lengths * lengths.mean()
+        weights = np.exp(scores - scores.max())
+        probabilities.append(weights[item.answer] / weights.sum())
+        at += len(lengths)
+    return np.array(probabilities)
 
 
 def _undecided(questions: list[Question], log_probs: Values, moves: Values, per_character: bool) -> float:
@@ -220,7 +248,7 @@ def _answer_log_prob(questions: list[Question], log_probs: Values) -> float:
 
 
 def _samples(questions: list[Question], was: np.ndarray, now: np.ndarray) -> list[dict[str, str]]:
-    """A few items, those with a changed answer first."""
+    """The items, those with a changed answer first."""
     order = sorted(range(len(questions)), key=lambda i: bool(was[i] == now[i]))
     return [
         {
@@ -229,5 +257,5 @@ def _samples(questions: list[Question], was: np.ndarray, now: np.ndarray) -> lis
             "float": item.options[was[i]],
             "quantized": item.options[now[i]],
         }
-        for i, item in ((i, questions[i]) for i in order[:SAMPLES])
+        for i, item in ((i, questions[i]) for i in order)
     ]

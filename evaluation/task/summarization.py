@@ -1,52 +1,34 @@
-"""Summarization: ROUGE of a one-sentence summary of what several papers found."""
+"""Summarization: how likely a one-sentence summary of what several papers found is, and ROUGE of the model's own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from slimrun.evaluation import generation, prompt, statistics
-from slimrun.evaluation.base import (
-    LanguageModel,
-    Outputs,
-    Progress,
-    Reader,
-    Reference,
-    at_least,
-    one_of,
-    protocol_of,
-)
+from slimrun.evaluation import prompt, statistics
+from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, finite, one_of, protocol_of
 from slimrun.evaluation.comparison import Report, paired
+from slimrun.evaluation.generation import LIKELIHOOD, Referenced, examples, flaws
 from slimrun.evaluation.metric import rouge
 from slimrun.evaluation.source import items
-from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.source.table import Row
 
 PINNED = "consensus_summary"
+JUDGES = (LIKELIHOOD, "rouge")
 
 
 @dataclass(frozen=True)
-class Summarization:
+class Summarization(Referenced):
     """A question, what several papers found, and a short summary; keys in conf/task/summarization.yaml."""
 
-    path: str | None = None
-    hub: Hub | None = None
-    limit: int | None = 20
     text: str = "{{ text }}"
     reference: str = "{{ summary }}"
     prompt: str = "{{ text }}\n\nSummarize the text above in one short sentence."
-    chat: bool = True
-    system: str | None = None
-    too_long: str = "refuse"
     max_new_tokens: int = 64
-    batch: int = 20
     margin_points: float = 2.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        for key in ("limit", "max_new_tokens", "batch"):
-            if getattr(self, key) is not None:
-                at_least(key, getattr(self, key), 1)
-        at_least("margin_points", self.margin_points, 0)
-        one_of("too_long", self.too_long, generation.TOO_LONG)
+        super().__post_init__()
+        one_of("judged_by", self.judged_by, JUDGES)
         for key in ("text", "reference", "prompt"):
             prompt.check(key, getattr(self, key))
 
@@ -54,42 +36,56 @@ class Summarization:
         """Read the items once."""
         self._pairs()
 
-    def fit(self, model: Reader) -> list[str]:
-        """ValueError when a prompt with its answer is longer than the model's context."""
-        return self._encoded(model)[1]
-
     def texts(self) -> list[str]:
         """The prompts."""
+        return self.prompts()
+
+    def prompts(self) -> list[str]:
+        """What is to be summarized, and to do so."""
         return [asked for asked, _ in self._pairs()]
+
+    def references(self) -> list[list[str]]:
+        """The summaries that count as right."""
+        return [several for _, several in self._pairs()]
 
     def protocol(self) -> str:
         """Settings, prompt and the hash of the items."""
-        return protocol_of(self, self._items().sha256, without=["reference", "margin_points"])
+        return protocol_of(self, self.items().sha256, without=["judged_by", "margin_pct", "margin_points"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
-        """texts: the summaries."""
-        return generation.answers(model, self._encoded(model)[0], self.batch, self.max_new_tokens, progress)
+        """What `answers` and `likelihoods` say, and with a reference `disturbed_answers`."""
+        outputs = self.answers(model, progress) | self.likelihoods(model, disturbed=reference is not None)
+        return outputs | (self.disturbed_answers(model) if reference else {})
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
-        """Four ROUGE scores for both, ROUGE-L with a verdict where the float model's is above chance."""
-        prompts, references = map(list, zip(*self._pairs()))
+        """The perplexity of the summaries, four ROUGE scores of the answers; one of them has the verdict."""
+        prompts, references = self.prompts(), self.references()
+        finite(name, float_outputs, quant_outputs, "reference_log_probs")
         was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
         before, after = rouge.rouge(was, references), rouge.rouge(now, references)
-        own = paired(
+        signature = (
+            f"{rouge.rouge_signature()}|judged:{self.judged_by}|prompt:{self.prompt!r}|{self.how(float_outputs)}"
+        )
+        likelihood = self.likelihood_row(name, float_outputs, quant_outputs, signature)
+        text = paired(
             name,
             "ROUGE-L",
             before["rougeL"],
             after["rougeL"],
-            margin=self.margin_points,
+            margin=self.margin("ROUGE-L"),
             floor=self._floor(was, references, before["rougeL"]),
-            signature=self._signature(len(references)) + generation.dated(float_outputs),
+            signature=signature,
         )
-        metrics = own.metrics("rougeL")
+        if "again" in quant_outputs:
+            again = rouge.rouge(quant_outputs["again"].tolist(), references[: len(quant_outputs["again"])])["rougeL"]
+            moves = again - after["rougeL"][: len(again)]
+            text = replace(text, noise=statistics.noise_of_mean(moves, len(references)))
+        rows, metrics = self.rows(likelihood, text, "rougeL")
         for key in rouge.ROUGES:
             metrics[f"{name}/{key}_float"] = float(before[key].mean())
             metrics[f"{name}/{key}_quant"] = float(after[key].mean())
-        flawed = generation.flaws(name, float_outputs, quant_outputs)
-        return Report(metrics, [own, *flawed], generation.examples(prompts, [each[0] for each in references], was, now))
+        rows += flaws(name, float_outputs, quant_outputs)
+        return Report(metrics, rows, examples(prompts, [each[0] for each in references], was, now))
 
     @staticmethod
     def _floor(was: list[str], references: list[list[str]], own: statistics.Values) -> str:
@@ -100,24 +96,13 @@ class Summarization:
             return ""
         return f"baseline ROUGE-L {own.mean():.1f} is not above chance, {chance.mean():.1f}"
 
-    def _signature(self, items: int) -> str:
-        return (
-            f"{rouge.rouge_signature()}|items:{items}|greedy|max_new_tokens:{self.max_new_tokens}|"
-            f"batch:{self.batch}|bs:{statistics.RESAMPLES}|seed:{statistics.SEED}|chat:{self.chat}|"
-            f"too_long:{self.too_long}|"
-            f"system:{self.system!r}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
-        )
-
-    def _encoded(self, model: Reader) -> tuple[list[list[int]], list[str]]:
-        prompting = generation.Prompting(self.chat, self.system, self.too_long)
-        return generation.encoded(model, self.texts(), self.max_new_tokens, prompting)
-
-    def _items(self) -> Items:
+    def items(self) -> Items:
+        """All there are."""
         return items.items(self.path, self.hub, PINNED)
 
     def _pairs(self) -> list[tuple[str, list[str]]]:
         """Prompts, and the summaries that count as right."""
-        return self._items().selected(self.limit).made(self._pair)
+        return self.items().selected(self.limit).made(self._pair)
 
     def _pair(self, row: Row) -> tuple[str, list[str]]:
         if not self.path and not self.hub:  # a pinned text is the question and one finding a line

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.text import Annotation, Text
+from matplotlib.ticker import ScalarFormatter
 from matplotlib.transforms import Bbox
 
 from slimrun.evaluation.comparison import Score
@@ -45,17 +46,27 @@ def layers(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def scores(path: Path, shown: Sequence[Score]) -> None:
-    """Float against quantized, one panel a score, with 95 % intervals."""
-    columns = min(4, max(1, len(shown)))
-    lines = max(1, -(-len(shown) // columns))
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(2.6 * columns, 2.8 * lines), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(shown) :]:
-        axis.axis("off")
-    for axis, score in zip(axes.flat, shown):
-        _panel(axis, score)
-    figure.suptitle("Float against quantized, 95 % intervals")
+    """What each judged task lost, with its 95 % interval, counted in its margin: zero and the margin are lines."""
+    judged = [score for score in shown if score.verdict]
+    figure, axis = plt.subplots(figsize=(9, 1.4 + 0.55 * max(1, len(judged))), layout="constrained")
+    for place, score in enumerate(reversed(judged)):
+        margin, sign = score.margin or 1.0, -1 if score.higher_is_better else 1
+        if score.loss is not None:
+            lost, ends = sign * score.margin_scale * score.difference / margin, [end / margin for end in score.loss]
+            error = [[max(0.0, lost - ends[0])], [max(0.0, ends[1] - lost)]]
+            axis.errorbar(lost, place, xerr=error, fmt="o", ms=6, color=QUANT_COLOR, ecolor=QUANT_COLOR, capsize=4)
+        told = f"{score.float_value:.4g} to {score.quant_value:.4g}: {score.word}"
+        axis.annotate(told, (0.01, place + 0.22), xycoords=("axes fraction", "data"), fontsize=8, color="0.3")
+    names = [f"{score.label}\nmargin {score.margin:g} {score.margin_unit}" for score in reversed(judged)]
+    axis.set_yticks(range(len(judged)), names, fontsize=8)
+    axis.set_ylim(-0.5, len(judged) - 0.4)
+    axis.set_xscale("symlog", linthresh=2)
+    axis.axvline(0, color=FLOAT_COLOR, lw=1, label="the float model")
+    axis.axvline(1, color="black", ls="--", lw=1, label="the margin")
+    axis.set_xlim(min(-2, axis.get_xlim()[0]), max(3, axis.get_xlim()[1]))
+    axis.set_xlabel("loss, in margins; an interval left of the margin is non-inferior, right of it worse")
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -78,7 +89,7 @@ def pareto(path: Path, panels: Sequence[Panel]) -> None:
     plt.close(figure)
 
 
-def _error(value: float, low: float | None = None, high: float | None = None) -> list[list[float]]:
+def _error(value: float, low: float | None, high: float | None) -> list[list[float]]:
     """How far the bars of an interval reach below and above a value."""
     return [[0.0 if low is None else max(0.0, value - low)], [0.0 if high is None else max(0.0, high - value)]]
 
@@ -151,28 +162,6 @@ def _drawn(axis: plt.Axes, panel: Panel) -> list[Bbox]:
         corner = pixels(there.bits, here.score)
         boxes += [Bbox([pixels(p.bits, p.score), corner]).padded(1) for p in (here, there)]
     return boxes
-
-
-def _panel(axis: plt.Axes, score: Score) -> None:
-    pairs = (
-        ("float", score.float_value, score.float_interval, FLOAT_COLOR),
-        ("quant", score.quant_value, score.quant_interval, QUANT_COLOR),
-    )
-    for label, value, interval, color in pairs:
-        axis.bar(label, value, color=color, width=0.6)
-        error = _error(value, *(interval or ()))
-        axis.errorbar(label, value, yerr=error, color="black", capsize=4, lw=1)
-        axis.annotate(
-            f"{value:.3g}",
-            (label, value),
-            ha="left",
-            va="bottom",
-            fontsize=8,
-            xytext=(6, 1),
-            textcoords="offset points",
-        )
-    axis.set_title(score.label, fontsize=9)
-    axis.margins(y=0.15)
 
 
 def _number(value: object) -> float:

@@ -11,11 +11,12 @@ import numpy as np
 from slimrun.evaluation.gate import Decision
 from slimrun.ops.calibration.base import Layer
 from slimrun.runner.display import print_table
-from slimrun.runner.folder import OUTPUTS, RESULTS, SCORES, write_json, write_outputs, write_scores
+from slimrun.runner.folder import OUTPUTS, RESULTS, SAMPLES, SCORES, write_json, write_outputs, write_scores
 from slimrun.runner.report import run_page
 from slimrun.runner.report.table import COLUMNS, SIZES, cells
 from slimrun.runner.result import Result
 
+SHOWN = 5  # items of each task, for a look; report.html has all
 HEADINGS = ["", "float", "quantized", "difference", "verdict"]
 GATE_HEADINGS = ["task", "tier", "verdict", "gate"]
 
@@ -31,6 +32,7 @@ def write(result: Result, output: Path, command: str, record: Mapping[str, objec
     pictures.layers(output / "layers.png", result.layers)
     pictures.scores(output / "scores.png", result.scores)
     write_scores(output / SCORES, result.scores)
+    write_json(output / SAMPLES, {name: task.samples for name, task in result.reports.items()})
     write_outputs(output / OUTPUTS, result.outputs)
     (output / "report.md").write_text(report(result, command), encoding="utf-8", errors="backslashreplace")
     html = run_page.render(result, output, command)
@@ -86,7 +88,7 @@ def report(result: Result, command: str) -> str:
     for name, task in result.reports.items():
         if task.samples:
             lines += [f"### Samples of {name}", ""]
-            for sample in task.samples:
+            for sample in task.samples[:SHOWN]:
                 lines += [f"- {key}: {_plain(value)}" for key, value in sample.items()] + [""]
     lines += [f"Configuration hash: `{result.config_hash}`", ""]
     return "\n".join(lines)

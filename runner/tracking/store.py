@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,19 @@ from mlflow.tracking.context.registry import resolve_tags
 from omegaconf import DictConfig, OmegaConf
 from sqlalchemy import create_engine
 
-from slimrun.runner.folder import RESULTS, RUN, SCORES, SWEEP, UPLOADED, flat, note_run, read_json, read_scores, run_in
+from slimrun.runner.folder import (
+    RESULTS,
+    RUN,
+    SAMPLES,
+    SCORES,
+    SWEEP,
+    UPLOADED,
+    flat,
+    note_run,
+    read_json,
+    read_scores,
+    run_in,
+)
 from slimrun.runner.tracking.database import ensure
 from slimrun.runner.tracking.deadline import ANSWER_SECONDS, within
 from slimrun.runner.tracking.uri import database_file, masked
@@ -108,7 +120,9 @@ class Store:
             if (job / name).is_file():
                 self.client.log_artifact(run_id, str(job / name))
         if not failed:
-            self._log_table(run_id, _read_csv(job / "layers.csv"), "layers.json")
+            samples = (read_json(job / SAMPLES) or {}).items()
+            items = {f"samples/{task}.json": rows for task, rows in samples if rows}
+            self._log_tables(run_id, {"layers.json": _read_csv(job / "layers.csv"), **items})
         if log_weights and "weights.path" in tags:
             with _patience():
                 self.client.log_artifact(run_id, tags["weights.path"], "artifact")
@@ -127,7 +141,7 @@ class Store:
     def fill_sweep(self, sweep: Path, run_id: str) -> None:
         """Summary table, pictures and tags of a multirun, from its folder."""
         record = read_json(sweep / SWEEP) or {}
-        self._log_table(run_id, record["summary"], "summary.json")
+        self._log_tables(run_id, {"summary.json": record["summary"]})
         for name in record["files"]:
             self.client.log_artifact(run_id, str(sweep / name))
         for key, value in record["tags"].items():
@@ -176,11 +190,12 @@ class Store:
         if key in self.client.get_run(run_id).data.tags:
             self.client.delete_tag(run_id, key)
 
-    def _log_table(self, run_id: str, rows: list[dict[str, Any]], name: str) -> None:
-        """What `log_table` writes, but in the place of an earlier one: `log_table` appends to it."""
-        columns = list(rows[0]) if rows else []
-        self.client.log_dict(run_id, {"columns": columns, "data": [list(row.values()) for row in rows]}, name)
-        self.client.set_tag(run_id, TABLES_TAG, json.dumps([{"path": name, "type": "table"}]))
+    def _log_tables(self, run_id: str, tables: Mapping[str, list[dict[str, Any]]]) -> None:
+        """What `log_table` writes, but in the place of earlier ones: `log_table` appends to them."""
+        for name, rows in tables.items():
+            columns = list(rows[0]) if rows else []
+            self.client.log_dict(run_id, {"columns": columns, "data": [list(row.values()) for row in rows]}, name)
+        self.client.set_tag(run_id, TABLES_TAG, json.dumps([{"path": name, "type": "table"} for name in tables]))
 
 
 def _without_password(uri: str) -> str:

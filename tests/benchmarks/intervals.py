@@ -3,8 +3,8 @@
     python tests/benchmarks/intervals.py [--sets 2000]
 
 A row a kind of difference, a column a number of items: misses in percent, and in brackets the share of sets about
-which nothing is said. Beside it the percentile bootstrap that most tools print. Last the power at the detectable
-difference, 80 % by definition.
+which nothing is said. Beside it the percentile bootstrap that most tools print. Where items belong to documents, one to
+nine each, the columns are numbers of documents. Last the power at the detectable difference, 80 % by definition.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from collections.abc import Callable
 import numpy as np
 
 from slimrun.evaluation import statistics
-from slimrun.evaluation.statistics import Values
+from slimrun.evaluation.statistics import Clusters, Values
 
 ITEMS = (5, 10, 20, 50, 200, 1000)
 Draw = Callable[[np.random.Generator, int], Values]
+
+
+def documents(rng: np.random.Generator, count: int) -> tuple[Values, Clusters]:
+    """Windows of documents, alike within each: values, and which document each is from."""
+    clusters = np.repeat(np.arange(count), rng.integers(1, 10, size=count))
+    return rng.normal(size=count)[clusters] + rng.normal(size=len(clusters)), clusters
 
 
 def kinds() -> dict[str, tuple[Draw, float]]:
@@ -59,6 +65,15 @@ def main() -> None:
         print(
             f"{'  percentile bootstrap':36}" + "".join(f"{100 * missed / sets:12.1f}" for missed in others), flush=True
         )
+    for name, by_document in (("windows of documents, by document", True), ("  by window", False)):
+        cells = []
+        for n in ITEMS:
+            draws = [documents(rng, n) for _ in range(sets)]
+            changes = [statistics.clustered_mean(values, own if by_document else None) for values, own in draws]
+            said = [change for change in changes if not change.doubt]
+            missed = sum(not change.low <= 0 <= change.high for change in said)
+            cells.append(f"{100 * missed / max(len(said), 1):.1f} ({100 * (1 - len(said) / sets):.0f})")
+        print(f"{name:36}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
     powers = []
     for n in ITEMS:
         samples = [rng.normal(size=n) for _ in range(sets)]

@@ -150,7 +150,7 @@ def test_protocol_changes_with_the_bytes_of_the_data(tmp_path: Path) -> None:
         (Perplexity, {"window": 1}, r"window=1 is out of range; allowed: 2 or more"),
         (Perplexity, {"margin_pct": -1.0}, r"margin_pct=-1.0 is out of range"),
         (Perplexity, {"margin_pct": math.nan}, r"margin_pct=nan is out of range"),
-        (MultipleChoice, {"data": "mmul"}, r"data=mmul is unknown; allowed: mmlu, socialiqa"),
+        (MultipleChoice, {"data": "mmul"}, r"data=mmul is unknown; allowed: socialiqa, mmlu"),
         (
             MultipleChoice,
             {"prompt": "Q: {question}"},
@@ -162,7 +162,7 @@ def test_protocol_changes_with_the_bytes_of_the_data(tmp_path: Path) -> None:
         (LastWord, {"limit": 0}, r"limit=0 is out of range"),
         (Translation, {"target_path": "b.txt"}, r"target_path=b.txt is the second of two files; give the first"),
         (Summarization, {"max_new_tokens": 0}, r"max_new_tokens=0 is out of range"),
-        (Translation, {"target": "en"}, r"target=en is the source language"),
+        (Translation, {"target": "fr"}, r"target=fr is the source language"),
         (Translation, {"target": "xx"}, r"target=xx is unknown; allowed: en, fr"),
         (Translation, {"tokenizer": "moses"}, r"tokenizer=moses is unknown; allowed: 13a"),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from slimrun.evaluation.task.multiple_choice import MultipleChoice
 from slimrun.evaluation.task.perplexity import Perplexity
+from slimrun.evaluation.task.summarization import Summarization
 from slimrun.evaluation.task.translation import Translation
 from tests.evaluation.fake import FakeModel, silent
 
@@ -72,9 +73,9 @@ def test_generation_runs_one_shape() -> None:
     assert [call for call in model.calls if call[1] == SMALLER["max_new_tokens"]] == [(3, 6), (3, 6)]
 
 
-@pytest.mark.parametrize(("target", "floor"), [("fr", False), ("zh", False)])
-def test_perfect_translation(target: str, floor: bool) -> None:
-    task = Translation(target=target, limit=20)
+@pytest.mark.parametrize("target", ["en", "zh"])
+def test_perfect_translation(target: str) -> None:
+    task = Translation(target=target, limit=20, judged_by="bleu")
     texts = np.array([references[0] for _, references in task._pairs()])
     outputs = {"texts": texts, "reference_log_probs": np.zeros(20)}
     metrics = task.compare("t", outputs, outputs).metrics
@@ -86,24 +87,60 @@ def test_perfect_translation(target: str, floor: bool) -> None:
 
 
 def test_the_code_of_a_language_chooses_the_pinned_column_and_the_tokenizer() -> None:
-    plain, flores = Translation(target="zh", limit=5), Translation(source="eng_Latn", target="zho_Hans", limit=5)
+    plain = Translation(source="en", target="zh", limit=5)
+    flores = Translation(source="eng_Latn", target="zho_Hans", limit=5)
     assert flores._pairs() == plain._pairs()
-    assert flores._prompt("x") == plain._prompt("x")
+    assert flores.prompts() == plain.prompts()
     with pytest.raises(ValueError, match="target=zh-CN is the source language"):
         Translation(source="zh", target="zh-CN")
 
 
 def test_translation_at_the_floor_concludes_nothing() -> None:
     outputs = {"texts": np.array(["", "la", "", "", "!"]), "reference_log_probs": np.zeros(5)}
-    metrics = Translation(limit=5).compare("t", outputs, outputs).metrics
+    metrics = Translation(limit=5, judged_by="bleu").compare("t", outputs, outputs).metrics
     assert str(metrics["t/verdict"]).startswith("inconclusive (baseline BLEU 0.0 is at the floor")
+    metrics = Translation(limit=5).compare("t", outputs, outputs).metrics
+    assert metrics["t/verdict"] == "inconclusive (3 of 5 baseline answers are empty)"
+
+
+@pytest.mark.parametrize("task", [Translation(), Summarization()])
+def test_the_likelihood_of_references_decides_where_texts_say_nothing(task: Translation | Summarization) -> None:
+    rng = np.random.default_rng(1)
+    likely = rng.normal(-2, 0.3, size=20)
+    before = {"texts": np.array(["a b"] * 20), "reference_log_probs": likely, "vocabulary": np.array([100])}
+    for loss, word in ((0.0, "non-inferior"), (0.2, "worse")):
+        after = {**before, "reference_log_probs": likely - loss + rng.normal(0, 0.02, size=20)}
+        report = task.compare("t", before, after)
+        assert report.scores[0].name == "reference perplexity"
+        assert report.scores[0].word == word
+        assert report.scores[1].verdict == ""
+        assert len(report.samples) == 20
 
 
 def test_an_answer_that_rounding_may_change_is_noise() -> None:
-    own = MultipleChoice(limit=20)
+    own = MultipleChoice(data="mmlu", limit=20, judged_by="accuracy")
     questions = own._questions()
     scores = np.concatenate([[0.0, -0.001, -9, -9] if i < 5 else [0.0, -3, -9, -9] for i in range(20)])
     outputs = {"log_probs": scores, "moves": np.full(20, 0.01)}
     assert [len(item.options) for item in questions] == [4] * 20
     report = own.compare("mc", outputs, outputs)
     assert (report.scores[0].noise, report.metrics["mc/noise"]) == (0.25, 0.25)
+    by_likelihood = MultipleChoice(data="mmlu", limit=20).compare("mc", outputs, outputs).scores
+    assert by_likelihood[1].noise == 0.25
+    assert by_likelihood[0].noise == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_probability_of_the_answer_moves_before_answers_flip(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"question": f"q{i}", "options": ["no", "yes"], "answer": 0} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own, lead = MultipleChoice(path=str(path), limit=40), np.random.default_rng(0).uniform(1, 3, size=40)
+    sides = [{"log_probs": np.stack([scale * lead, np.zeros(40)], axis=1).ravel()} for scale in (1, 0.2)]
+    [own_row, accuracy] = own.compare("mc", *sides).scores
+    assert own_row.float_value == pytest.approx(float((1 / (1 + np.exp(-lead))).mean()))
+    assert (own_row.word, accuracy.verdict, accuracy.difference) == ("worse", "", 0)
+    guesses = {"log_probs": np.zeros(80)}
+    assert (
+        own.compare("mc", guesses, guesses).scores[0].verdict
+        == "inconclusive (baseline 0.50 is not above chance, 0.50)"
+    )

@@ -64,7 +64,7 @@ def test_options_and_words_come_after_it_too(tmp_path: Path) -> None:
     [question] = MultipleChoice(limit=1)._questions()
     prefixes, options = question.tokens(model, tokens.front(model, None), chat=False)
     assert prefixes[0][:2] == [1, SPACE]
-    assert [option[0] for option in options] == [SPACE] * 4
+    assert [option[0] for option in options] == [SPACE] * 3
     chat, _ = question.tokens(model, [], chat=True)
     assert chat[0] == model.encode_prompt(question.prompts[0])
     word = LastWord(path=str(shapes.written(tmp_path, "lambada")), limit=1)
@@ -80,10 +80,10 @@ def test_a_prompt_is_a_turn_or_plain_text_with_a_system_prompt_or_without(tmp_pa
     model = FakeModel()
     path = str(shapes.written(tmp_path, "boolq", [{"text": "a", "summary": "b", "question": "a", "answer": "b"}]))
     plain = {"path": path, "limit": 1, "prompt": "{{ text }}"}
-    assert bytes(Summarization(**plain)._encoded(model)[0][0]) == b"question: a\nanswer: "
-    assert bytes(Summarization(**plain, system="Brief. ")._encoded(model)[0][0]) == b"Brief. question: a\nanswer: "
-    assert bytes(Summarization(**plain, chat=False)._encoded(model)[0][0]) == b"a"
-    assert bytes(ExactMatch(**plain, chat=False, system="S")._encoded(model)[0][0]) == b"S\n\na"
+    assert bytes(Summarization(**plain).encoded(model)[0][0]) == b"question: a\nanswer: "
+    assert bytes(Summarization(**plain, system="Brief. ").encoded(model)[0][0]) == b"Brief. question: a\nanswer: "
+    assert bytes(Summarization(**plain, chat=False).encoded(model)[0][0]) == b"a"
+    assert bytes(ExactMatch(**plain, chat=False, system="S").encoded(model)[0][0]) == b"S\n\na"
 
 
 def test_prompts_beyond_the_context_are_refused_or_cut_and_counted(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_prompts_beyond_the_context_are_refused_or_cut_and_counted(tmp_path: Pat
         Summarization(**plain).fit(model)
     own = Summarization(**plain, too_long="cut")
     assert own.fit(model) == ["too_long=cut: 2 of 3 prompts lose their beginning, to 32 tokens"]
-    assert [len(ids) for ids in own._encoded(model)[0]] == [5, 32, 32]
+    assert [len(ids) for ids in own.encoded(model)[0]] == [5, 32, 32]
     assert own.evaluate(model, None, silent)["texts"].shape == (3,)
     with pytest.raises(ValueError, match=r"^too_long=shorten is unknown; allowed: refuse, cut"):
         Summarization(too_long="shorten")

@@ -55,6 +55,21 @@ def test_windows_of_one_document_are_one_observation() -> None:
     assert few.doubt == "2 documents; 5 are the least"
 
 
+@pytest.mark.parametrize("count", [10, 30])
+def test_the_interval_of_windows_misses_as_often_as_it_says(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    rng = np.random.default_rng(count)
+    missed = {"by document": 0, "by window": 0}
+    for _ in range(300):
+        clusters = np.repeat(np.arange(count), rng.integers(1, 10, size=count))
+        values = rng.normal(size=count)[clusters] + rng.normal(size=len(clusters))
+        for name, own in (("by document", clusters), ("by window", None)):
+            change = statistics.clustered_mean(values, own)
+            missed[name] += not change.low <= 0 <= change.high
+    assert missed["by document"] / 300 <= 0.09, "5 %, with a standard error of 1.3"
+    assert missed["by window"] / 300 >= 0.15
+
+
 def test_a_text_of_one_document_gives_no_verdict(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_text("abcdefghij" * 70)

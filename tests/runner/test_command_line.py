@@ -55,10 +55,13 @@ TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
             "calibration.length=600 is out of range; allowed: 1 to 512, the",
         ),
         (
-            [*SHORT, "task=[multiple_choice]"],
+            [*SHORT, "task=[multiple_choice]", "task.multiple_choice.data=mmlu"],
             "task.multiple_choice.prompt: the longest question with an option has 954 tokens",
         ),
-        ([*SHORT, "task=[multiple_choice]"], "give shorter ones with task.multiple_choice.path=FILE"),
+        (
+            [*SHORT, "task=[multiple_choice]", "task.multiple_choice.data=mmlu"],
+            "give shorter ones with task.multiple_choice.path=FILE",
+        ),
         (["+sede=1"], "sede: no such key; did you mean seed?"),
         (["seed=one"], "seed=one: expected a whole number"),
         (["quant"], "quant: not an override; write key=value"),
@@ -168,7 +171,10 @@ def test_calibration_files(slimrun: Console, tmp_path: Path, content: bytes, lin
     [
         (["task.perplexity.window=600"], "task.perplexity.window=600 is out of range; allowed: 2 to 512, the model's"),
         (["calibration.length=600"], "calibration.length=600 is out of range; allowed: 1 to 512, the"),
-        (["task=[multiple_choice]"], "task.multiple_choice.prompt: the longest question with an option has"),
+        (
+            ["task=[multiple_choice]", "task.multiple_choice.data=mmlu"],
+            "task.multiple_choice.prompt: the longest question with an option has",
+        ),
         (["task=[summarization]"], "task.summarization.prompt: 20 of 20 are too long, the longest has "),
         (["task=[translation]", "task.translation.limit=1", "task.translation.max_new_tokens=400"],
          "task.translation.max_new_tokens=400 is out of range; allowed: 1 to "),

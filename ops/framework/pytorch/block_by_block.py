@@ -27,7 +27,7 @@ def hidden_states(network: TorchNetwork, samples: Sequence[Sample]) -> States:
 
 @torch.inference_mode()
 def states_after(network: TorchNetwork, steps: CachedSteps, texts: Sequence[tuple[Tensor, Tensor]]) -> States | None:
-    """What `CachedSteps.after_prefix` gives of each prefix [1, P] and the tokens [B, T] after it.
+    """What `CachedSteps.after_prefix` gives of prefixes [Q, P] and the tokens [Q B, T] after them, each.
 
     None where block by block the model does not give the same bits, which the first text tells.
     """
@@ -55,10 +55,10 @@ def _states_after(network: TorchNetwork, steps: CachedSteps, texts: Sequence[tup
             before.put(index, network.part_of(part, partial(steps.run, prefix, cache), before.take(index)))
             if later.shape[1]:
                 steps.fill(cache, prefix.shape[1], parts - 1)
-                cache.batch_repeat_interleave(len(later))
+                cache.batch_repeat_interleave(len(later) // len(prefix))
                 after.put(index, network.part_of(part, partial(steps.run, later, cache), after.take(index)))
-    for index, (_, later) in enumerate(texts):
-        last = before.take(index)[:, -1:].expand(len(later), -1, -1)
+    for index, (prefix, later) in enumerate(texts):
+        last = before.take(index)[:, -1:].repeat_interleave(len(later) // len(prefix), dim=0)
         after.put(index, torch.cat([last, after.take(index)], dim=1) if later.shape[1] else last)
     return after
 

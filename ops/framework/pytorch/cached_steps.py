@@ -14,8 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 READ, MORE = 6, 3  # tokens that are tried: read at once, and then step by step
+ROOM = 64  # tokens that a cache has room for beyond those it was last moved with
 SHORTER = 2  # tokens that the second of two prompts lacks
 # distance of states, over their norm. Right ones on 48 random layers and SmolLM2: 1e-6, 4e-3, 2.4e-2; wrong ones of
 # eight architectures: 2e-4 to 1, those of generation from 0.13 on
@@ -32,6 +34,9 @@ class Batch(Protocol):
 
     def append(self, tokens: Tensor) -> None:
         """Add a token [B] to each prompt."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these prompts [b] only."""
 
 
 class CachedSteps:
@@ -66,7 +71,11 @@ class CachedSteps:
 
     def new_cache(self) -> DynamicCache:
         """An empty cache; without num_hidden_layers (custom code) it grows by what it is given."""
-        return DynamicCache(config=self.config) if hasattr(self.config, "num_hidden_layers") else DynamicCache()
+        if not hasattr(self.config, "num_hidden_layers"):
+            return DynamicCache()
+        cache = DynamicCache(config=self.config)
+        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        return cache
 
     def run(self, ids: Tensor, cache: DynamicCache, **named: Tensor) -> Tensor:
         """States [B, T, H] of the tokens [B, T] that come next."""
@@ -87,14 +96,14 @@ class CachedSteps:
         return states
 
     def after_prefix(self, prefix: Tensor, later: Tensor) -> Tensor:
-        """States [B, 1 + T, H] of the last token of a prefix [1, P] and of the tokens [B, T] after it."""
-        count, length = later.shape
+        """States [Q B, 1 + T, H] of the last tokens of prefixes [Q, P] and of tokens [Q B, T] after them, B each."""
+        each = len(later) // len(prefix)
         if not self.keeps_prefix:
             return self.full(joined(prefix, later))[:, prefix.shape[1] - 1 :]
         cache = self.new_cache()
-        states = self.run(prefix, cache)[:, -1:].expand(count, -1, -1)
-        if length:
-            cache.batch_repeat_interleave(count)
+        states = self.run(prefix, cache)[:, -1:].repeat_interleave(each, dim=0)
+        if later.shape[1]:
+            cache.batch_repeat_interleave(each)
             states = torch.cat([states, self.run(later, cache)], dim=1)
         return states
 
@@ -112,18 +121,21 @@ class CachedSteps:
         if len(prompts) == 0 or length == 0:
             return [[] for _ in prompts]
         batch = self.batch(prompts, length, min(stop, default=0))
-        produced: list[Tensor] = []
-        ends = torch.tensor(sorted(stop), dtype=torch.long, device=self.device)
-        finished = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+        answers: list[list[int]] = [[] for _ in prompts]
+        going = answers
         for _ in range(length):
-            token = head(batch.last_states()).argmax(dim=-1).to(self.device)
-            finished |= torch.isin(token, ends)
-            produced.append(torch.where(finished, torch.full_like(token, -1), token))
-            if bool(finished.all()):
+            tokens = head(batch.last_states()).argmax(dim=-1).to(self.device)
+            rows = [row for row, token in enumerate(tokens.tolist()) if token not in stop]
+            if not rows:
                 break
-            batch.append(token)
-        rows = torch.stack(produced, dim=1).tolist()
-        return [[token for token in row if token >= 0] for row in rows]
+            if len(rows) < len(going):
+                going = [going[row] for row in rows]
+                tokens = tokens[rows]
+                batch.keep(torch.tensor(rows, device=self.device))
+            for answer, token in zip(going, tokens.tolist()):
+                answer.append(token)
+            batch.append(tokens)
+        return answers
 
     def _right(self, states: Any, tokens: Sequence[int]) -> bool:
         try:
@@ -160,8 +172,46 @@ class CachedSteps:
 
 
 def joined(prefix: Tensor, later: Tensor) -> Tensor:
-    """Tokens [B, P + T]: the prefix [1, P] before each row of [B, T]."""
-    return torch.cat([prefix.expand(len(later), -1), later], dim=1)
+    """Tokens [Q B, P + T]: each of the prefixes [Q, P] before B rows of [Q B, T]."""
+    return torch.cat([prefix.repeat_interleave(len(later) // len(prefix), dim=0), later], dim=1)
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers brings no types for it
+    """A layer of a cache with room ahead, so that a step writes its token and does not copy all that were before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room: tuple[Tensor, Tensor] | None = None  # [B, heads, more than there are, channels]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens, the new ones last."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, new = self.get_seq_length(), key_states.shape[-2]
+        if not start:  # a text that is read once needs no room
+            self.keys, self.values = key_states.contiguous(), value_states.contiguous()
+            return self.keys, self.values
+        halves = ((self.keys, key_states), (self.values, value_states))
+        # whoever selects, repeats or crops has put other tensors in place of the room's
+        if self._room is None or self.keys.data_ptr() != self._room[0].data_ptr() or not self._fits(start + new):
+            self._room = (_with_room(*halves[0]), _with_room(*halves[1]))
+        else:
+            for half, (before, states) in zip(self._room, halves):
+                half[..., before.shape[-2] : start + new, :] = states
+        self.keys, self.values = (half[..., : start + new, :] for half in self._room)
+        return self.keys, self.values
+
+    def _fits(self, tokens: int) -> bool:
+        return self._room is not None and tokens <= self._room[0].shape[-2] and len(self.keys) == len(self._room[0])
+
+
+def _with_room(before: Tensor, new: Tensor) -> Tensor:
+    """The states of tokens and of new ones after them, in a tensor that holds ROOM more."""
+    length = before.shape[-2] + new.shape[-2]
+    room = new.new_empty(*new.shape[:-2], length + ROOM, new.shape[-1])
+    room[..., : before.shape[-2], :] = before
+    room[..., before.shape[-2] : length, :] = new
+    return room
 
 
 class PaddedBatch:
@@ -189,6 +239,11 @@ class PaddedBatch:
         self.positions = (self.lengths + self.width - self.longest).unsqueeze(1)
         self.width += 1
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these prompts [b] only."""
+        self.cache.batch_select_indices(rows)
+        self.lengths, self.mask = self.lengths[rows], self.mask[rows]
+
 
 class WholeBatch:
     """Prompts padded on the right, which nothing before it sees; all of them are read anew at each step."""
@@ -209,3 +264,7 @@ class WholeBatch:
         """Add a token [B] to each prompt."""
         for row, token in zip(self.rows, tokens.tolist()):
             row.append(token)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these prompts [b] only."""
+        self.rows = [self.rows[row] for row in rows.tolist()]

@@ -23,6 +23,7 @@ from slimrun.ops.model.text import CHECKSUM_PROMPTS, Prefixed, TextModel
 from .as_module import AsModule, or_of_module
 from .block_by_block import hidden_states, states_after
 from .cached_steps import MORE, READ, CachedSteps
+from .grouping import of_one_shape, padded
 from .network import TorchNetwork
 from .noise import noisy
 from .storing import save_description, stored_tensors
@@ -102,34 +103,31 @@ class TorchModel(AsModule, TextModel):
         """[V, H] whose float32 product with the states the logits are; None where that is not all, or not in memory."""
         return _plain_rows(self._head) if self.module.dtype == torch.float32 else None
 
-    @torch.inference_mode()
     def continuations(self, prefix: Sequence[int], options: Sequence[Sequence[int]]) -> list[FloatArray]:
         """Token log-probabilities of each option after the prefix, which is run once."""
-        self.check_tokens([prefix], "prefix")
-        self.check_tokens(options, "option")
-        if len(options) == 0:
-            return []
-        prefix_ids, padded = self._tensor([list(prefix)]), self._tensor(_padded(options))
-        states = self._cached_steps().after_prefix(prefix_ids, padded[:, :-1])
-        return _chosen(self._head(states), padded, options)
+        return next(self.all_continuations([(prefix, options)]))
 
     @torch.inference_mode()
     def all_continuations(self, questions: Sequence[Prefixed]) -> Iterator[list[FloatArray]]:
-        """The same of each; all of them through a block before the next where memory has no room."""
-        many = len(questions) > 1 and all(options for _, options in questions)
-        steps = self._cached_steps() if self.room.full and many else None
-        states = None
-        if steps is not None:
-            self.check_tokens([prefix for prefix, _ in questions], "prefix")
-            self.check_tokens([option for _, options in questions for option in options], "option")
-            texts = [(self._tensor([list(prefix)]), self._tensor(_padded(options))) for prefix, options in questions]
+        """The same of each, those of one shape together; all through a block before the next where memory is short."""
+        self.check_tokens([prefix for prefix, _ in questions], "prefix")
+        self.check_tokens([option for _, options in questions for option in options], "option")
+        groups = of_one_shape(questions)
+        texts = [tuple(map(self._tensor, padded([questions[i] for i in group]))) for group in groups]
+        steps, streamed = self._cached_steps(), None
+        if self.room.full and len(questions) > 1 and groups:
             network = TorchNetwork(self.module, self._base, self.room)
-            states = states_after(network, steps, [(prefix, padded[:, :-1]) for prefix, padded in texts])
-        if states is None:
-            yield from super().all_continuations(questions)
-            return
-        for index, ((_, options), (_, padded)) in enumerate(zip(questions, texts)):
-            yield _chosen(self._head(states.take(index)), padded, options)
+            streamed = states_after(network, steps, [(prefix, rows[:, :-1]) for prefix, rows in texts])
+        number_of = {index: number for number, group in enumerate(groups) for index in group}
+        scored: dict[int, list[FloatArray]] = {}
+        for index in range(len(questions)):
+            if index not in scored and index in number_of:
+                number = number_of[index]
+                prefix, rows = texts[number]
+                states = streamed.take(number) if streamed else steps.after_prefix(prefix, rows[:, :-1])
+                options = [questions[i][1] for i in groups[number]]
+                scored |= zip(groups[number], _chosen(self._head(states), rows, options))
+            yield scored.pop(index, [])
 
     @or_of_module
     @torch.inference_mode()
@@ -229,17 +227,11 @@ def _plain_rows(head: Any) -> FloatArray | None:
     return weight.numpy() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
 
 
-def _padded(options: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The options in rows of one length, with zeros behind them."""
-    length = max(map(len, options))
-    return [[*one, *[0] * (length - len(one))] for one in options]
-
-
-def _chosen(logits: Tensor, padded: Tensor, options: Sequence[Sequence[int]]) -> list[FloatArray]:
-    """The log-probabilities of options, given the logits [B, T, V] before each of their tokens [B, T]."""
-    scores = torch.log_softmax(logits.to(padded.device).float(), dim=-1)
-    chosen = scores.gather(2, padded.unsqueeze(2)).squeeze(2)
-    return [_float_array(row[: len(option)]) for row, option in zip(chosen, options)]
+def _chosen(logits: Tensor, rows: Tensor, options: Sequence[Sequence[Sequence[int]]]) -> Iterator[list[FloatArray]]:
+    """The log-probabilities of each question's options, given the logits [B, T, V] before each of their tokens."""
+    scores = torch.log_softmax(logits.to(rows.device).float(), dim=-1)
+    chosen = iter(scores.gather(2, rows.unsqueeze(2)).squeeze(2))
+    return ([_float_array(next(chosen)[: len(option)]) for option in several] for several in options)
 
 
 def _float_array(tensor: Tensor) -> FloatArray:
