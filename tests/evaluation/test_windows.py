@@ -18,10 +18,10 @@ def encode(text: str) -> list[int]:
 
 def test_windows_are_spread_over_the_text_and_know_their_document() -> None:
     parts = ["a" * 100, "b" * 50, "c" * 250]
-    found = windows.spread(encode, "".join(parts), parts, size=10, limit=8)
-    assert found.ids.shape == (8, 10)
-    assert found.ids[:, 0].tolist() == [*encode("aa"), *encode("b"), *encode("ccccc")]
-    assert found.documents.tolist() == [0, 0, 1, 2, 2, 2, 2, 2]
+    cut = windows.spread(encode, "".join(parts), parts, size=10, limit=8)
+    assert cut.ids.shape == (8, 10)
+    assert cut.ids[:, 0].tolist() == [*encode("aa"), *encode("b"), *encode("ccccc")]
+    assert cut.documents.tolist() == [0, 0, 1, 2, 2, 2, 2, 2]
     everything = windows.spread(encode, "".join(parts), parts, size=10, limit=99)
     assert np.bincount(everything.documents).tolist() == [10, 5, 25]
 
@@ -36,9 +36,9 @@ def test_windows_are_spread_over_the_text_and_know_their_document() -> None:
     ],
 )
 def test_documents_are_told_by_their_marks(text: str, beginning: str | None, expected: object) -> None:
-    found = windows.documents(text, beginning)
-    assert "".join(found) == text
-    assert found == expected or len(found) == expected
+    documents = windows.documents(text, beginning)
+    assert "".join(documents) == text
+    assert documents == expected or len(documents) == expected
 
 
 def test_windows_of_one_document_are_one_observation() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -37,7 +36,7 @@ from .factors import factored
 from .file_size import aimed_at, short
 from .fisher import measure
 from .folding import find_folds, smooth_inputs
-from .head import Teacher
+from .head import Teacher, teacher
 from .held_out import HeldOut, count_held_out
 from .inputs import input_losses, leave_worst_inputs
 from .rounding import Rounding
@@ -50,8 +49,7 @@ BESIDE = 2**25  # bytes of what is measured that lie in memory, more in files
 class RateDistortionCalibrator(SequentialCalibrator):
     """Quantizes the network in place so that its linears take the bits, or lose what the quantizer allows.
 
-    With a loss to aim at a part of the samples is held out to measure it on. ValueError for `one_format`: linears that
-    lose much on a grid keep float inputs.
+    With a loss to aim at, some samples are held out for it. ValueError for `one_format`: some inputs stay float.
     """
 
     quantizer: RDOQ
@@ -96,10 +94,8 @@ class RateDistortionCalibrator(SequentialCalibrator):
             self.network, selected, self.samples, parts, self.room, remember, progress, lookups=whole, alike=alike
         )
         self._gradient_parts = statistics.parts
-        head = self.network.head()
-        folded = any(self.network.model.get_submodule(name) is head for name in selected)
         states = [self.room.keep(one) for one in statistics.states(len(self.samples))]
-        self._teacher = Teacher(self.samples, states, deepcopy(head) if folded else head)
+        self._teacher = teacher(self.network, self.samples, states, selected)
         smooth_inputs(self.network, folds, statistics, quantizer)
         for name in selected:
             self._floats[name], self._biases[name] = self.network.affine(name)
@@ -173,9 +169,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         """Put quantized linears in the places of the float ones, or of those of another try."""
         dtypes = {name: self.dtype or self._floats[name].dtype for name in weights}
         for name, quantized in weights.items():
-            layer = self.layers[name]
-            layer.quantized, layer.float_inputs = True, False
-            layer.sqnr_db, layer.clipped = weight_error(self._floats[name], quantized)
+            _note(self.layers[name], self._floats[name], quantized)
             self.room.release([self._floats[name]])
         if self.quantizer.tune_rate:
             weights = self._tuned(weights, progress)
@@ -195,14 +189,26 @@ class RateDistortionCalibrator(SequentialCalibrator):
             self._leave_floats()
         rate, parts = self.quantizer.tune_rate, self._gradient_parts
         factors = tuned(self.network, linears, self._teacher, rate, parts, self.room, progress)
-        steps = {name: one.scale * factors[name] for name, one in weights.items()}
-        if self.quantizer.target_file_bits is not None:
-            steps = {name: short(step) for name, step in steps.items()}
-        return {name: QuantizedWeight(one.values, steps[name]) for name, one in weights.items()}
+        return _stretched(weights, factors, self.quantizer)
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
         """Other inputs for the linears that lose most on a grid, as many as the quantizer allows."""
-        walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts)
-        tokens = [len(states) for states in self._teacher.states]
+        walk, tokens = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts), [*map(len, self._teacher.states)]
         losses = partial(input_losses, self.network, self._token_weights, walk, tokens)
         leave_worst_inputs(self.network, ranges, self.layers, self._first, self.quantizer.fallback, losses)
+
+
+def _note(layer: Layer, weight: Tensor, rounded: QuantizedWeight) -> None:
+    """What became of a weight, in its row of the table."""
+    layer.quantized, layer.float_inputs = True, False
+    layer.sqnr_db, layer.clipped = weight_error(weight, rounded)
+
+
+def _stretched(
+    weights: Mapping[str, QuantizedWeight], factors: Mapping[str, Tensor], quantizer: RDOQ
+) -> dict[str, QuantizedWeight]:
+    """The weights on steps times these factors, which are short where the whole file has a target."""
+    steps = {name: one.scale * factors[name] for name, one in weights.items()}
+    if quantizer.target_file_bits is not None:
+        steps = {name: short(step) for name, step in steps.items()}
+    return {name: QuantizedWeight(one.values, steps[name]) for name, one in weights.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +30,15 @@ class Teacher:
         """A teacher of the samples with these numbers alone."""
         chosen = list(numbers)
         return Teacher([self.samples[one] for one in chosen], [self.states[one] for one in chosen], self.head)
+
+
+def teacher(
+    network: GradientNetwork, samples: Sequence[Sample], states: Sequence[Tensor], changed: Iterable[str]
+) -> Teacher:
+    """The float network as a teacher of these samples; its head is copied where it is among the linears `changed`."""
+    head = network.head()
+    own = any(network.model.get_submodule(name) is head for name in changed)
+    return Teacher(samples, states, deepcopy(head) if own else head)
 
 
 def head_gradient(
