@@ -98,5 +98,7 @@ def test_kl_from_what_is_kept_is_that_of_both_heads() -> None:
     assert np.abs(found["kl"] - both["kl"]).max() < 5e-5
     assert abs(found["kl"].mean() - both["kl"].mean()) < 5e-6
     assert both["kl"].mean() > 0.1
+    itself = fidelity.divergence(targets, states, head, kept, head, same_head=True)
+    assert not itself["kl"].any()
     assert (found["agree"] == both["agree"]).all()
     assert (found["log_probs"] == both["log_probs"]).all()

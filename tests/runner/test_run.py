@@ -129,7 +129,7 @@ def test_mlflow_holds_params_metrics_tags_and_artifacts(tmp_path: Path) -> None:
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert names == {
         "config.yaml", "report.md", "report.html", "layers.csv", "layers.json", "layers.png", "scores.png",
-        "outputs.npz", "results.json", "scores.json",
+        "outputs.npz", "results.json", "samples", "samples.json", "scores.json",
     }  # fmt: skip
     data = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
     assert data == {name: str(result[f"data/{name}"])[:36] for name in ("calibration", "perplexity")}
