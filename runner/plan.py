@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from slimrun.ops.memory import free_memory
 from slimrun.runner.config import ConfigError
 from slimrun.runner.display import print_table
@@ -115,10 +113,11 @@ def baselines(job: Estimate) -> str:
 
 
 def memory(job: Estimate) -> str:
-    """Memory of this process, and of the card if there is one."""
+    """Memory of this process, and of cards if there are some."""
     peak, told = job.memory
     device = job.experiment.device
-    on_card = f"; float weights {size(job.outline.float_bytes)} on {device.type}" if device.type != "cpu" else ""
+    held = f"{size(job.outline.float_bytes)} of float weights, those without room there in main memory"
+    on_card = f"; {device.type}: {held}" if device.type != "cpu" else ""
     return size(peak) + SOURCES[told] + on_card
 
 
@@ -160,19 +159,12 @@ def done(job: Estimate) -> str:
 
 
 def refusal(job: Estimate) -> str:
-    """Why the job does not fit into memory, "" when it does or some may lie elsewhere."""
-    device = job.experiment.device
-    weights = job.outline.float_bytes
-    if device.device_map is not None or device.max_memory.get("cpu") or job.done:
+    """Why the job does not fit into main memory, "" when it does: all but the least may lie in files."""
+    needed, free = job.least_memory, free_memory()
+    if needed <= free or job.done:
         return ""
-    if device.type == "cpu":
-        needed, free, way_out = job.least_memory, free_memory(), "a smaller model, or a machine with more"
-    else:
-        needed, free = weights, int(torch.get_device_module(device.type).mem_get_info()[0])
-        way_out = f"device={device.type}_multi or device=cpu_disk"
-    if needed <= free:
-        return ""
-    return f"needs {size(needed)} of memory on {device.name} at least, {size(free)} are free; take {way_out}"
+    way_out = "quant.ignore=[NAME] leaves the largest linear float; or take a machine with more"
+    return f"needs {size(needed)} of main memory at least, {size(free)} are free; {way_out}"
 
 
 def disk_refusals(jobs: Sequence[Estimate], folder: Path, trials: int) -> list[str]:

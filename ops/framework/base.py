@@ -33,11 +33,11 @@ class Device:
     tell a user on whose machine it is missing. `environment` is exported before that package is imported; null
     values are left as they are.
 
-    `device_map` spreads the model over all visible cards, then memory, then disk; `max_memory` limits each ("0", "1",
-    ... for cards, "cpu"; a size such as 10GiB), empty or null: what is free. Without a device_map weights of a model
-    that is larger than `max_memory.cpu` are read from its files block by block, and what is made of them beyond that
-    size lies on disk. What lies on disk is in `offload_folder` (null: the system's temporary folder), private, and gone
-    when the process ends.
+    `device_map` spreads the model over all visible cards; `max_memory` limits what of its weights lies on each ("0",
+    "1", ..., a size such as 10GiB) and in main memory ("cpu"), empty or null: what is free. Blocks for which the cards
+    have no room stay in main memory and visit the first card as they run. Weights of a model that is larger than
+    `max_memory.cpu` are read from its files block by block, and what is made of them beyond that size lies on disk, in
+    `offload_folder` (null: the system's temporary folder), private, and gone when the process ends.
     """
 
     name: str
@@ -53,11 +53,15 @@ class Device:
         """Validate; ValueError names the key, the value and what is allowed."""
         if self.device_map is not None and self.device_map not in DEVICE_MAPS:
             raise ValueError(f"device_map={self.device_map} is not known; allowed: null, {', '.join(DEVICE_MAPS)}")
+        if self.device_map is not None and self.type == "cpu":
+            raise ValueError(f"device_map={self.device_map} spreads over cards; allowed with type=cpu: null")
         for key, size in self.max_memory.items():
             if not (key == "cpu" or key.isdecimal()):
                 raise ValueError(f"max_memory.{key} names no memory; allowed: cpu, or the number of a card: 0, 1, ...")
-            if self.device_map is None and key != "cpu":
-                raise ValueError(f"max_memory.{key}: device_map=null keeps the model on one device; allowed: cpu")
+            if self.device_map is None and key not in ("cpu", "0"):
+                raise ValueError(f"max_memory.{key}: device_map=null keeps to one card; allowed: 0, cpu")
+            if self.type == "cpu" and key != "cpu":
+                raise ValueError(f"max_memory.{key} names a card; allowed with type=cpu: cpu")
             if size is not None and not MEMORY_SIZE.fullmatch(size):
                 raise ValueError(
                     f"max_memory.{key}={size} is no size; allowed: a number with KiB, MiB, GiB, KB, MB, GB"
@@ -65,12 +69,15 @@ class Device:
 
     @property
     def room(self) -> float:
-        """Bytes of main memory for a model and what is made of it, as max_memory.cpu says without a device_map."""
-        size = self.max_memory.get("cpu") if self.device_map is None else None
-        if size is None:
-            return FREE_SHARE * free_memory()
-        [[number, unit]] = MEMORY_SIZE.findall(size)
-        return float(number) * UNITS[unit]
+        """Bytes of main memory for a model and what is made of it."""
+        size = self.max_memory.get("cpu")
+        return FREE_SHARE * free_memory() if size is None else size_of(size)
+
+
+def size_of(text: str) -> float:
+    """Bytes of a size such as 10GiB."""
+    [[number, unit]] = MEMORY_SIZE.findall(text)
+    return float(number) * UNITS[unit]
 
 
 class Reader(Protocol):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import os
-import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,21 +17,17 @@ from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework.base import Device
-from slimrun.ops.framework.pytorch import PyTorch, TorchModel, loading
+from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.framework.pytorch.device import check_device
-from slimrun.ops.framework.pytorch.placement import find_device_map, input_device, private_folder
+from slimrun.ops.framework.pytorch.placement import find_device_map
 from slimrun.ops.model.base import Model
 from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.model.random import Random
+from slimrun.ops.model.skeleton import skeleton
+from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.runner.config import build, composed
 from tests.conftest import ARCHITECTURE, CPU, TEXTS, tiny
-
-from .chatglm import write_folder
-
-
-def on_disk(memory: str) -> Device:
-    return Device("cpu_disk", "cpu", device_map="auto", max_memory={"cpu": memory})
 
 
 def write_llama(folder: Path, **changes: object) -> Path:
@@ -44,21 +37,13 @@ def write_llama(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def tied(folder: Path) -> Path:
-    return write_llama(folder)
-
-
-def untied(folder: Path) -> Path:
-    return write_llama(folder, tie_word_embeddings=False)
-
-
 def answers(model: TorchModel) -> tuple[object, ...]:
     prompts = [model.encode("hi there"), model.encode("x")]
     scores = [row.tolist() for row in model.continuations(prompts[0], prompts)]
     return model.logits_checksum(), model.generate(prompts, 4), scores
 
 
-def run(model: Model, device: Device, quantizer: W8A8S, artifact: Path) -> tuple[list[object], list[object]]:
+def run(model: Model, device: Device, quantizer: Quantizer, artifact: Path) -> tuple[list[object], list[object]]:
     """(everything that has to be equal on every device, where the modules were: float and read back)."""
     framework = PyTorch()
     loaded = framework.load(model.open(artifact.parent), device)
@@ -86,26 +71,6 @@ def assert_same(expected: list[object], actual: list[object]) -> None:
             assert left == right
 
 
-@pytest.mark.parametrize(
-    ("write", "memory", "all_linears"),
-    [(tied, "400KB", False), (tied, "400KB", True), (untied, "400KB", False), (untied, "1KB", True),
-     (write_folder, "75KB", False), (write_folder, "1KB", True)],
-)  # fmt: skip
-def test_cpu_and_disk_give_what_the_cpu_gives(
-    write: Callable[[Path], Path], memory: str, all_linears: bool, tmp_path: Path
-) -> None:
-    model = Pretrained("m", str(write(tmp_path / "model")), trust_remote_code=write is write_folder)
-    quantizer = W8A8S(fraction=0.1, ignore_last_linear=not all_linears)
-    expected, _ = run(model, CPU, quantizer, tmp_path / "plain")
-    actual, (float_map, restored_map) = run(model, on_disk(memory), quantizer, tmp_path / "spread")
-    assert isinstance(float_map, dict)
-    assert set(float_map.values()) == ({"disk"} if memory == "1KB" else {"cpu", "disk"})
-    assert isinstance(restored_map, dict)
-    if memory == "1KB":
-        assert set(restored_map.values()) == {"disk"}
-    assert_same(expected, actual)
-
-
 @pytest.mark.skipif(
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch has no Python backends",
@@ -121,33 +86,29 @@ def test_two_pretend_cards_give_what_the_cpu_gives(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines() == ["glm ['0', '1']", "llama ['0', '1', 'cpu']"]
-
-
-def test_half_precision_and_random_weights_are_spread_alike(tmp_path: Path) -> None:
-    folder = Pretrained("m", str(tied(tmp_path / "model")), dtype="bfloat16")
-    fresh = Random("m", architecture=ARCHITECTURE)
-    for model, memory in ((folder, "200KB"), (fresh, "250KB")):
-        plain, spread = (PyTorch().load(model.open(tmp_path), device) for device in (CPU, on_disk(memory)))
-        assert set(spread.module.hf_device_map.values()) == {"cpu", "disk"}
-        assert spread.device == torch.device("cpu")
-        assert answers(spread) == answers(plain)
+    assert done.stdout.splitlines() == [
+        "glm W8A8S auto 0 1",
+        "llama W8A8S sequential 0 1 cpu",
+        "llama W8A8S None cpu",
+        "llama RDOQ sequential 0 1 cpu",
+        "llama RDOQ None 0 cpu",
+    ]
 
 
 class TestPretendCards:
     """Plans for weights on the meta device: nothing here needs a card."""
 
-    def plan(self, device_map: str, memory: dict[str, str], **changes: object) -> dict[str, int | str]:
+    def plan(self, device_map: str | None, memory: dict[str, str], **changes: object) -> dict[str, int | str]:
         shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
-        model = loading.skeleton(LlamaConfig(**shape | changes, num_attention_heads=32, dtype="float16"))
+        model = skeleton(LlamaConfig(**shape | changes, num_attention_heads=32, dtype="float16"))
         model.tie_weights()
         return find_device_map(model, Device("cards", "npu", device_map=device_map, max_memory=memory))
 
     def test_llama2_7b_over_two_cards_memory_and_disk(self) -> None:
-        plan = self.plan("sequential", {"0": "5GiB", "1": "4GiB", "cpu": "3GiB"})
-        assert list(dict.fromkeys(plan.values())) == [0, 1, "cpu", "disk"]
+        plan = self.plan("sequential", {"0": "5GiB", "1": "4GiB"})
+        assert list(dict.fromkeys(plan.values())) == [0, 1, "cpu"]
         layers = [plan[f"model.layers.{i}"] for i in range(32)]  # whole layers, in order
-        order = [0, 1, "cpu", "disk"]
+        order = [0, 1, "cpu"]
         assert layers == sorted(layers, key=order.index)
         assert plan["model.embed_tokens"] == 0
 
@@ -157,8 +118,10 @@ class TestPretendCards:
         counts = [sum(plan[f"model.layers.{i}"] == card for i in range(32)) for card in (0, 1)]
         assert abs(counts[0] - counts[1]) <= 4
 
-    def test_one_card_is_named_in_full(self) -> None:
-        assert self.plan("sequential", {"0": "40GiB"}) == {"": "npu:0"}
+    def test_one_card_holds_all_of_it_or_what_fits(self) -> None:
+        assert self.plan(None, {"0": "14GiB"}) == {"": 0}
+        assert set(self.plan(None, {"0": "5GiB"}).values()) == {0, "cpu"}
+        assert set(self.plan(None, {"0": "1MiB"}).values()) == {"cpu"}
 
     def test_tied_weights_share_a_card(self) -> None:
         plan = self.plan("sequential", {"0": "5GiB", "1": "40GiB"}, tie_word_embeddings=True)
@@ -182,27 +145,6 @@ def test_a_quantized_model_holds_no_file(tmp_path: Path, quantizer: W8A8S, mappe
     assert (str(folder) in maps.read_text()) == mapped
     assert torch.equal(embeddings, before)
     assert loaded.module.lm_head.weight.data_ptr() == embeddings.data_ptr()
-
-
-def test_inputs_go_to_the_embeddings(tmp_path: Path) -> None:
-    spread = PyTorch().load(Random("m", architecture=ARCHITECTURE).open(tmp_path), on_disk("1KB"))
-    assert next(spread.module.get_input_embeddings().parameters()).is_meta
-    assert input_device(spread.module, on_disk("1KB")) == torch.device("cpu")
-
-
-def test_the_offload_folder_is_private_and_goes_with_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leaving: list[Callable[[], object]] = []
-    monkeypatch.setattr(atexit, "register", lambda call, *args, **kwargs: leaving.append(lambda: call(*args, **kwargs)))
-    device = Device("d", "cpu", device_map="auto", offload_folder=str(tmp_path))
-    folders = [Path(private_folder(device)) for _ in range(2)]
-    assert folders[0] != folders[1]
-    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
-    (folders[0] / "weight.dat").write_bytes(b"x")
-    for leave in leaving:
-        leave()
-    assert list(tmp_path.iterdir()) == []
 
 
 class TestDevicesOfTheYaml:
@@ -262,12 +204,14 @@ def test_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"device_map": "spread"}, "device_map=spread is not known; allowed: null, auto"),
-        ({"max_memory": {"0": "1GiB"}}, "max_memory.0: device_map=null keeps the model on one device; allowed: cpu"),
-        ({"device_map": "auto", "max_memory": {"gpu": "1GiB"}}, "max_memory.gpu names no memory"),
-        ({"device_map": "auto", "max_memory": {"0": "lots"}}, "max_memory.0=lots is no size"),
+        ({"type": "npu", "device_map": "spread"}, "device_map=spread is not known; allowed: null, auto"),
+        ({"type": "cpu", "device_map": "auto"}, "device_map=auto spreads over cards; allowed with type=cpu: null"),
+        ({"type": "cpu", "max_memory": {"0": "1GiB"}}, "max_memory.0 names a card; allowed with type=cpu: cpu"),
+        ({"type": "npu", "max_memory": {"1": "1GiB"}}, "max_memory.1: device_map=null keeps to one card; allowed: 0"),
+        ({"type": "npu", "max_memory": {"gpu": "1GiB"}}, "max_memory.gpu names no memory"),
+        ({"type": "npu", "max_memory": {"0": "lots"}}, "max_memory.0=lots is no size"),
     ],
 )
 def test_wrong_devices(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Device("d", "cpu", **values)  # type: ignore[arg-type]
+        Device("d", **values)  # type: ignore[arg-type]

@@ -89,7 +89,7 @@ def test_chatglm_has_a_table_and_a_head_under_its_own_names(tmp_path: Path) -> N
 def test_a_tied_table_runs_from_disk(tmp_path: Path, placed: dict[str, Any]) -> None:
     model = tiny()
     written(tmp_path / "b", PyTorch(), model, W8A16(embeddings="int8"))
-    device = Device(name="cpu_disk", type="cpu", device_map="auto", **placed)
+    device = Device(name="cpu_disk", type="cpu", **placed)
     restored = PyTorch().restore(tmp_path / "b", device)
     prompt = model.encode_prompt("Hello")
     assert restored.generate([prompt], 5) == model.generate([prompt], 5)

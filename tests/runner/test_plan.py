@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused_with_the_number(
 ) -> None:
     job = planned(tmp_path / "cache")
     monkeypatch.setattr(plan, "free_memory", lambda: 600_000_000)
-    with pytest.raises(ConfigError, match=r"needs 62\d\.\d MB of memory on cpu at least, 600\.0 MB are free"):
+    with pytest.raises(ConfigError, match=r"needs 62\d\.\d MB of main memory at least, 600\.0 MB are free"):
         show([([], job)], tmp_path, multirun=False)
 
     monkeypatch.undo()

@@ -37,15 +37,17 @@ def gradients(
         for number, block in enumerate(blocks)
     }
     for module in model.modules():
-        # weights that are somewhere else come where their linear runs by a hook, which a forward of ours would pass by
-        if type(module) is nn.Linear and not module.weight.is_meta and not hasattr(module, "_hf_hook"):
-            once = id(module) not in within and converted(module.weight)  # the head runs often a sample
+        if type(module) is nn.Linear:
+            hooked = hasattr(module, "_hf_hook")  # its weight may come when it runs
+            once = id(module) not in within and converted(module.weight) and not hooked  # the head runs often a sample
             forwards[module] = partial(_forward, module, cache(partial(for_products, module.weight)) if once else None)
-    own = {module: vars(module)["forward"] for module in forwards if "forward" in vars(module)}  # accelerate's
+    # hooks of accelerate call what they wrap by another name; a block as a whole stands before them
+    places = {one: "_old_forward" if hasattr(one, "_hf_hook") and one not in blocks else "forward" for one in forwards}
+    own = {module: vars(module)[place] for module, place in places.items() if place in vars(module)}
     chosen = {id(parameter) for parameter in of}
     frozen = [one for one in model.parameters() if one.requires_grad and id(one) not in chosen]
     for module, forward in forwards.items():
-        vars(module)["forward"] = forward
+        vars(module)[places[module]] = forward
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
@@ -54,10 +56,10 @@ def gradients(
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-        for module in forwards:
-            del vars(module)["forward"]
+        for module, place in places.items():
+            del vars(module)[place]
         for module, forward in own.items():
-            vars(module)["forward"] = forward
+            vars(module)[places[module]] = forward
         give_back()
 
 

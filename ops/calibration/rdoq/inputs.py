@@ -47,11 +47,10 @@ def input_losses(
     begins = [0, *accumulate(tokens)]
 
     def measure(name: str, one: InputRange) -> Watcher:
-        steps = one.weight.scale
-
         def watch(x: Tensor) -> None:
             rows = x.float().flatten(0, -2)
-            moved = multiply(error(rows, one), one.weight.values) * steps.reshape(1, -1)
+            values, steps = one.weight.values.to(x.device), one.weight.scale.to(x.device)  # which may lie elsewhere
+            moved = multiply(error(rows, one), values) * steps.reshape(1, -1)
             known, begin, end = token_weights[name], begins[walk.sample], begins[walk.sample + 1]
             if len(rows) == end - begin and len(known) == begins[-1]:
                 weights = known[begin:end]

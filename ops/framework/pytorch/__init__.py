@@ -52,9 +52,8 @@ class PyTorch:
         check_device(device)
         room = Room(device.room, device.offload_folder)
         module = model.drawn()
-        module = load_pretrained(model.fetch(), model, device, room) if module is None else place(module, device)
-        if device.device_map is None:
-            settle(module, room)
+        module = place(load_pretrained(model.fetch(), model, room) if module is None else module, device)
+        settle(module, room)
         check_finite(released(module.named_parameters(), room))
         fingerprint = str(self.fingerprint(model))
         loaded = TorchModel(module, model.tokenizer(), model.name, fingerprint, input_device(module, device), room)

@@ -9,8 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import Sample, Watcher
@@ -23,6 +21,7 @@ from slimrun.ops.model.output_head import output_layer
 from slimrun.ops.model.tables import Table, tables
 
 from .mapped import move, release_after_use
+from .placement import take_over
 from .smoothable import TorchSmoothable, reports_input
 from .usage import watched_use
 
@@ -60,19 +59,17 @@ class TorchNetwork(TorchSmoothable):
 
     @contextmanager
     def linear(self, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Weight and bias; an offloaded weight comes to where its linear runs."""
+        """Weight and bias, where they lie."""
         linear = self.model.get_submodule(name)
         assert isinstance(linear, nn.Linear | nn.Embedding)
-        with align_module_device(linear):
-            bias = getattr(linear, "bias", None)
-            yield linear.weight.detach(), None if bias is None else bias.detach().clone()
+        bias = getattr(linear, "bias", None)
+        yield linear.weight.detach(), None if bias is None else bias.detach().clone()
         self.room.release([linear.weight])
 
     def replace(self, name: str, linear: nn.Module) -> Callable[[], None]:
         """Put a quantized linear in the place of the one that is there; calling what is returned puts it back."""
         old = self.model.get_submodule(name)
-        if hasattr(old, "_hf_hook"):  # one of several devices: its inputs go there still
-            add_hook_to_module(linear, AlignDevicesHook(execution_device=next(linear.buffers()).device))
+        take_over(old, linear)
         parent, _, child = name.rpartition(".")
         owner = self.model.get_submodule(parent)
         setattr(owner, child, linear)

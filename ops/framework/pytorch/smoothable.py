@@ -33,10 +33,6 @@ class TorchSmoothable:
     @contextmanager
     def observing(self, seen: Observations) -> Iterator[None]:
         """Meanwhile norms and linears report what they give and read."""
-        if any(parameter.is_meta for parameter in self.model.parameters()):
-            raise ValueError(
-                "do_smooth=true, quant=rdoq: some weights are offloaded, all must be in memory; give device more memory"
-            )
         handles, live = [], self._blocks.while_live
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Linear):
@@ -103,7 +99,7 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
         known = "bias" in module._parameters  # as None: linears and nn.LayerNorm, whose own forward adds it
         module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
         if not known:
-            module.register_forward_hook(lambda norm, _, out: out + norm.bias)
+            module.register_forward_hook(lambda norm, _, out: out + norm.bias.to(out.device))
     else:
         had.copy_(bias)
 

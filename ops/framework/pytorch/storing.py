@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -14,36 +12,20 @@ from slimrun.ops.format.linear import QuantizedLinear
 
 
 def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Quantized linears and tables in their file format, all else untouched; tied tensors once, offloaded ones read."""
+    """Quantized linears and tables in their file format, all else untouched; tied tensors once."""
     quantized = {name: child for name, child in module.named_modules() if isinstance(child, QuantizedLinear)}
     stored: dict[str, Tensor] = {}
     for name, linear in quantized.items():
-        with align_module_device(linear):
-            stored |= {f"{name}.{suffix}": tensor.cpu() for suffix, tensor in linear.stored().items()}
-    state = module.state_dict()
-    offloaded = {key for key, tensor in state.items() if tensor.is_meta}
-    tied = getattr(module, "all_tied_weights_keys", {})  # what is read from disk twice has two addresses
-    state |= _read_offloaded(module, offloaded)
+        stored |= {f"{name}.{suffix}": tensor.cpu() for suffix, tensor in linear.stored().items()}
     inside = {name for name, child in module.named_modules(remove_duplicate=False) if child in quantized.values()}
     seen = set()
-    for key, tensor in state.items():
-        identity = tied.get(key, key) if key in offloaded else (tensor.device, tensor.data_ptr(), tensor.numel())
+    for key, tensor in module.state_dict().items():
+        identity = tensor.device, tensor.data_ptr(), tensor.numel()
         if key.rpartition(".")[0] in inside or identity in seen:
             continue
         seen.add(identity)
         stored[key] = tensor
     return {key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}
-
-
-def _read_offloaded(module: nn.Module, keys: set[str]) -> dict[str, Tensor]:
-    """The values of these offloaded tensors of the module, in main memory."""
-    values = {}
-    for name in sorted({key.rpartition(".")[0] for key in keys}):
-        owner = module.get_submodule(name)
-        with align_module_device(owner, torch.device("cpu")):
-            own = owner.state_dict(prefix=f"{name}." if name else "")
-            values.update({key: tensor for key, tensor in own.items() if key in keys and not tensor.is_meta})
-    return values
 
 
 def save_description(module: Any, tokenizer: Any, folder: Path) -> None:

@@ -118,6 +118,7 @@ class Backend:
 
 
 _setup_privateuseone_for_python_backend("npu", Backend())
+torch.autograd.set_multithreading_enabled(False)  # its threads know one card of such a backend
 
 
 def _empty(name: str) -> Any:
