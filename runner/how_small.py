@@ -72,6 +72,10 @@ class Dial:
         loss = float("inf") if score.loss is None or small else score.loss[1] / (score.margin or 1.0)
         return Tried(self.place(job), loss, self.holds(job))
 
+    def so_far(self, done: Sequence[Job]) -> str:
+        """What the last job has shown, "" before the first."""
+        return f"{self.setting(done[-1])} is {self.score(done[-1]).verdict}; " if done else ""
+
     def next_override(self, jobs: Sequence[Job]) -> str | None:
         """What the next job sets, after these; None when the search has ended, or can say nothing."""
         if not all(job.ok for job in jobs) or any(undecided(self.score(job)) for job in jobs):
@@ -100,9 +104,11 @@ def dial_of(config: DictConfig) -> Dial | None:
 def check(dial: Dial, job: Estimate) -> None:
     """ConfigError where it is known before a weight loads that the items cannot decide at this margin."""
     key, task = f"task.{dial.task}", job.experiment.task[dial.task]
-    items = getattr(task, "windows", None) or len(task.texts())
+    texts = len(task.texts())
+    items = min(texts, getattr(task, "windows", texts))  # windows of one text are one observation
     if items < LEAST_ITEMS:
-        raise ConfigError(f"how_small: {key} has {items} items, which decide no margin; {LEAST_ITEMS} are the least")
+        told = f"how_small: {key} has independent items: {items}, which decide no margin"
+        raise ConfigError(f"{told}; {LEAST_ITEMS} are the least")
     for record in reversed(job.alike if dial.asked.key in BITS_KEYS else []):
         scores = read_scores(Path(record.folder) / SCORES) or []
         if record.bits_per_weight >= MOST_BITS and scores:

@@ -1,9 +1,11 @@
-"""Hydra's view of `experiment=how_small`: a sweeper whose next job follows from what the jobs before it lost."""
+"""Hydra's view of `experiment=how_small`: a sweeper whose next job follows from what the jobs before it lost.
+
+Hydra imports it in every program, those of others too, so what it needs of ours is imported when it runs.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
-
-from slimrun.runner.how_small import Dial, dial_of
-from slimrun.runner.report.pareto import Job
-from slimrun.runner.sweep import jobs_so_far
 
 
 class HowSmallSweeper(Sweeper):
@@ -26,24 +24,25 @@ class HowSmallSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra gives what the jobs need."""
-        self.dial = dial_of(config)
-        self.folder = Path(config.hydra.sweep.dir)
+        self.config = config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch the jobs."""
+        from slimrun.runner.how_small import dial_of
+        from slimrun.runner.sweep import jobs_so_far
+
+        assert self.config is not None
+        dial, folder = dial_of(self.config), Path(self.config.hydra.sweep.dir)
         results: list[Any] = []
-        for number in range(self.n_trials):
-            done = jobs_so_far(self.folder)[:number]
-            override = self.dial.next_override(done) if self.dial else None
-            if self.dial is None or override is None:
+        for number in range(self.n_trials if dial else 0):
+            assert dial is not None
+            done = jobs_so_far(folder)[:number]
+            override = dial.next_override(done)
+            if override is None:
                 break
-            print(f"how_small: {_how(self.dial, done)}next is {override}", file=sys.stderr)
+            print(f"how_small: {dial.so_far(done)}next is {override}", file=sys.stderr)
             results.append(self.launcher.launch([[*arguments, override]], initial_job_idx=number))
         return results
-
-
-def _how(dial: Dial, done: Sequence[Job]) -> str:
-    return f"{dial.setting(done[-1])} is {dial.score(done[-1]).verdict}; " if done else ""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
 
 from .base import Quantizer, check_finite, round_to_grid
@@ -23,6 +24,7 @@ from .feedback import PLAIN_PRICE, code_lengths, guarded
 
 ACTIVATIONS = {"dynamic": "W8A8_DYNAMIC", "float": "W8A16"}  # what inputs are -> the format
 SCALE_BITS = 32  # of a row's step
+LEAST_CODED = 2**16  # weights
 TRIES = 10
 TOLERANCE = 0.001  # of the bits
 
@@ -57,7 +59,7 @@ class RDOQDataFree(Quantizer):
         return max(self.target_bits - SCALE_BITS / shape[1], self.target_bits / 2)
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
-        """Integers in [-127, 127] of a weight [n, k] with the entropy expected, as far as the matrix can have it."""
+        """Integers in [-127, 127] of a weight [n, k] that take the target, as far as the matrix can."""
         weight = check_finite(weight)
         spread = weight.square().mean(dim=1, keepdim=True).sqrt()
         spread = torch.where(spread > 0, spread, spread.max() if float(spread.max()) > 0 else 1.0)
@@ -67,10 +69,10 @@ class RDOQDataFree(Quantizer):
         for _ in range(TRIES):
             steps = guarded(share * spread, weight)
             values = cheapest(weight, steps, lengths, self.price)
-            lengths, entropy = code_lengths(values), entropy_of(values)
-            if abs(entropy - target) <= TOLERANCE * target:
+            lengths, bits = code_lengths(values), coded_bits(values)
+            if abs(bits - target) <= TOLERANCE * target:
                 break
-            share *= 2.0 ** (entropy - target)  # twice the step, a bit less
+            share *= 2.0 ** (bits - target)  # twice the step, a bit less
         return QuantizedWeight(values, steps)
 
 
@@ -90,8 +92,10 @@ def cheapest(weight: Tensor, steps: Tensor, lengths: Tensor, price: float) -> Te
     return (low + (gain > 0)).to(torch.int8)
 
 
-def entropy_of(values: Tensor) -> float:
-    """Order-0 entropy of int8 values in bits."""
+def coded_bits(values: Tensor) -> float:
+    """Bits a weight that the native codec takes for int8 values; their entropy where tables would outweigh them."""
+    if values.numel() >= LEAST_CODED:
+        return 8 * sum(part.nbytes for part in Native().encode(values.cpu().numpy()).values()) / values.numel()
     counts = torch.bincount(values.reshape(-1).long() + 128, minlength=256).double()
     shares = counts[counts > 0] / values.numel()
     return float(-(shares * shares.log2()).sum())

@@ -163,7 +163,7 @@ def test_a_price_takes_bits_from_the_same_error() -> None:
         errors = []
         for price in (0.0, 0.5):
             quantized = RDOQDataFree(target_bits=bits, price=price).quantize_weight(weight)
-            assert entropy_bits(quantized.values.numpy()) == pytest.approx(bits - 32 / 576, rel=0.002)
+            assert entropy_bits(quantized.values.numpy()) == pytest.approx(bits - 32 / 576, rel=0.01)
             error = (quantized.values * quantized.scale - weight) / weight.square().mean(dim=1, keepdim=True).sqrt()
             errors.append(float(error.square().mean()))
         assert errors[1] < errors[0]

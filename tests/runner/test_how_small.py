@@ -11,11 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slimrun.evaluation.comparison import Score
+from slimrun.runner.how_small import Dial, answer
+from slimrun.runner.report.pareto import Job
 from slimrun.runner.search import RESOLUTION, START, TRIES, Tried, next_place
+from slimrun.runner.settings import HowSmall
 
 from .console import FAST, slimrun
+from .test_sweep import runs_in
 
-HOW_SMALL = [*FAST, "experiment=how_small", "quant=w8a8s", "how_small.key=quant.fraction", "tracking=none"]
+HOW_SMALL = [*FAST, "experiment=how_small", "quant=w8a8s", "how_small.key=quant.fraction"]
 WALK = [*HOW_SMALL, "how_small.range=[0.01,0.1]", "task.perplexity.path=runs.txt", "task.perplexity.windows=20"]
 
 
@@ -55,10 +60,12 @@ def test_tries_without_an_interval_halve_what_is_left() -> None:
     assert next_place([Tried(0.3, math.inf, False), Tried(0.65, math.inf, False)]) == pytest.approx(0.825)
 
 
+@pytest.mark.usefixtures("quick_migrations")
 def test_it_answers_in_a_sentence_and_puts_the_bundle_in_place(tmp_path: Path) -> None:
     letters = random.Random(0)  # runs of a letter, which a model with tied embeddings predicts better than chance
-    runs = [letters.choice("abcdefghijklmnopqrstuvwxyz") * letters.randint(3, 30) for _ in range(150)]
-    (tmp_path / "runs.txt").write_text("".join(runs))
+    runs = [letters.choice("abcdefghijklmnopqrstuvwxyz") * letters.randint(3, 30) for _ in range(240)]
+    documents = ["".join(runs[first : first + 8]) for first in range(0, 240, 8)]
+    (tmp_path / "runs.txt").write_text("\n\n".join(documents))
     command = [*WALK, "how_small.margin=50"]
     status, out, err = slimrun(tmp_path, *command)
     assert status == 0, err
@@ -73,6 +80,10 @@ def test_it_answers_in_a_sentence_and_puts_the_bundle_in_place(tmp_path: Path) -
     assert len(record["jobs"]) == 2
     for file in (artifact.parent / winner["folder"] / "artifact").iterdir():
         assert file.samefile(artifact / file.name)
+    parent = record["parent_run_id"]
+    assert sorted(runs_in(tmp_path / "mlflow.db").values(), key=str) == sorted(
+        [("FINISHED", None), *[("FINISHED", parent)] * 2], key=str
+    )
     repro = json.loads((artifact.parent / "0" / "results.json").read_text())["repro"]
     assert "hydra.mode=RUN" in repro
 
@@ -81,9 +92,42 @@ def test_it_answers_in_a_sentence_and_puts_the_bundle_in_place(tmp_path: Path) -
     assert sentence in again
     assert err.count("is done already") == 2
 
-    status, out, err = slimrun(tmp_path, *WALK, "how_small.margin=1e-9")
-    assert status == 3, err
-    assert "the items of perplexity cannot decide at a margin of 1e-09 %: 20 items decide margins from" in out
+    (tmp_path / "one.txt").write_text("".join(documents))
+    status, _, err = slimrun(tmp_path, *command, "task.perplexity.path=one.txt")
+    assert status == 2
+    assert "has independent items: 1, which decide no margin" in err
+
+
+def job(bits: float, low: float, high: float) -> Job:
+    """A job on the dial of bits whose perplexity rose by something between low and high percent."""
+    score = Score(
+        "perplexity", "perplexity", 10.0, 10.5, (9.0, 11.0), (9.0, 11.0), (low + high) / 2, (low, high), 0.01,
+        detectable=(high - low) * 0.7, unit="%", higher_is_better=False, verdict="judged anew", margin=5.0,
+        margin_unit="%", items=32,
+    )  # fmt: skip
+    results = {"status": "ok", "size/bits_per_weight": bits, "size/artifact_bytes": bits * 1e6}
+    return Job(int(10 * bits), "", [f"quant.target_bits={bits}"], str(bits), results, [score])
+
+
+def test_the_sentence_names_the_next_smaller_one_or_says_why_there_is_none() -> None:
+    dial = Dial(HowSmall(margin=2.0), "perplexity", whole=False)
+    jobs = [job(3.5, 7, 9), job(5.0, 0.2, 0.4), job(4.5, 1.5, 1.9), job(4.4, 1.6, 2.1)]
+    sentence, smallest = answer(dial, jobs)
+    assert smallest is jobs[2]
+    assert sentence.startswith(
+        "the smallest that is non-inferior within 2 % at 95% confidence is 4.5 MB (quant.target_"
+    )
+    assert "the next smaller one is inconclusive: 4.4 MB (quant.target_bits=4.4, 4.400 bits a weight)" in sentence
+    assert dial.next_override(jobs[:1]) == "quant.target_bits=5.029"
+    sentence, smallest = answer(Dial(HowSmall(margin=2.0, min_bits=4.6), "perplexity", whole=False), jobs)
+    assert smallest is jobs[1]
+
+    sentence, smallest = answer(dial, [job(3.5, 7, 9), job(7.0, 3, 4)])
+    assert smallest is None
+    assert sentence.startswith("no size tried is non-inferior within 2 % at 95% confidence; the largest is 7.0 MB")
+    sentence, smallest = answer(dial, [job(7.0, -3, 4)])
+    assert smallest is None
+    assert "cannot decide at a margin of 2 %: 32 items decide margins from 4.9 % on; 2 takes about 193" in sentence
 
 
 @pytest.mark.parametrize(
@@ -94,7 +138,10 @@ def test_it_answers_in_a_sentence_and_puts_the_bundle_in_place(tmp_path: Path) -
         (["how_small.range=[0.01,0.1]", "task=[perplexity,translation]"], "how_small.task: whose verdict is asked"),
         (["how_small.range=[0.01,0.1]", "quant.fraction=0.05"], "quant.fraction=0.05: how_small turns quant.fraction"),
         (["how_small.range=[0.5,0.9]"], "quant.fraction=0.62 is out of range; allowed: 0.01 to 0.1"),
-        (["how_small.range=[0.01,0.1]", "task.perplexity.windows=4"], "has 4 items, which decide no margin; 5 are"),
+        (
+            ["how_small.range=[0.01,0.1]", "task.perplexity.windows=4"],
+            "has independent items: 4, which decide no margin; 5 are",
+        ),
         (["how_small.range=[0.01,0.01]"], "does not say from where to where quant.fraction goes"),
         (["how_small.key=quant.observer", "how_small.range=[1,2]"], "how_small.key=quant.observer holds auto"),
         (["how_small.key=quant.fractoin", "how_small.range=[1,2]"], "quant.fractoin: no such key; did you mean"),
