@@ -151,9 +151,8 @@ class TestEveryMethod:
         assert (quantized.scale > 0).all()
         unclipped = quantized.values.abs() < 127
         error = (torch.from_numpy(weight) - quantized.values * quantized.scale).abs()
-        farthest = (
-            1.0001 if isinstance(method, RDOQDataFree) else 0.5001
-        )  # which may take the second level for its code
+        priced = isinstance(method, RDOQDataFree)  # it may take the second level, for its shorter code
+        farthest = 1.0001 if priced else 0.5001
         assert (error[unclipped] <= (quantized.scale * farthest).expand_as(error)[unclipped] + 1e-6).all()
 
 
@@ -163,7 +162,7 @@ def test_a_price_takes_bits_from_the_same_error() -> None:
         errors = []
         for price in (0.0, 0.5):
             quantized = RDOQDataFree(target_bits=bits, price=price).quantize_weight(weight)
-            assert entropy_bits(quantized.values.numpy()) == pytest.approx(bits - 32 / 576, rel=0.01)
+            assert entropy_bits(quantized.values.numpy()) == pytest.approx(bits - 32 / 576, rel=0.02)  # tables
             error = (quantized.values * quantized.scale - weight) / weight.square().mean(dim=1, keepdim=True).sqrt()
             errors.append(float(error.square().mean()))
         assert errors[1] < errors[0]
