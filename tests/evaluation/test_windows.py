@@ -93,12 +93,12 @@ def test_kl_from_what_is_kept_is_that_of_both_heads() -> None:
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
     kept = fidelity.kept_of(targets, states, head, rows)
-    found = fidelity.divergence(targets, moved, head, kept, head, same_head=True)
+    one = fidelity.divergence(targets, moved, head, kept, head, same_head=True)
     both = fidelity.divergence(targets, moved, head, kept, head, same_head=False)
-    assert np.abs(found["kl"] - both["kl"]).max() < 5e-5
-    assert abs(found["kl"].mean() - both["kl"].mean()) < 5e-6
+    assert np.abs(one["kl"] - both["kl"]).max() < 5e-5
+    assert abs(one["kl"].mean() - both["kl"].mean()) < 5e-6
     assert both["kl"].mean() > 0.1
     itself = fidelity.divergence(targets, states, head, kept, head, same_head=True)
     assert not itself["kl"].any()
-    assert (found["agree"] == both["agree"]).all()
-    assert (found["log_probs"] == both["log_probs"]).all()
+    assert (one["agree"] == both["agree"]).all()
+    assert (one["log_probs"] == both["log_probs"]).all()

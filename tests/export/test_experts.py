@@ -55,12 +55,12 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 def experts(model: TorchModel) -> dict[str, dict[str, QuantizedLinear]]:
     """layer.expert -> its linears."""
-    found: dict[str, dict[str, Any]] = {}
+    linears: dict[str, dict[str, Any]] = {}
     for name in model.quantized():
         if ".experts." in name:
             _, _, layer, _, _, number, projection = name.split(".")
-            found.setdefault(f"{layer}.{number}", {})[projection] = model.module.get_submodule(name)
-    return found
+            linears.setdefault(f"{layer}.{number}", {})[projection] = model.module.get_submodule(name)
+    return linears
 
 
 @pytest.mark.parametrize("kind", FILES)
