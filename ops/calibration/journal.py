@@ -55,6 +55,24 @@ class Journal:
         """The last state of this kind; empty when there is none."""
         return _read(self.folder / f"{kind}.safetensors") if self.folder is not None else {}
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a note: only then can a run be gone on with."""
+        return self.folder is not None and any(self.folder.glob("*.safetensors"))
+
+    def known(self, kind: str, compute: Callable[[], Tensors]) -> Tensors:
+        """The state of this kind; computed if there is none, and kept where notes are being made."""
+        if not (state := self.state(kind)):
+            state = compute()
+            if self.due or self.begun:
+                self.keep_state(kind, state)
+        return state
+
+    def forget(self, kind: str) -> None:
+        """Remove the notes of this kind: what they led to is kept."""
+        for file in self.folder.glob(f"{kind}.*.safetensors") if self.folder is not None else ():
+            file.unlink(missing_ok=True)
+
     def keep_state(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
         """A state in the place of the one before."""
         self._write(kind, tensors)
@@ -83,6 +101,8 @@ class Results:
             for key, tensor in note.items():
                 name, _, part = key.rpartition("/")
                 self._known.setdefault(name, {})[part] = tensor
+        if self._known:
+            log.info("%s: goes on after %d linears, where it was stopped", kind, len(self._known))
 
     def get(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
         """The result of this name; computed if it is not known."""
@@ -94,9 +114,14 @@ class Results:
             return result
         self._new |= {f"{name}/{part}": tensor for part, tensor in result.items()}
         if self.journal.due:
+            self.note()
+        return result
+
+    def note(self) -> None:
+        """Note those that are new now."""
+        if self._new:
             self.journal.add(self.kind, self._new)
             self._new = {}
-        return result
 
 
 @dataclass(frozen=True)

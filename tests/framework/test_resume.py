@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from slimrun.ops.calibration.journal import Journal
+from slimrun.ops.calibration.rdoq import factors, head, rounding
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.rdoq import RDOQ
@@ -72,6 +73,20 @@ def test_what_is_noted_is_not_done_again(tmp_path: Path) -> None:
     again = Steps()
     quantized(METHODS[0], Journal(tmp_path, seconds=0), again)
     assert again.done == linears
+
+
+def test_what_rdoq_has_rounded_and_tuned_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Steps()
+    expected = quantized(METHODS[2], Journal(), whole)
+    with pytest.raises(Killed):
+        quantized(METHODS[2], Journal(tmp_path, seconds=0), Steps(whole.done - 1))
+    kinds = {file.name.partition(".")[0] for file in tmp_path.iterdir()}
+    assert kinds == {"level", "corrected", "search", "rounded", "tuned", "ranges"}
+    assert len({file.name.split(".")[1] for file in tmp_path.glob("rounded.*")}) == 1  # of the last pass alone
+    for module, name in ((rounding, "feedback"), (factors, "importance"), (head, "divergence")):
+        monkeypatch.setattr(module, name, None)
+    found = quantized(METHODS[2], Journal(tmp_path, seconds=0), Steps())
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 64, None])

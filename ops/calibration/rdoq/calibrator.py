@@ -31,7 +31,7 @@ from slimrun.ops.format.linear import quantized_linear
 from slimrun.ops.memory import Room
 from slimrun.ops.quant.rdoq import BITS, MOMENTS, RDOQ
 
-from .attribution import AttributedLinear, corrections, measured_shares
+from .attribution import AttributedLinear, measured_shares
 from .factors import factored
 from .file_size import aimed_at, short
 from .fisher import measure
@@ -105,7 +105,8 @@ class RateDistortionCalibrator(SequentialCalibrator):
         self.notes += tables.notes
         add_costs = partial(tables.add_costs, factors, statistics, self._teacher, damping=quantizer.damping)
         bits, every = aimed_at(quantizer, self.network.model, self._floats, tables.weights), range(len(self.samples))
-        rounding = Rounding(quantizer, self._floats | tables.weights, factors, self.network.room, progress)
+        weights = self._floats | tables.weights
+        rounding = Rounding(quantizer, weights, factors, self.network.room, progress, self.journal)
         if quantizer.measured_prompts and quantizer.grid is None:
             chosen = every[:: math.ceil(len(every) / quantizer.measured_prompts)]
             # rows whose tokens come in what is measured are finer than those that other texts will need
@@ -116,11 +117,11 @@ class RateDistortionCalibrator(SequentialCalibrator):
         if quantizer.target_kl is not None:
             self._meet_loss(rounding, quantizer.target_kl, progress)
         else:
-            weights = rounding.at_bits(bits) if bits else rounding.at(None)
-            del rounding, factors  # memory that tuning needs
-            tables.install({name: weights.pop(name) for name in tables.weights})
+            quantized = rounding.at_bits(bits) if bits else rounding.at(None)
+            del rounding, factors, weights  # memory that tuning needs
+            tables.install({name: quantized.pop(name) for name in tables.weights})
             self._quantize_tables()
-            self._install(weights, progress)
+            self._install(quantized, progress)
         self._floats.clear()
         self._leave_floats()
 
@@ -138,23 +139,21 @@ class RateDistortionCalibrator(SequentialCalibrator):
     def _correct(
         self, rounding: Rounding, tables: Tables, bits: float, chosen: Sequence[int], progress: Progress
     ) -> None:
-        """Correct what errors are estimated to cost by what a first rounding, at about these bits, is seen to lose.
+        """Correct what errors are estimated to cost by what a first rounding loses on samples of `chosen` numbers."""
 
-        It is measured on the samples of the `chosen` numbers.
-        """
-        factors, weights = rounding.factors, rounding.weights
-        rounded = rounding.tried(bits, self.room)
-        known = {name: weight for name, weight in self._floats.items() if name in factors}
-        linears = {name: AttributedLinear(rounded[name], weight, self._biases[name]) for name, weight in known.items()}
-        teacher, parts = self._teacher.of(chosen), self._gradient_parts
-        shares = measured_shares(self.network, linears, teacher, parts, self.room, progress)
-        shares |= {name: tables.share(name, rounded[name], teacher) for name in tables.weights}
-        factors.corrections = corrections(shares, {name: weights[name].numel() for name in shares})
+        def lost(rounded: dict[str, QuantizedWeight]) -> dict[str, float]:
+            known = {name: weight for name, weight in self._floats.items() if name in rounding.factors}
+            linears = {name: AttributedLinear(rounded[name], one, self._biases[name]) for name, one in known.items()}
+            teacher, parts = self._teacher.of(chosen), self._gradient_parts
+            shares = measured_shares(self.network, linears, teacher, parts, self.room, progress)
+            return shares | {name: tables.share(name, rounded[name], teacher) for name in tables.weights}
+
+        rounding.correct(bits, lost, self.room)
 
     def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
         """Round at the slope where the whole quantized model loses `target` on the samples held out."""
         held_out = HeldOut(self.network, self.held_out, self._gradient_parts, self.room)
-        self.journal = Journal()  # which does not tell one try's ranges from another's
+        self.journal = rounding.journal = Journal()  # which does not tell one try from another
         self._quantize_tables()
 
         def loss_at(level: float) -> float:
@@ -188,7 +187,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         if not self._floats:  # there are no further tries
             self._leave_floats()
         rate, parts = self.quantizer.tune_rate, self._gradient_parts
-        factors = tuned(self.network, linears, self._teacher, rate, parts, self.room, progress)
+        factors = tuned(self.network, linears, self._teacher, rate, parts, self.room, progress, self.journal)
         return _stretched(weights, factors, self.quantizer)
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,14 @@ from .statistics import Statistics
 
 
 class Factors:
-    """The importance of each linear, factored once an input."""
+    """The importance of each linear, factored once an input, when it is first asked for.
 
-    def __init__(self, room: Room) -> None:
+    `factor` makes it of the first linear that reads the input and of the importance of rows.
+    """
+
+    def __init__(self, room: Room, factor: Callable[[str, Tensor], Importance] | None = None) -> None:
         self.room = room
+        self.factor = factor
         self.rows: dict[str, tuple[str, Tensor]] = {}  # linear -> the first that reads its input, its rows' importance
         self.corrections: dict[str, float] = {}  # linear -> of what its errors cost; 1 where not known
         self.slopes: dict[str, Tensor] = {}  # linear -> its rows' slopes where they are no estimate
@@ -34,17 +39,23 @@ class Factors:
     def __getitem__(self, name: str) -> Importance:
         """The importance of the linear, with its own rows."""
         first, rows = self.rows[name]
-        known = self._inputs[first]
+        known = self._known(first, rows)
         factor = known.factor.to(rows.device)
         return replace(known, factor=factor, rows=rows, **self._own(name))
 
     def slope(self, name: str) -> Tensor:
         """`Importance.slope` of the linear, for which its factor is not read."""
         first, rows = self.rows[name]
-        return replace(self._inputs[first], rows=rows, **self._own(name)).slope
+        return replace(self._known(first, rows), rows=rows, **self._own(name)).slope
 
     def _own(self, name: str) -> dict[str, Any]:
         return {"correction": self.corrections.get(name, 1.0), "given": self.slopes.get(name)}
+
+    def _known(self, first: str, rows: Tensor) -> Importance:
+        if first not in self._inputs and self.factor is not None:
+            self[first] = self.factor(first, rows)
+            give_back()
+        return self._inputs[first]
 
     def leave(self, name: str) -> None:
         """The linear's factor is not needed now."""
@@ -54,15 +65,15 @@ class Factors:
 def factored(
     network: GradientNetwork, statistics: Statistics, damping: float, room: Room, steps: str = SLOPE
 ) -> Factors:
-    """What errors cost, by linear; inputs that are shared are factored once. `steps` is a quantizer's."""
-    factors = Factors(room)
+    """What errors cost, by linear; statistics stay until all inputs have been asked for. `steps` is a quantizer's."""
+
+    def factor(first: str, rows: Tensor) -> Importance:
+        return importance(statistics.moment(first).to(rows.device), rows, damping)
+
+    factors = Factors(room, factor)
     for name, rows in statistics.rows.items():
         weight, _ = network.affine(name)
-        first, device = statistics.first[name], weight.device
-        if first == name or first not in factors:
-            factors[first] = importance(statistics.moment(first).to(device), rows, damping)
-            give_back()
-        factors.rows[name] = (first, rows.to(device))
+        factors.rows[name] = (statistics.first[name], rows.to(weight.device))
         if steps != SLOPE:
             factors.slopes[name] = spread_slope(weight, by_row=steps == ROW)
     return factors

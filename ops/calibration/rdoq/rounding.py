@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from slimrun.ops.calibration.base import Progress
+from slimrun.ops.calibration.journal import Journal, Results, Tensors
 from slimrun.ops.calibration.search import PASSES
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
@@ -22,6 +25,7 @@ from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.feedback import Importance, code_lengths, feedback, guarded, row_steps
 from slimrun.ops.quant.rdoq import RDOQ, SCALE_BITS
 
+from .attribution import corrections
 from .factors import Factors
 from .file_size import short
 
@@ -29,6 +33,7 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 0.001  # of the bits that a search may miss,
 LAST_TOLERANCE = 0.01  # its last try: small models change by leaps
+TRIED = "tried"  # the kind of notes of the rounding that is measured
 GIVE_BACK = 8  # linears between two returns of memory
 
 
@@ -42,48 +47,91 @@ class Rounding:
         factors: Factors,
         room: Room,
         progress: Progress,
+        journal: Journal | None = None,
     ) -> None:
         self.quantizer = quantizer
         self.weights = weights
         self.factors = factors
         self.room = room
         self.progress = progress
+        self.journal = journal or Journal()
         self.count = sum(weight.numel() for weight in weights.values())
         self.overhead = SCALE_BITS * sum(weight.shape[0] for weight in weights.values()) / self.count
         self._lengths: dict[str, Tensor] = {}  # code lengths of the last rounding
         self._excess = 0.0  # bits a weight that a rounding takes beyond what gaussian rows would
 
-    def tried(self, target: float, room: Room) -> dict[str, QuantizedWeight]:
-        """Every weight rounded to about `target` bits, in a room of their own; `first_level` knows better then."""
-        level = self.first_level(target)
-        quantized = self.at(level, room)
-        self._excess = self.bits(quantized) - target
-        log.info("rounding to measure: level %.4g gives %.4f bits a weight", level, target + self._excess)
-        return quantized
+    def learned(self) -> Tensors:
+        """What roundings so far say to the next one."""
+        lengths = {f"lengths/{name}": lengths for name, lengths in self._lengths.items()}
+        return {**lengths, "excess": torch.tensor(self._excess, dtype=torch.float64)}
 
-    def at(self, level: float | None, room: Room | None = None) -> dict[str, QuantizedWeight]:
-        """Every weight rounded on steps of this level, None: on those of the quantizer's grid; integers in the room."""
-        quantized, room = {}, room or self.room
+    def learn(self, learned: Tensors) -> None:
+        """Know what `learned` gave."""
+        self._excess = float(learned["excess"])
+        lengths = {key.removeprefix("lengths/"): one for key, one in learned.items() if key.startswith("lengths/")}
+        self._lengths = {name: one.clone() for name, one in lengths.items()}
+
+    def correct(
+        self, target: float, lost: Callable[[dict[str, QuantizedWeight]], Mapping[str, float]], room: Room
+    ) -> None:
+        """Correct what errors cost by what a first rounding, to about `target` bits, is seen to have `lost` by weight.
+
+        Its integers lie in the room, and `first_level` knows better then.
+        """
+
+        def tried() -> Tensors:
+            level = float(self.journal.known("level", lambda: _number("level", self.first_level(target)))["level"])
+            quantized = self.at(level, room, TRIED)
+            self._excess = self.bits(quantized) - target
+            log.info("rounding to measure: level %.4g gives %.4f bits a weight", level, target + self._excess)
+            losses = {key: torch.tensor(one, dtype=torch.float64) for key, one in lost(quantized).items()}
+            return {**self.learned(), **{f"lost/{name}": one for name, one in losses.items()}}
+
+        known = self.journal.known("corrected", tried)
+        self.journal.forget(TRIED)
+        self.learn(known)
+        losses = {name: float(known[f"lost/{name}"]) for name in self.weights if f"lost/{name}" in known}
+        self.factors.corrections = corrections(losses, {name: self.weights[name].numel() for name in losses})
+
+    def at(self, level: float | None, room: Room | None = None, kind: str = "rounded") -> dict[str, QuantizedWeight]:
+        """Every weight rounded on steps of this level, None: on those of the quantizer's grid; integers in the room.
+
+        Those that the journal has of this kind are not rounded again.
+        """
+        quantized, room, results = {}, room or self.room, Results(self.journal, kind)
         for done, (name, weight) in enumerate(self.weights.items()):
-            rounded = self._round(name, weight.detach().float(), level)
-            quantized[name] = QuantizedWeight(room.keep(rounded.values), rounded.scale)
+            rounded = results.get(name, partial(self._round, name, weight, level))
+            quantized[name] = QuantizedWeight(room.keep(rounded["values"]), rounded["scale"])
+            if "lengths" in rounded:
+                self._lengths[name] = rounded["lengths"]
             self.factors.room.release([weight])
             self.progress(done + 1, len(self.weights))
             if done % GIVE_BACK == 0:  # the integers that stay lie between what is freed
                 give_back()
+        if self.journal.begun:  # the last of them rest on code lengths that will be forgotten
+            results.note()
         return quantized
 
     def at_bits(self, target: float) -> dict[str, QuantizedWeight]:
         """Every weight rounded so that all of them, coded, take `target` bits a weight; ValueError when they cannot."""
-        level = self.first_level(target)
-        for attempt in range(PASSES):
-            quantized = self.at(level)
+        known = self.journal.known(
+            "search",
+            lambda: {**self.learned(), "attempt": torch.tensor(0), **_number("level", self.first_level(target))},
+        )
+        self.learn(known)
+        level = float(known["level"])
+        for attempt in range(int(known["attempt"]), PASSES):
+            quantized = self.at(level, kind=f"rounded.{attempt}")
             reached = self.bits(quantized)
             log.info("rounding %d: level %.4g gives %.4f bits a weight", attempt + 1, level, reached)
             if abs(reached - target) <= (TOLERANCE if attempt < PASSES - 1 else LAST_TOLERANCE) * target:
                 return quantized
             del quantized  # before the next ones come
             level *= 2 ** (reached - target)  # twice the step, a bit less
+            if self.journal.begun:
+                next_one = {"attempt": torch.tensor(attempt + 1), **_number("level", level)}
+                self.journal.keep_state("search", {**self.learned(), **next_one})
+                self.journal.forget(f"rounded.{attempt}")
         raise ValueError(
             f"{self.quantizer.asked} is out of reach: {PASSES} roundings end at {reached:.3f} bits a weight, not at "
             f"{target:.3f} (every row keeps its largest weight and stores a step)"
@@ -114,10 +162,12 @@ class Rounding:
         gaussian = 0.5 * math.log2(2 * math.pi * math.e)
         return float(2 ** (bits / self.count + gaussian - (target - self.overhead) + self._excess))
 
-    def _round(self, name: str, weight: Tensor, level: float | None) -> QuantizedWeight:
-        quantizer = self.quantizer
+    def _round(self, name: str, weight: Tensor, level: float | None) -> Tensors:
+        """`values` and `scale` of a weight, and the code `lengths` of its values."""
+        quantizer, weight = self.quantizer, weight.detach().float()
         if name not in self.factors:  # no sample came by
-            return quantizer.quantize_weight(weight)
+            plain = quantizer.quantize_weight(weight)
+            return {"values": plain.values, "scale": plain.scale}
         known: Importance = self.factors[name]
         if level is None:
             steps = quantizer.quantize_weight(weight).scale.expand(weight.shape[0], 1).contiguous()
@@ -132,6 +182,9 @@ class Rounding:
         if bits is None:
             bits = code_lengths(round_to_grid(weight, steps))
         values = feedback(weight, steps, known, bits, quantizer.price, level, quantizer.levels)
-        self._lengths[name] = code_lengths(values)
         self.factors.leave(name)
-        return QuantizedWeight(values, steps)
+        return {"values": values, "scale": steps, "lengths": code_lengths(values)}
+
+
+def _number(name: str, number: float) -> Tensors:
+    return {name: torch.tensor(number, dtype=torch.float64)}
