@@ -16,6 +16,9 @@ from .plan import Change
 from .source import Source
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+ROUTING = {  # what transformers has in its code, and vLLM looks for in config.json: without it experts are others
+    "deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+}
 OWN = ("quant_model_", MANIFEST, CONFIG, TOKENIZER_CONFIG)  # how names of files begin that are not copied
 
 
@@ -43,6 +46,8 @@ def config_of(source: Source, dtype: torch.dtype) -> dict[str, Any]:
     config.pop("quantization_config", None)  # the bundle's own reader
     if "tie_word_embeddings" in config:
         config["tie_word_embeddings"] = source.tied
+    for key, value in ROUTING.get(str(config.get("model_type")), {}).items():
+        config.setdefault(key, value)
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_type" in rope:
         config["rope_theta"] = rope.get("rope_theta", config.get("rope_theta"))

@@ -83,6 +83,13 @@ def test_vllm_finds_every_expert_with_a_step_a_token(tmp_path: Path, kind: str) 
     assert len(experts(model)) >= 8
 
 
+def test_deepseeks_routing_is_told(tmp_path: Path) -> None:
+    mixture(tmp_path / "artifact", "deepseek_v3", W8A8Dynamic())
+    folder = CompressedTensors().run(tmp_path / "artifact", tmp_path / "export").folder
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["topk_method"], config["scoring_func"]) == ("noaux_tc", "sigmoid")  # vLLM's default is softmax
+
+
 def scheme_of(name: str, quantization: dict[str, Any]) -> str | None:
     """How a linear takes its inputs, by the package's own rules; None for one that is ignored."""
     from compressed_tensors.utils.match import is_match
