@@ -4,7 +4,8 @@
 
 The weights are random, in float16 shards in a temporary folder. Each method runs as a process of its own on four short
 prompts and two short windows, its tensors bounded to `--memory`; beside it the shards are copied with fsync. `--same`
-runs each again with everything in memory, and compares the bundles byte by byte.
+runs each again with everything in memory, and compares the bundles byte by byte. `--quant rdoq` says what its products
+alone would take at the speed of this machine.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ PROMPTS = [
     "Bread is made of flour, water, salt and time.",
     "The first railways carried coal, and only later people.",
 ]
+WIDTH, INNER = 4096, 11008
+LINEARS = [(WIDTH, WIDTH)] * 4 + [(INNER, WIDTH)] * 2 + [(WIDTH, INNER)]  # of a layer
+INPUTS = [WIDTH, WIDTH, WIDTH, INNER]  # widths of those that are factored
 
 
 def main() -> None:
@@ -52,7 +56,11 @@ def main() -> None:
         print(f"{arguments.layers} layers of LLaMA2-7B's shape: {size / 1e9:.2f} GB in float16")
         print(f"a plain copy of the shards with fsync: {copy_seconds(folder / 'model', folder / 'copy'):.1f} s")
         for quant in arguments.quant:
-            report(quant, run(folder, quant, arguments.memory))
+            report(quant, results := run(folder, quant, arguments.memory))
+            if quant == "rdoq":
+                least = product_seconds(arguments.layers, sum(map(len, PROMPTS)))
+                spent = results["time/quantize_s"] + results["time/calibrate_s"]
+                print(f"    quantize and calibrate take {spent / least:.1f} times their products' {least:.0f} s")
             if arguments.same:
                 report(f"{quant}, in memory", run(folder, quant, None))
                 print(f"bundles are {compared(folder, quant)}")
@@ -62,7 +70,7 @@ def make(folder: Path, layers: int) -> int:
     """Random weights in float16 shards, config and a tokenizer of bytes; returns the weights' bytes."""
     folder.mkdir()
     config = LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=layers, num_attention_heads=32,
+        hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=layers, num_attention_heads=32,
         num_key_value_heads=32, vocab_size=32000, max_position_embeddings=4096, rms_norm_eps=1e-5, dtype="float16",
     )  # fmt: skip
     shapes = {name: parameter.shape for name, parameter in skeleton(config).named_parameters()}
@@ -110,6 +118,29 @@ def run(folder: Path, quant: str, memory: str | None) -> dict[str, float]:
         "read": BLOCK * (after.ru_inblock - before.ru_inblock),
         "written": BLOCK * (after.ru_oublock - before.ru_oublock),
     }
+
+
+def product_seconds(layers: int, tokens: int) -> float:
+    """How long the products that rdoq consists of take at the speed that this machine has, at three roundings.
+
+    Samples go forward, forward again and back to measure, to correct and to tune, and once to calibrate; a rounding
+    carries the errors of each linear on twice, with feedback and without. What is factored is float32.
+    """
+    fast, exact = speed(torch.bfloat16), speed(torch.float32)
+    weights = sum(n * k for n, k in LINEARS)
+    passes, rounding = (3 + 3 + 3 + 1) * 2 * tokens * weights, 3 * sum(2 * n * k * k for n, k in LINEARS)
+    return layers * ((passes + rounding) / fast + sum(k**3 for k in INPUTS) / exact)
+
+
+def speed(dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a product [2048, 4096] x [4096, 4096], the best of three."""
+    x, weight = torch.ones(2048, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
+    seconds = []
+    for _ in range(3):
+        begin = time.monotonic()
+        torch.nn.functional.linear(x, weight)
+        seconds.append(time.monotonic() - begin)
+    return 2 * 2048 * WIDTH * WIDTH / min(seconds)
 
 
 def place(folder: Path, quant: str, memory: str | None) -> Path:
