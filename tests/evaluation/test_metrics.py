@@ -26,10 +26,10 @@ def test_perplexity_by_hand() -> None:
 
 def test_divergence_by_hand() -> None:
     p, q = np.array([[0.5, 0.25, 0.25]], np.float32), np.array([[0.25, 0.5, 0.25]], np.float32)
-    scores, kl, agree = fidelity.divergence(np.array([1]), np.log(q), head, np.log(p), head)
-    assert scores[0] == pytest.approx(np.log(0.5))
-    assert kl[0] == pytest.approx(0.25 * np.log(2))  # 1/2 ln 2 + 1/4 ln 1/2
-    assert not agree[0]
+    told = fidelity.divergence(np.array([1]), np.log(q), head, {"hidden": np.log(p)}, head, same_head=False)
+    assert told["log_probs"][0] == pytest.approx(np.log(0.5))
+    assert told["kl"][0] == pytest.approx(0.25 * np.log(2))  # 1/2 ln 2 + 1/4 ln 1/2
+    assert not told["agree"][0]
 
 
 @pytest.mark.parametrize("rows", [1, 3, fidelity.HEAD_ROWS, fidelity.HEAD_ROWS + 5])
@@ -37,7 +37,8 @@ def test_divergence_does_not_depend_on_the_blocks(rows: int) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, rows, 11)).astype(np.float32)
     targets = rng.integers(11, size=rows)
-    scores, kl, agree = fidelity.divergence(targets, a, head, b, head)
+    told = fidelity.divergence(targets, a, head, {"hidden": b}, head, same_head=False)
+    scores, kl, agree = told["log_probs"], told["kl"], told["agree"]
     p, q = head(b.astype(np.float64)), head(a.astype(np.float64))
     np.testing.assert_allclose(kl, (np.exp(p) * (p - q)).sum(axis=1), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(scores, q[np.arange(rows), targets], rtol=1e-5, atol=1e-6)

@@ -64,7 +64,7 @@ def test_equal_systems_differ_in_nothing() -> None:
 def test_a_handful_of_items_says_nothing(items: int) -> None:
     change = statistics.mean(np.random.default_rng(6).normal(5, 1, size=items))
     assert (change.interval, change.p_value) == (None, 1)
-    assert change.doubt == f"{items} items; 5 are the least"
+    assert change.doubt == f"{items} {'item' if items == 1 else 'items'}; 5 are the least"
 
 
 def test_unchanged_items_say_something_from_twenty_on() -> None:

@@ -83,7 +83,7 @@ config = LlamaConfig(
     max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
 module = LlamaForCausalLM(config)
-english = "\n".join(article["en"] for article in articles)
+english = "\n\n".join(article["en"] for article in articles)
 Path("my_text.txt").write_text(english[-3000:], encoding="utf-8")
 tokens = torch.tensor(tokenizer(english[:-3000])["input_ids"])
 optimizer = torch.optim.Adam(module.parameters(), lr=0.005)
