@@ -16,7 +16,7 @@ import tempfile
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -125,6 +125,12 @@ class Room:
         """`release` these tensors, once something did not fit."""
         if self.full:
             release(numbers)
+
+    def passing(self, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The same tensors; each leaves memory before the next comes, once something did not fit."""
+        for name, tensor in named:
+            yield name, tensor
+            self.release([tensor])
 
     def _give_back(self, size: int) -> None:
         with self._lock:

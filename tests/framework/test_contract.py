@@ -83,6 +83,26 @@ def test_hidden_and_head_give_transformers_log_probs(framework: Framework, chang
     np.testing.assert_allclose(log_probs, expected, atol=1e-5)
 
 
+def test_a_model_larger_than_memory_gives_the_same_scores_and_integers(framework: Framework) -> None:
+    model = described(num_hidden_layers=3).open(Path("unused"))
+    sides = [framework.load(model, Device("cpu", "cpu", max_memory={"cpu": bound})) for bound in (None, "8KiB")]
+    assert [side.room.full for side in sides] == [False, True]
+    for quantizer in (None, W8A8S(fraction=0.05), W8A8Dynamic()):
+        if quantizer is not None:
+            sides = [framework.load(model, Device("cpu", "cpu", max_memory={"cpu": bound})) for bound in (None, "8KiB")]
+            for side in sides:
+                framework.calibrator(side, quantizer, TEXTS, 64).run()
+            one, other = (side.tensors() for side in sides)
+            assert all(torch.equal(one[name], other[name]) for name in one)
+        batches = [np.array([[5, 6, 7], [8, 9, 10]]), np.array([list(range(3, 80))])]
+        for states, bounded in zip(*(cast(Any, side).hiddens(batches) for side in sides), strict=True):
+            np.testing.assert_array_equal(states, bounded)
+        questions = [(list(range(3, 90)), [[7, 8, 9], [100, 12]]), ([5], [[6]])]
+        for scores, bounded in zip(*(cast(Any, side).all_continuations(questions) for side in sides), strict=True):
+            for option, same in zip(scores, bounded, strict=True):
+                np.testing.assert_array_equal(option, same)
+
+
 def test_continuations_share_a_prefix_and_equal_scoring_each_alone(framework: Framework) -> None:
     model, reference = loaded(framework), tiny()
     prefix = model.encode("The answer is")

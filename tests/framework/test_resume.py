@@ -9,6 +9,7 @@ import torch
 
 from slimrun.ops.calibration.journal import Journal
 from slimrun.ops.calibration.rdoq import factors, head, rounding
+from slimrun.ops.framework.base import Framework
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.rdoq import RDOQ
@@ -37,9 +38,12 @@ class Steps:
             raise Killed
 
 
-def quantized(quantizer: Quantizer, journal: Journal, steps: Steps) -> dict[str, torch.Tensor]:
-    model = PyTorch().load(described(num_hidden_layers=3).open(Path("unused")), CPU)
-    calibrator = PyTorch().calibrator(model, quantizer, TEXTS, 48)
+def quantized(
+    quantizer: Quantizer, journal: Journal, steps: Steps, framework: Framework | None = None
+) -> dict[str, torch.Tensor]:
+    framework = framework or PyTorch()
+    model = framework.load(described(num_hidden_layers=3).open(Path("unused")), CPU)
+    calibrator = framework.calibrator(model, quantizer, TEXTS, 48)
     calibrator.journal = journal
     calibrator.quantize(progress=steps)
     calibrator.calibrate(steps)
@@ -61,17 +65,18 @@ def test_every_place_to_be_killed_at(quantizer: Quantizer, tmp_path: Path) -> No
         assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
-def test_what_is_noted_is_not_done_again(tmp_path: Path) -> None:
+def test_what_is_noted_is_not_done_again(framework: Framework, tmp_path: Path) -> None:
     whole = Steps()
-    quantized(METHODS[0], Journal(), whole)
+    expected = quantized(METHODS[0], Journal(), whole, framework)
     with pytest.raises(Killed):
-        quantized(METHODS[0], Journal(tmp_path, seconds=0), Steps(whole.done - 1))
+        quantized(METHODS[0], Journal(tmp_path, seconds=0), Steps(whole.done - 1), framework)
     steps = Steps()
-    quantized(METHODS[0], Journal(tmp_path, seconds=0), steps)
+    tensors = quantized(METHODS[0], Journal(tmp_path, seconds=0), steps, framework)
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     linears, samples = 3 * 7, len(TEXTS)
     assert steps.done == linears + samples  # of the last part alone
     again = Steps()
-    quantized(METHODS[0], Journal(tmp_path, seconds=0), again)
+    quantized(METHODS[0], Journal(tmp_path, seconds=0), again, framework)
     assert again.done == linears
 
 

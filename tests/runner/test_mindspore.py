@@ -12,7 +12,9 @@ from slimrun.ops import load_bundle
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework import mindspore
 
+from ..conftest import tiny
 from .console import FAST, results, slimrun
+from .test_larger_than_memory import assert_same
 
 pytestmark = pytest.mark.mindspore
 try:
@@ -55,6 +57,14 @@ def test_numbers_are_those_of_pytorch(tmp_path: Path) -> None:
     assert first["config_hash"] != second["config_hash"]
 
 
+def test_a_model_larger_than_memory_gives_the_same(tmp_path: Path) -> None:
+    model, folder = tiny(tie_word_embeddings=False), tmp_path / "model"
+    model.module.half().save_pretrained(folder, max_shard_size="60KB")
+    model.tokenizer.save_pretrained(folder)
+    run = ["framework=mindspore", "model=hf", f"model.path={folder}", "model.dtype=float32"]
+    assert_same(tmp_path, *run, "quant=lowbit", "quant.do_smooth=true", "quant.embeddings=int8")
+
+
 def test_the_users_own_network(tmp_path: Path) -> None:
     tasks = ["task=[perplexity,translation]", "task.translation.limit=2", "task.translation.max_new_tokens=4"]
     code, _, err = slimrun(tmp_path, *RUN, *OWN, *tasks)
@@ -71,7 +81,7 @@ def test_the_users_own_network(tmp_path: Path) -> None:
     [
         (["framework.weights=npz"], "framework.weights=npz is not known; allowed: safetensors, ckpt"),
         (["device=cuda"], "device=cuda: framework=mindspore runs on cpu, npu"),
-        (["device=cpu_disk"], "device.max_memory is for framework=pytorch"),
+        (["device=cpu_disk", "device.type=npu"], "device.max_memory: framework=mindspore holds the model on the card"),
         (["device=npu"], "device=npu: MindSpore finds no Ascend here; install CANN"),
         (
             ["model=hf", "model.path=x/y", "model.trust_remote_code=true"],

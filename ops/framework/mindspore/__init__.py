@@ -16,6 +16,7 @@ import numpy as np
 from slimrun.ops import calibration
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.framework.base import Device, LoadedModel
+from slimrun.ops.memory import Room
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
 
@@ -98,7 +99,7 @@ class MindSpore:
         _set_device(device)
         from . import loading
 
-        return loading.load(model, str(self.fingerprint(model)))
+        return loading.load(model, str(self.fingerprint(model)), _room(device))
 
     def calibrator(
         self, model: LoadedModel, quantizer: Quantizer, texts: Sequence[str], length: int
@@ -110,14 +111,19 @@ class MindSpore:
         assert isinstance(model, MindSporeModel)
         samples = [[model.tokenizer(text, truncation=True, max_length=length)["input_ids"]] for text in texts]
         forward = model.states if quantizer.ignore_last_linear else model.logits
-        return calibration.calibrator(MindSporeNetwork(model.network, forward), quantizer, samples)
+        return calibration.calibrator(MindSporeNetwork(model.network, forward, model.room), quantizer, samples)
 
     def restore(self, folder: Path, device: Device, trust_remote_code: bool = False) -> MindSporeModel:
         """The running model of a bundle folder, from nothing but its files."""
         _set_device(device)
         from . import loading
 
-        return loading.restore(folder, trust_remote_code)
+        return loading.restore(folder, _room(device), trust_remote_code)
+
+
+def _room(device: Device) -> Room:
+    """What main memory has for a model; a card holds its model itself."""
+    return Room(device.room, device.offload_folder) if device.type == "cpu" else Room()
 
 
 def _set_device(device: Device) -> None:
@@ -128,10 +134,13 @@ def _set_device(device: Device) -> None:
             f"device.device_map={device.device_map} is for framework=pytorch; framework=mindspore runs on one "
             f"device: {', '.join(DEVICES)}"
         )
-    if any(device.max_memory.values()):
-        raise Unavailable("device.max_memory is for framework=pytorch; framework=mindspore holds the model in memory")
     if device.type not in DEVICES:
         raise Unavailable(f"device={device.name}: framework=mindspore runs on {', '.join(DEVICES)}")
+    if device.type != "cpu" and any(device.max_memory.values()):
+        raise Unavailable(
+            f"device.max_memory: framework=mindspore holds the model on the card with device={device.name}; it is for "
+            "device=cpu"
+        )
     import mindspore
 
     if mindspore.get_context("device_target") == DEVICES[device.type]:

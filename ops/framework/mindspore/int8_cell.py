@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 
 from slimrun.ops.format.arithmetic import EXACT_FLOAT32_DEPTH, ActivationGrid, dynamic_linear, int8_linear
 from slimrun.ops.format.linear import DynamicInt8Linear, Int8Linear, Int8Table, QuantizedLinear, WeightOnlyLinear
@@ -190,7 +191,10 @@ def _output_dtype(x: Any, *_: Any) -> Any:
 
 
 def _parameter(name: str, tensor: torch.Tensor) -> Parameter:
-    return Parameter(from_torch(tensor), name=name, requires_grad=False)
+    values = from_torch(tensor)
+    parameter = Parameter(initializer("zeros", values.shape, values.dtype), name=name, requires_grad=False)
+    parameter.set_data(values)  # a Parameter that is made of values copies them
+    return parameter
 
 
 def _row_scales(linear: WeightOnlyLinear) -> torch.Tensor:

@@ -15,18 +15,19 @@ import numpy.typing as npt
 import torch
 from mindspore import Tensor, nn, ops
 
-from slimrun.ops.framework.mindspore.llama import CHUNK, WIDTH, Llama, columns_of
+from slimrun.ops.framework.mindspore.llama import CHUNK, Llama, columns_of
 from slimrun.ops.memory import Room
-from slimrun.ops.model.text import CHECKSUM_PROMPTS, TextModel
+from slimrun.ops.model.text import CHECKSUM_PROMPTS, Prefixed, TextModel
 from slimrun.ops.weights.mindspore import to_torch
 
 from .int8_cell import QuantizedCell
+from .mapped import numbers
+from .reading import Text, layer_by_layer, prefixed, rounded, through_graph, whole
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 LOADER_KEY = "slimrun_loader"  # in the config.json of a network that the user's own function makes
-SHORT_CHUNK = 16  # tokens of the options after a prefix that are run at once, or a multiple
 CHECKSUM_WIDTH = 512  # tokens: that of the default windows, so that nothing is compiled for the checksum alone
 SHORTEST = 32  # tokens that a user's network is compiled for at least; then the powers of two
 
@@ -38,12 +39,20 @@ class MindSporeModel(TextModel):
     see, to powers of two: each is compiled once. Nothing is known of a cache, so generation runs the whole text anew.
     """
 
-    def __init__(self, network: nn.Cell, tokenizer: Any, name: str, fingerprint: str, loader: str = "") -> None:
+    def __init__(
+        self,
+        network: nn.Cell,
+        tokenizer: Any,
+        name: str,
+        fingerprint: str,
+        loader: str = "",
+        room: Room | None = None,
+    ) -> None:
         super().__init__(tokenizer, getattr(network, "config", None))
         self.network = network.set_train(False)
         self.name = name
         self.fingerprint = fingerprint
-        self.room = Room()
+        self.room = room or Room()
         self._loader = loader
         self._compiled: tuple[list[str], Any] = ([], None)
 
@@ -155,16 +164,21 @@ class LlamaModel(MindSporeModel):
     """The LLaMA of `slimrun.ops.framework.mindspore.llama`, run with a key-value cache.
 
     Scores come from the states before the output head and the head apart, one prefix is run once for all its
-    continuations, and generation computes each token once. A compilation takes seconds and serves one shape, so few
-    shapes occur: tokens come in chunks of `CHUNK`, padded on the right, and caches are multiples of `WIDTH` columns.
+    continuations, and generation computes each token once. `reading` says how.
     """
 
     network: Llama
 
     def __init__(
-        self, network: Llama, tokenizer: Any, name: str, fingerprint: str, generation_config: Any = None
+        self,
+        network: Llama,
+        tokenizer: Any,
+        name: str,
+        fingerprint: str,
+        generation_config: Any = None,
+        room: Room | None = None,
     ) -> None:
-        super().__init__(network, tokenizer, name, fingerprint)
+        super().__init__(network, tokenizer, name, fingerprint, room=room)
         self._generation_config = generation_config
         self._head: tuple[Any, Callable[[FloatArray], FloatArray]] = (None, self.output_head())
 
@@ -176,9 +190,17 @@ class LlamaModel(MindSporeModel):
     def hidden(self, ids: IntArray) -> FloatArray:
         """Hidden states [B, T, H] before the output head, of tokens [B, T], in one call."""
         self.check_tokens(ids, "row")
-        width = _rounded(ids.shape[1], CHUNK)
-        states, _ = self._advance(ids, width, 0, self.network.new_cache(len(ids), width))
-        return states
+        return self._read(whole(ids))[0]
+
+    def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
+        """The same of each batch; all of them through a layer before the next where memory has no room."""
+        if not self.room.full:
+            yield from super().hiddens(batches)
+            return
+        for ids in batches:
+            self.check_tokens(ids, "row")
+        for states in layer_by_layer(self.network, list(map(whole, batches)), self.room):
+            yield states[0]
 
     def log_probs(self, hidden: FloatArray) -> FloatArray:
         """Log-probabilities [N, V] of hidden states [N, H]."""
@@ -196,7 +218,7 @@ class LlamaModel(MindSporeModel):
             return ops.log_softmax(head(hidden.astype(dtype)).astype(ms.float32), -1)
 
         def log_probs(hidden: FloatArray) -> FloatArray:
-            rows = _rounded(len(hidden), CHUNK)
+            rows = rounded(len(hidden), CHUNK)
             padded = np.zeros((rows, hidden.shape[1]), np.float32)
             padded[: len(hidden)] = hidden
             return _float_array(scores(Tensor(padded)))[: len(hidden)]
@@ -209,18 +231,27 @@ class LlamaModel(MindSporeModel):
         self.check_tokens(options, "option")
         if len(options) == 0:
             return []
-        count, length = len(options), max(map(len, options))
-        cache = self.network.new_cache(1, _rounded(len(prefix) + length, WIDTH))
-        tokens = np.array([prefix])
-        for start in range(0, len(prefix), CHUNK):
-            part, cache = self._advance(tokens[:, start : start + CHUNK], CHUNK, start, cache)
-        states = np.repeat(part[:, -1:], count, axis=0)
+        return self._scores(self._read(prefixed(prefix, options)), options)
+
+    def all_continuations(self, questions: Sequence[Prefixed]) -> Iterator[list[FloatArray]]:
+        """The same of each; all of them through a layer before the next where memory has no room."""
+        if not self.room.full or not all(options for _, options in questions):
+            yield from super().all_continuations(questions)
+            return
+        self.check_tokens([prefix for prefix, _ in questions], "prefix")
+        self.check_tokens([option for _, options in questions for option in options], "option")
+        texts = [prefixed(*question) for question in questions]
+        for (_, options), states in zip(questions, layer_by_layer(self.network, texts, self.room), strict=True):
+            yield self._scores(states, options)
+
+    def _scores(self, read: Sequence[FloatArray], options: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """Token log-probabilities of options, of the states of a prefix's steps and of their own one."""
+        length = max(map(len, options))
+        last = read[-2 if length > 1 else -1][:, -1:]
+        states = np.repeat(last, len(options), axis=0)
         if length > 1:
-            repeated = [tuple(ops.tile(layer, (count, 1, 1, 1)) for layer in half) for half in cache]
-            ids = np.array([[*option, *[0] * (length - len(option))] for option in options])[:, :-1]
-            later, _ = self._advance(ids, _rounded(length - 1, SHORT_CHUNK), len(prefix), repeated)
-            states = np.concatenate([states, later], axis=1)
-        scores = self.log_probs(states.reshape(count * length, -1)).reshape(count, length, -1)
+            states = np.concatenate([states, read[-1]], axis=1)
+        scores = self.log_probs(states.reshape(len(options) * length, -1)).reshape(len(options), length, -1)
         return [_chosen(row[: len(option)], option) for row, option in zip(scores, options)]
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
@@ -228,7 +259,9 @@ class LlamaModel(MindSporeModel):
         self.check_request(prompts, max_new_tokens)
         if len(prompts) == 0 or max_new_tokens == 0:
             return [[] for _ in prompts]
-        return self.network.generate(prompts, max_new_tokens, self.stop_tokens(), self._graph())
+        answers = self.network.generate(prompts, max_new_tokens, self.stop_tokens(), self._graph())
+        self.room.release(numbers(self.network))
+        return answers
 
     def save_description(self, folder: Path) -> None:
         """config.json (rope theta also at the top level, where older readers look) and the tokenizer's files."""
@@ -240,16 +273,11 @@ class LlamaModel(MindSporeModel):
             self._generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _advance(self, ids: IntArray, width: int, start: int, cache: Any) -> tuple[FloatArray, Any]:
-        """(states [B, T, H], cache) of tokens [B, T] that stand at the columns from `start` on, padded to `width`.
-
-        What padding writes into the cache lies behind the tokens, and the tokens that come there overwrite it.
-        """
-        tokens = np.zeros((len(ids), width), np.int32)
-        tokens[:, : ids.shape[1]] = ids
-        columns = np.broadcast_to(np.arange(start, start + width, dtype=np.int32), tokens.shape).copy()
-        states, *cache = self._graph()(Tensor(tokens), Tensor(columns), *(ms.mutable(half) for half in cache))
-        return _float_array(states)[:, : ids.shape[1]], cache
+    def _read(self, text: Text) -> list[FloatArray]:
+        """States [B, T, H] before the output head, of each step of a text."""
+        states = through_graph(self.network, self._graph(), text)
+        self.room.release(numbers(self.network))
+        return states
 
     def _compile(self) -> Any:
         backbone = self.network.model
@@ -273,11 +301,6 @@ def stored_tensors(network: nn.Cell) -> dict[str, torch.Tensor]:
         if id(parameter) not in inside:
             stored[parameter.name] = to_torch(parameter)
     return {name: tensor.detach().contiguous() for name, tensor in stored.items()}
-
-
-def _rounded(count: int, step: int) -> int:
-    """The next multiple of the step."""
-    return -(-count // step) * step
 
 
 def _chosen(log_probs: FloatArray, tokens: Sequence[int]) -> FloatArray:

@@ -12,6 +12,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from slimrun.ops.framework.mindspore.compiled import attend, gated, normalize, project
@@ -29,7 +30,7 @@ class Embedding(nn.Cell):
 
     def __init__(self, rows: int, width: int, dtype: Any) -> None:
         super().__init__()
-        self.weight = Parameter(ops.zeros((rows, width), dtype), name="weight", requires_grad=False)
+        self.weight = Parameter(initializer("zeros", (rows, width), dtype), name="weight", requires_grad=False)
 
     def construct(self, ids: Tensor) -> Tensor:
         """ids [B, T] -> [B, T, H]."""
@@ -133,14 +134,9 @@ class Backbone(nn.Cell):
         A token stands at its column: that is its position, where its key is written, and it sees the columns up to
         its own. Padding on the right is therefore never seen, and needs no mask.
         """
-        x = self.embed_tokens(ids)
-        angles = columns.astype(ms.float32).expand_dims(2) * self.frequencies
-        angles = ops.concat((angles, angles), 2).expand_dims(1)
-        cos = (ops.cos(angles) * self.rope_scale).astype(x.dtype)
-        sin = (ops.sin(angles) * self.rope_scale).astype(x.dtype)
         width = ids.shape[1] if keys is None else keys[0].shape[2]
-        hidden = ops.arange(width).reshape(1, 1, 1, width) > columns.expand_dims(1).expand_dims(3)
-        mask = hidden.astype(ms.float32) * float(np.finfo(np.float32).min)
+        x = self.embed_tokens(ids)
+        cos, sin, mask = self.beside(columns, width, x.dtype)
         new_keys: tuple[Tensor, ...] = ()
         new_values: tuple[Tensor, ...] = ()
         for index, layer in enumerate(self.layers):
@@ -150,6 +146,15 @@ class Backbone(nn.Cell):
                 x, key, value = layer(x, cos, sin, mask, columns, keys[index], values[index])
                 new_keys, new_values = (*new_keys, key), (*new_values, value)
         return self.norm(x), new_keys, new_values
+
+    def beside(self, columns: Tensor, width: int, dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """What every layer is given of tokens at these columns [B, T] of a cache of `width`: cos, sin and the mask."""
+        angles = columns.astype(ms.float32).expand_dims(2) * self.frequencies
+        angles = ops.concat((angles, angles), 2).expand_dims(1)
+        cos = (ops.cos(angles) * self.rope_scale).astype(dtype)
+        sin = (ops.sin(angles) * self.rope_scale).astype(dtype)
+        hidden = ops.arange(width).reshape(1, 1, 1, width) > columns.expand_dims(1).expand_dims(3)
+        return cos, sin, hidden.astype(ms.float32) * float(np.finfo(np.float32).min)
 
 
 class Llama(nn.Cell):

@@ -22,6 +22,7 @@ from slimrun.ops.format.linear import Int8Table, restored_linear
 from slimrun.ops.framework.mindspore.cells import activation_of, add_bias, cell_of, gates, linear_names, put
 from slimrun.ops.framework.mindspore.llama import Llama, rope
 from slimrun.ops.framework.opening import open_config, open_generation_config, open_tokenizer
+from slimrun.ops.memory import Room, in_files
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.model.own import Own
 from slimrun.ops.weights.base import read_tensors
@@ -45,10 +46,14 @@ def outline_of(network: nn.Cell) -> Outline:
     return Outline(linear_names(network), count, count * width, kept=gates(network))
 
 
-def load(model: Model, fingerprint: str) -> MindSporeModel:
-    """The float model; a random one has the same weights as with framework=pytorch."""
+def load(model: Model, fingerprint: str, room: Room) -> MindSporeModel:
+    """The float model; a random one has the same weights as with framework=pytorch.
+
+    Its weights stay in the files that they are read from. What is not there, numbers of another dtype for one, lies in
+    files of `room` where memory has none for the model.
+    """
     if own := model.own():
-        return MindSporeModel(cell(own[0]), own[1], model.name, fingerprint, model.origin())
+        return MindSporeModel(cell(own[0]), own[1], model.name, fingerprint, model.origin(), room)
     module = model.drawn()
     if module is None:
         folder = _fetched(model)
@@ -63,25 +68,26 @@ def load(model: Model, fingerprint: str) -> MindSporeModel:
     network = Llama(config, DTYPES[dtype])
     if lost := misfit_of(network, weights):
         raise ValueError(lost.told(source, "LlamaForCausalLM", weights, config.to_dict()))
-    check_finite(weights.items())
-    fill_float(network, weights, source)
-    return LlamaModel(network, model.tokenizer(), model.name, fingerprint, generation)
+    room.holds(network, sum(parameter.nbytes for parameter in network.get_parameters()))
+    check_finite(room.passing(weights.items()))
+    fill_float(network, weights, source, room=room)
+    return LlamaModel(network, model.tokenizer(), model.name, fingerprint, generation, room)
 
 
-def restore(folder: Path, trust_remote_code: bool) -> MindSporeModel:
-    """The running model of a bundle folder; ValueError names what does not fit."""
+def restore(folder: Path, room: Room, trust_remote_code: bool) -> MindSporeModel:
+    """The running model of a bundle folder, its tensors in `room`; ValueError names what does not fit."""
     stored, described, config, tokenizer, generation = bundle.undisturbed(
         folder, lambda place: _open(place, trust_remote_code)
     )
     model: MindSporeModel
     if config is None:
         network = cell(Own(folder.name, str(described[LOADER_KEY])).own()[0])
-        model = MindSporeModel(network, tokenizer, folder.name, "bundle", str(described[LOADER_KEY]))
+        model = MindSporeModel(network, tokenizer, folder.name, "bundle", str(described[LOADER_KEY]), room)
     else:
         network = Llama(config, DTYPES[dtype_name("auto", config)])
-        model = LlamaModel(network, tokenizer, folder.name, "bundle", generation)
+        model = LlamaModel(network, tokenizer, folder.name, "bundle", generation, room)
     shapes = {table.name: table.shape for table in stored_tables(network, stored.types, stored.tensors)}
-    decoded = bundle.decode(stored, linear_names(network) | shapes)
+    decoded = bundle.decode(stored, linear_names(network) | shapes, room)
     fill(network, decoded.tensors, decoded.types, stored.weights)
     return model
 
@@ -201,12 +207,18 @@ def content_hash(network: nn.Cell) -> str:
 
 
 def fill_float(
-    network: nn.Cell, tensors: Mapping[str, torch.Tensor], source: Path | str, skip: Container[str] = ()
+    network: nn.Cell,
+    tensors: Mapping[str, torch.Tensor],
+    source: Path | str,
+    skip: Container[str] = (),
+    room: Room | None = None,
 ) -> None:
     """Give every parameter of the network but `skip` its tensor, in the parameter's dtype; others are left over.
 
+    Once something did not fit into `room`, what lies in no file comes into its files.
     ValueError names the parameter that the source lacks or has in another shape.
     """
+    mapped = dict(zip(tensors, in_files(tensors.values()), strict=True)) if room is not None and room.full else {}
     for parameter in network.get_parameters():
         if parameter.name in skip:
             continue
@@ -218,10 +230,15 @@ def fill_float(
             raise ValueError(
                 f"{source}: {parameter.name} has the shape {tuple(tensor.shape)}, the network's has {parameter.shape}"
             )
-        assign(parameter, tensor)
+        values = in_dtype(parameter, tensor)
+        if room is not None and room.full:
+            if values is not tensor or not mapped[parameter.name]:
+                values = room.keep(values)
+            room.release([tensor])
+        parameter.set_data(from_torch(values))
 
 
-def assign(parameter: Parameter, tensor: torch.Tensor) -> None:
-    """Set the parameter to the tensor, cast to its dtype on the host."""
+def in_dtype(parameter: Parameter, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the parameter's dtype, cast on the host."""
     kinds: dict[Any, torch.dtype] = {ms.float32: torch.float32, ms.float16: torch.float16, ms.bfloat16: torch.bfloat16}
-    parameter.set_data(from_torch(tensor.to(kinds[parameter.dtype]) if parameter.dtype in kinds else tensor))
+    return tensor.to(kinds[parameter.dtype]) if parameter.dtype in kinds else tensor

@@ -33,16 +33,18 @@ from .cells import (
     put,
 )
 from .int8_cell import QuantizedCell, quantized_cell
+from .mapped import released_after_use
 from .tables import put_table, tables
 
 
 class MindSporeNetwork:
     """A network as `slimrun.ops.calibration.base.Network`; `forward` runs one sample, by default the network itself."""
 
-    def __init__(self, network: nn.Cell, forward: Callable[..., Any] | None = None) -> None:
+    def __init__(self, network: nn.Cell, forward: Callable[..., Any] | None = None, room: Room | None = None) -> None:
         self.network = network
         self.forward = forward or network
-        self.room = Room()
+        self.room = room or Room()
+        self._runs = 0
         self._blocks = Blocks("construct", Tensor, lambda cell: (one for _, one in cell.cells_and_names()))
 
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -76,7 +78,9 @@ class MindSporeNetwork:
         """Weight and bias."""
         cell = cell_of(self.network, name)
         bias = bias_of(cell)
-        yield to_torch(cell.weight), None if bias is None else to_torch(bias).clone()
+        weight = to_torch(cell.weight)
+        yield weight, None if bias is None else to_torch(bias).clone()
+        self.room.release([weight])
 
     def replace(self, name: str, linear: QuantizedLinear) -> Callable[[], None]:
         """Put a quantized linear in the place of the one that is there; calling what is returned puts it back."""
@@ -101,6 +105,7 @@ class MindSporeNetwork:
     def watching(self, watchers: Mapping[str, Watcher]) -> Iterator[None]:
         """Meanwhile each linear's input goes to its watcher before the linear computes."""
         check_mode()
+        runs = self._runs
         watched = {
             name: Watched(cell_of(self.network, name), self._blocks.while_live(watcher))
             for name, watcher in watchers.items()
@@ -114,7 +119,7 @@ class MindSporeNetwork:
                 put(self.network, name, cell.cell)
                 if isinstance(cell.cell, QuantizedCell):
                     cell.cell.update()
-        if watched and not any(cell.calls for cell in watched.values()):
+        if watched and self._runs > runs and not any(cell.calls for cell in watched.values()):
             raise ValueError(
                 "no linear was called during calibration: is the network compiled (ms.jit)? calibrate it in PyNative"
             )
@@ -159,7 +164,7 @@ class MindSporeNetwork:
         """Give a norm or a linear this weight and this bias; None: what it has stays."""
         cell = cell_of(self.network, name)
         parameter = cell.cell.weight if isinstance(cell, Biased) else cell.weight
-        parameter.set_data(from_torch(weight.to(to_torch(parameter).dtype)))
+        parameter.set_data(from_torch(self.room.keep(weight.to(to_torch(parameter).dtype))))
         if bias is not None:
             add_bias(self.network, name, bias.to(to_torch(parameter).dtype))
 
@@ -169,7 +174,9 @@ class MindSporeNetwork:
 
     def run(self, sample: Sample) -> Any:
         """The network on one sample."""
-        return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
+        self._runs += 1
+        with released_after_use(self.network, self.room):
+            return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
 
     def tell_parts(self, sample: Sample) -> int:
         """In how many parts the network can run, tried out on a sample."""
@@ -180,8 +187,10 @@ class MindSporeNetwork:
         return self._blocks.tell(blocks_of(self.network), partial(self.run, sample), same)
 
     def run_part(self, part: int, sample: Sample, state: Any) -> Any:
-        """One part of the network on one sample, given what the part before gave of it."""
-        return self._blocks.run(part, partial(self.run, sample), state)
+        """One part of the network on one sample, given what the part before gave of it, as a torch tensor."""
+        given = from_torch(state) if isinstance(state, torch.Tensor) else state
+        out = self._blocks.run(part, partial(self.run, sample), given)
+        return to_torch(out) if isinstance(out, Tensor) else out
 
 
 class Watched(nn.Cell):

@@ -46,7 +46,7 @@ class PyTorch:
         """The float model on the device."""
         from .language_model import TorchModel, check_output_head
         from .loading import load_pretrained
-        from .mapped import released, settle
+        from .mapped import settle
         from .placement import input_device, place
 
         check_device(device)
@@ -54,7 +54,7 @@ class PyTorch:
         module = model.drawn()
         module = place(load_pretrained(model.fetch(), model, room) if module is None else module, device)
         settle(module, room)
-        check_finite(released(module.named_parameters(), room))
+        check_finite(room.passing(module.named_parameters()))
         fingerprint = str(self.fingerprint(model))
         loaded = TorchModel(module, model.tokenizer(), model.name, fingerprint, input_device(module, device), room)
         check_output_head(loaded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,13 +38,6 @@ class Release:
 
     def __deepcopy__(self, _: object) -> Release:
         return self
-
-
-def released(named: Iterable[tuple[str, Tensor]], room: Room) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors; each leaves memory before the next comes."""
-    for name, tensor in named:
-        yield name, tensor
-        room.release([tensor])
 
 
 def move(parameters: Sequence[nn.Parameter], to: Callable[[Tensor], Tensor]) -> None:
