@@ -93,7 +93,7 @@ RECIPES = {
 
         from slimrun.evaluation import prompt
         from slimrun.evaluation.base import at_least, protocol_of
-        from slimrun.evaluation.comparison import Report, paired
+        from slimrun.evaluation.comparison import Margin, Report, paired
         from slimrun.evaluation.source import items
 
 
@@ -139,7 +139,8 @@ RECIPES = {
             def compare(self, name, float_outputs, quant_outputs):
                 score = paired(
                     name, "bits a character", float_outputs["bits"], quant_outputs["bits"],
-                    margin=self.margin_bits, higher_is_better=False, signature=f"lines:{self.limit}",
+                    margin=Margin(self.margin_bits, "bits a character"), higher_is_better=False,
+                    signature=f"lines:{self.limit}",
                 )
                 return Report(score.metrics("bits"), [score])
     ''',
