@@ -5,7 +5,9 @@
 The weights are random, in float16 shards in a temporary folder. Each method runs as a process of its own on four short
 prompts and two short windows, its tensors bounded to `--memory`; beside it the shards are copied with fsync. `--same`
 runs each again with everything in memory, and compares the bundles byte by byte. `--quant rdoq` says what its products
-alone would take at the speed of this machine.
+alone would take at the speed of this machine. `--peers PYTHON ...` are interpreters of environments that have
+auto-round (`pip install auto-round`) or llm-compressor (`pip install llmcompressor`): the same folder in W8A8 by
+rounding alone.
 """
 
 from __future__ import annotations
@@ -36,6 +38,13 @@ PROMPTS = [
     "Bread is made of flour, water, salt and time.",
     "The first railways carried coal, and only later people.",
 ]
+PEERS = {
+    "auto_round": "from auto_round import AutoRound; AutoRound(sys.argv[1], scheme='INT8_W8A8', iters=0, nsamples=4, "
+    "seqlen=64, batch_size=1, device_map='cpu', disable_opt_rtn=True)"
+    ".quantize_and_save(sys.argv[2], format='auto_round')",
+    "llmcompressor": "from llmcompressor import model_free_ptq; model_free_ptq(sys.argv[1], sys.argv[2], "
+    "scheme='W8A8', ignore=['lm_head', 're:.*embed_tokens'], device='cpu')",
+}
 WIDTH, INNER = 4096, 11008
 LINEARS = [(WIDTH, WIDTH)] * 4 + [(INNER, WIDTH)] * 2 + [(WIDTH, INNER)]  # of a layer
 INPUTS = [WIDTH, WIDTH, WIDTH, INNER]  # widths of those that are factored
@@ -49,12 +58,15 @@ def main() -> None:
     parser.add_argument("--quant", nargs="+", default=["w8a8s", "w8a8"])
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: the system's temporary folder")
     parser.add_argument("--same", action="store_true", help="compare with runs in memory, bundle by bundle")
+    parser.add_argument("--peers", nargs="+", default=[], help="interpreters that have auto-round or llm-compressor")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         size = make(folder / "model", arguments.layers)
         print(f"{arguments.layers} layers of LLaMA2-7B's shape: {size / 1e9:.2f} GB in float16")
         print(f"a plain copy of the shards with fsync: {copy_seconds(folder / 'model', folder / 'copy'):.1f} s")
+        for python in arguments.peers:
+            run_peer(python, folder)
         for quant in arguments.quant:
             report(quant, results := run(folder, quant, arguments.memory))
             if quant == "rdoq":
@@ -141,6 +153,21 @@ def speed(dtype: torch.dtype) -> float:
         torch.nn.functional.linear(x, weight)
         seconds.append(time.monotonic() - begin)
     return 2 * 2048 * WIDTH * WIDTH / min(seconds)
+
+
+def run_peer(python: str, folder: Path) -> None:
+    """A line on what the peer of this environment takes."""
+    found = [name for name in PEERS if not subprocess.run([python, "-c", f"import {name}"], check=False).returncode]
+    if not found:
+        raise ValueError(f"--peers {python} has none of {', '.join(PEERS)}")
+    [name, *_] = found
+    process = subprocess.Popen([python, "-c", f"import sys; {PEERS[name]}", folder / "model", folder / name])
+    begin = time.monotonic()
+    _, status, used = os.wait4(process.pid, 0)
+    print(
+        f"{name}: {time.monotonic() - begin:.0f} s, {used.ru_utime + used.ru_stime:.0f} of the processor, peak "
+        f"{used.ru_maxrss / 2**20:.2f} GiB, written {BLOCK * used.ru_oublock / 1e9:.2f} GB, status {status}"
+    )
 
 
 def place(folder: Path, quant: str, memory: str | None) -> Path:
