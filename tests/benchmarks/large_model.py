@@ -38,12 +38,12 @@ PROMPTS = [
     "Bread is made of flour, water, salt and time.",
     "The first railways carried coal, and only later people.",
 ]
-PEERS = {
+PEERS = {  # llm-compressor brings the other one
+    "llmcompressor": "from llmcompressor import model_free_ptq; model_free_ptq(sys.argv[1], sys.argv[2], "
+    "scheme='W8A8', ignore=['lm_head', 're:.*embed_tokens'], device='cpu')",
     "auto_round": "from auto_round import AutoRound; AutoRound(sys.argv[1], scheme='INT8_W8A8', iters=0, nsamples=4, "
     "seqlen=64, batch_size=1, device_map='cpu', disable_opt_rtn=True)"
     ".quantize_and_save(sys.argv[2], format='auto_round')",
-    "llmcompressor": "from llmcompressor import model_free_ptq; model_free_ptq(sys.argv[1], sys.argv[2], "
-    "scheme='W8A8', ignore=['lm_head', 're:.*embed_tokens'], device='cpu')",
 }
 WIDTH, INNER = 4096, 11008
 LINEARS = [(WIDTH, WIDTH)] * 4 + [(INNER, WIDTH)] * 2 + [(WIDTH, INNER)]  # of a layer
