@@ -25,7 +25,7 @@ from slimrun.ops.calibration.sequential import SequentialCalibrator
 from slimrun.ops.format.arithmetic import ActivationGrid, int8_linear
 from slimrun.ops.framework.mindspore.cells import linear_names
 from slimrun.ops.framework.mindspore.int8_cell import WeightOnly, static_product
-from slimrun.ops.framework.mindspore.language_model import LlamaModel
+from slimrun.ops.framework.mindspore.llama_model import LlamaModel
 from slimrun.ops.framework.mindspore.loading import check_config
 from slimrun.ops.framework.mindspore.network import MindSporeNetwork
 from slimrun.ops.quant.base import Quantizer

@@ -31,7 +31,8 @@ from slimrun.ops.weights.mindspore import DTYPES, from_torch, to_torch
 from slimrun.ops.weights.misfit import Misfit, check_finite
 
 from .int8_cell import quantized_cell
-from .language_model import LOADER_KEY, LlamaModel, MindSporeModel
+from .language_model import LOADER_KEY, MindSporeModel
+from .llama_model import LlamaModel
 from .tables import put_table, stored_tables
 
 FORMATS = (".safetensors", ".ckpt", ".bin")  # of weight files

@@ -63,14 +63,9 @@ class MindSporeNetwork:
         """Linear -> why it cannot be replaced: what the network does with it beside calling it, while `run` runs."""
         check_mode()
         reasons: dict[str, str] = {}
-        asked = {name: Asked(cell_of(self.network, name), partial(reasons.setdefault, name)) for name in names}
-        for name, cell in asked.items():
-            put(self.network, name, cell)
-        try:
+        asked = [(name, Asked(cell_of(self.network, name), partial(reasons.setdefault, name))) for name in names]
+        with _wrapped(self.network, asked):
             run()
-        finally:
-            for name, cell in asked.items():
-                put(self.network, name, cell.cell)
         return reasons
 
     @contextmanager
@@ -110,13 +105,11 @@ class MindSporeNetwork:
             name: Watched(cell_of(self.network, name), self._blocks.while_live(watcher))
             for name, watcher in watchers.items()
         }
-        for name, cell in watched.items():
-            put(self.network, name, cell)
         try:
-            yield
+            with _wrapped(self.network, list(watched.items())):
+                yield
         finally:
-            for name, cell in watched.items():
-                put(self.network, name, cell.cell)
+            for cell in watched.values():
                 if isinstance(cell.cell, QuantizedCell):
                     cell.cell.update()
         if watched and self._runs > runs and not any(cell.calls for cell in watched.values()):
@@ -135,13 +128,8 @@ class MindSporeNetwork:
             )
         for name, cell in norms(self.network).items():
             cells.append((name, Giving(cell, self._blocks.while_live(partial(seen.gave, name)))))
-        for name, cell in cells:
-            put(self.network, name, cell)
-        try:
+        with _wrapped(self.network, cells):
             yield
-        finally:
-            for name, cell in cells:
-                put(self.network, name, cell.cell)
 
     def affine(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias of a norm or a linear."""
@@ -191,6 +179,18 @@ class MindSporeNetwork:
         given = from_torch(state) if isinstance(state, torch.Tensor) else state
         out = self._blocks.run(part, partial(self.run, sample), given)
         return to_torch(out) if isinstance(out, Tensor) else out
+
+
+@contextmanager
+def _wrapped(network: nn.Cell, cells: Sequence[tuple[str, Any]]) -> Iterator[None]:
+    """Meanwhile these cells stand in the places of those that they hold as `cell`."""
+    for name, cell in cells:
+        put(network, name, cell)
+    try:
+        yield
+    finally:
+        for name, cell in cells:
+            put(network, name, cell.cell)
 
 
 class Watched(nn.Cell):
