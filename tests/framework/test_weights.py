@@ -65,7 +65,7 @@ def test_what_save_pretrained_wrote_is_taken_and_every_change_of_it_refused(kind
     rewrite(folder, lambda _: {name: tensor for name, tensor in whole.items() if name != lost})
     assert last in refusal(folder)
     with pytest.raises(ValueError, match=r"does not hold the weights|experts lack weights"):
-        load_pretrained(folder, Pretrained("mine", str(folder)), CPU, Room())
+        load_pretrained(folder, Pretrained("mine", str(folder)), Room())
     rewrite(folder, lambda _: whole | {lost: whole[lost][:-1]})
     assert "instead of" in refusal(folder) or "lack" in refusal(folder)
     rewrite(folder, lambda _: {f"module.{name}": tensor for name, tensor in whole.items()})

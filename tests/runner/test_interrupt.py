@@ -9,13 +9,13 @@ import sys
 import pytest
 
 PROGRAM = """
-import hashlib, sys
+import hashlib, sys, threading
 from slimrun.runner import interrupt
 
 interrupt.PATIENCE_SECONDS = 1.0
 try:
     with interrupt.interruptible():
-        print("begun", flush=True)
+        threading.Timer(1.0, print, ["begun"], {{"flush": True}}).start()  # when the work is under way
         {work}
 except KeyboardInterrupt:
     print("heard")
