@@ -39,7 +39,8 @@ class Native:
     def encode(self, weight: Int8Array) -> Parts:
         """Code an int8 array of any shape."""
         sections = compress.encode_sections(weight, tile_size=self.tile_size, threads=self.threads)
-        return {"info": sections.info, "index": sections.index, "weight": sections.payload}
+        # copies: a view of one section would keep the memory of all three, and the payload moves to a `Room`
+        return {"info": sections.info.copy(), "index": sections.index.copy(), "weight": sections.payload}
 
     def encode_numbers(self, tensor: Tensor) -> npt.NDArray[np.uint8] | None:
         """Numbers wider than a byte, of any shape, coded; None where that does not make them smaller."""

@@ -168,6 +168,12 @@ def test_a_mapped_file_is_decoded_where_it_lies(tmp_path: Path) -> None:
     assert all(np.shares_memory(section, mapped) for section in compress.split(mapped))
 
 
+def test_small_parts_do_not_keep_the_payload() -> None:
+    parts = Native().encode(np.zeros((64, 64), np.int8))
+    assert parts["info"].base is None
+    assert parts["index"].base is None
+
+
 def test_weights_are_coded_while_more_are_added() -> None:
     weights = {str(n): sparse_quantized(64 * n).reshape(n, 64) for n in range(1, 40)}
     seen: list[tuple[int, int]] = []
