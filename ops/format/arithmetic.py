@@ -177,7 +177,8 @@ def has_int8_product(device: str) -> bool:
     Tried at the extremes: on x86 without VNNI instructions a product of pairs may saturate at 16 bits, or run 20
     times slower than float32, which gives the same integers.
     """
-    extremes = torch.tensor([-128, 127, 127, -128], dtype=torch.int8, device=device).repeat(128, 256)
+    apart, alike = [-128, 127, 127, -128], [127, 127, -128, -128]  # in pairs: only those alike saturate
+    extremes = torch.tensor([apart, alike], dtype=torch.int8, device=device).repeat(64, 256)
 
     def integers() -> Tensor:
         return torch._int_mm(extremes, extremes.t())
