@@ -76,11 +76,11 @@ class Dial:
         """What the last job has shown, "" before the first."""
         return f"{self.setting(done[-1])} is {self.score(done[-1]).verdict}; " if done else ""
 
-    def next_override(self, jobs: Sequence[Job]) -> str | None:
-        """What the next job sets, after these; None when the search has ended, or can say nothing."""
+    def next_override(self, jobs: Sequence[Job], tries: int) -> str | None:
+        """What the next job of at most `tries` sets; None when the search has ended, or can say nothing."""
         if not all(job.ok for job in jobs) or any(undecided(self.score(job)) for job in jobs):
             return None
-        place = next_place([self.tried(job) for job in jobs], self.step)
+        place = next_place([self.tried(job) for job in jobs], tries, self.step)
         return None if place is None else self.override(place)
 
 

@@ -46,7 +46,7 @@ def read(arguments: Namespace) -> Command:
             _check_directions(config)
             jobs = [[str(item.input_line) for item in parsed if not item.is_sweep_override()]]
         if dial := dial_of(config):
-            jobs = [[*job, _first_on(dial, job)] for job in jobs]
+            jobs = [[*job, _first_on(dial, job, config.hydra.sweeper.n_trials)] for job in jobs]
     _check_launcher(config)
     own = typed(config.hydra.overrides.hydra)
     return Command([[*own, *job] for job in jobs], config, True, (*params, *overrides), listed)
@@ -77,11 +77,11 @@ def _product(overrides: Sequence[Override], loader: ConfigLoader) -> list[list[s
     return [job for batch in BasicSweeper.split_arguments(list(overrides), max_batch_size=None) for job in batch]
 
 
-def _first_on(dial: Dial, overrides: Sequence[str]) -> str:
+def _first_on(dial: Dial, overrides: Sequence[str], tries: int) -> str:
     """What the first job of a search sets."""
     if given := [item for item in overrides if item.lstrip("+").startswith(f"{dial.asked.key}=")]:
         raise CompositionError(f"{given[0]}: how_small turns {dial.asked.key} itself; leave it out")
-    return dial.next_override([]) or ""
+    return dial.next_override([], tries) or ""
 
 
 def _check_directions(config: DictConfig) -> None:

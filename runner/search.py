@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TRIES = 5  # four more than a run makes
 RESOLUTION = 0.01  # of the dial: a step of 0.05 bits between 2 and 7
 START = 0.3  # 3.5 bits between 2 and 7
 FALL = 5.0  # of the loss's logarithm along the dial before anything is measured: by 0.6 in half a bit, as rdoq loses
@@ -32,8 +31,8 @@ class Tried:
     holds: bool
 
 
-def next_place(tried: Sequence[Tried], step: float = 0.0) -> float | None:
-    """Where to try next; None when the smallest that holds is known, when nothing holds, or after `TRIES`.
+def next_place(tried: Sequence[Tried], tries: int, step: float = 0.0) -> float | None:
+    """Where to try next; None when the smallest that holds is known, when nothing holds, or after so many `tries`.
 
     Between two places of a dial of whole numbers lies `step`.
     """
@@ -41,13 +40,13 @@ def next_place(tried: Sequence[Tried], step: float = 0.0) -> float | None:
         return round(START / step) * step if step else START
     held = min((one.place for one in tried if one.holds), default=None)
     failed = max((one.place for one in tried if not one.holds and (held is None or one.place < held)), default=None)
-    if len(tried) >= TRIES or held == 0 or failed == 1:
+    if len(tried) >= tries or held == 0 or failed == 1:
         return None
     low, high = (0.0 if failed is None else failed), (1.0 if held is None else held)
     closed_in = held is not None and failed is not None
     if closed_in and high - low <= max(RESOLUTION, 1.001 * step):
         return None
-    if held is None and len(tried) == TRIES - 1:
+    if held is None and len(tried) == tries - 1:
         return 1.0
     crossing = _crossing(tried)
     if crossing is None or (closed_in and len({one.holds for one in tried[-2:]}) == 1):  # the line misleads

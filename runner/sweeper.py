@@ -40,7 +40,7 @@ class HowSmallSweeper(Sweeper):
         for number in range(self.n_trials if dial else 0):
             assert dial is not None
             done = jobs_so_far(folder)[:number]
-            override = dial.next_override(done)
+            override = dial.next_override(done, self.n_trials)
             if override is None:
                 break
             print(f"how_small: {dial.so_far(done)}next is {override}", file=sys.stderr)

@@ -70,11 +70,17 @@ def framework(request: pytest.FixtureRequest) -> Framework:
     """Each framework; MindSpore where it can be imported."""
     if request.param == "pytorch":
         return PyTorch()
+    request.getfixturevalue("with_mindspore")
+    return mindspore.MindSpore()
+
+
+@pytest.fixture
+def with_mindspore() -> None:
+    """Skips a test where MindSpore cannot be imported."""
     try:
         mindspore.require()
     except Unavailable as reason:
         pytest.skip(str(reason))
-    return mindspore.MindSpore()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.export.ckpt import Ckpt
-from slimrun.ops.framework import mindspore
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.ops.weights.protobuf import CkptFile
 
@@ -18,11 +17,8 @@ from .bundles import written
 
 
 @pytest.mark.mindspore
+@pytest.mark.usefixtures("with_mindspore")
 def test_the_bundle_is_the_same_with_another_weight_file(tmp_path: Path) -> None:
-    try:
-        mindspore.require()
-    except Unavailable as reason:
-        pytest.skip(str(reason))
     model = written(tmp_path / "artifact", W8A8S())
     folder = Ckpt().run(tmp_path / "artifact", tmp_path / "export").folder
     first, second = (bundle.read(place).tensors for place in (tmp_path / "artifact", folder))
@@ -35,11 +31,8 @@ def test_the_bundle_is_the_same_with_another_weight_file(tmp_path: Path) -> None
 
 
 @pytest.mark.mindspore
+@pytest.mark.usefixtures("with_mindspore")
 def test_one_bit_of_any_tensor_is_noticed(tmp_path: Path) -> None:
-    try:
-        mindspore.require()
-    except Unavailable as reason:
-        pytest.skip(str(reason))
     written(tmp_path / "artifact", W8A8S())
     folder = Ckpt().run(tmp_path / "artifact", tmp_path / "export").folder
     [file] = folder.glob("*.ckpt")

@@ -182,13 +182,10 @@ def test_smoothing_leaves_the_float_function(framework: Framework) -> None:
 
 
 @pytest.mark.mindspore
+@pytest.mark.usefixtures("with_mindspore")
 @pytest.mark.parametrize("quantizer", METHODS, ids=lambda quantizer: type(quantizer).__name__)
 def test_frameworks_agree(quantizer: Quantizer, tmp_path: Path) -> None:
     mindspore = pytest.importorskip("slimrun.ops.framework.mindspore")
-    try:
-        mindspore.require()
-    except Unavailable as reason:
-        pytest.skip(str(reason))
     frameworks: dict[str, Framework] = {"pytorch": PyTorch(), "mindspore": mindspore.MindSpore()}
     models = {name: loaded(framework) for name, framework in frameworks.items()}
     first, second = (write(frameworks[name], models[name], quantizer, tmp_path / name) for name in frameworks)

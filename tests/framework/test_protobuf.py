@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimrun.ops.framework import mindspore
 from slimrun.ops.weights.base import read_tensors
 
 TENSORS = {
@@ -74,12 +73,9 @@ def test_tensors_come_back_as_they_are(tmp_path: Path, slices: int, checksum: bo
 
 
 @pytest.mark.mindspore
+@pytest.mark.usefixtures("with_mindspore")
 @pytest.mark.parametrize("crc_check", [False, True])
 def test_what_mindspore_writes_is_read_as_mindspore_reads_it(tmp_path: Path, crc_check: bool) -> None:
-    try:
-        mindspore.require()
-    except mindspore.Unavailable as reason:
-        pytest.skip(str(reason))
     import mindspore as ms
 
     from slimrun.ops.weights.mindspore import from_torch, to_torch

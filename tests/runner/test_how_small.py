@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from slimrun.evaluation.comparison import Score
 from slimrun.runner.how_small import Dial, answer
 from slimrun.runner.report.pareto import Job
-from slimrun.runner.search import RESOLUTION, START, TRIES, Tried, next_place
+from slimrun.runner.search import RESOLUTION, START, Tried, next_place
 from slimrun.runner.settings import HowSmall
 
 from .console import FAST, slimrun
@@ -23,11 +23,13 @@ from .test_sweep import runs_in
 HOW_SMALL = [*FAST, "experiment=how_small", "quant=w8a8s", "how_small.key=quant.fraction"]
 WALK = [*HOW_SMALL, "how_small.range=[0.01,0.1]", "task.perplexity.path=runs.txt", "task.perplexity.windows=20"]
 
+TRIES = 5  # as the preset has it
+
 
 def searched(fall: float, crossing: float, step: float = 0.0) -> list[Tried]:
     """The tries on a dial along which the loss's logarithm falls evenly, and meets the margin at `crossing`."""
     tried: list[Tried] = []
-    while (place := next_place(tried, step)) is not None:
+    while (place := next_place(tried, TRIES, step)) is not None:
         tried.append(Tried(place, math.exp(fall * (crossing - place)), place >= crossing))
     return tried
 
@@ -55,9 +57,15 @@ def test_a_dial_of_whole_numbers_is_tried_at_each_of_them_once(first: int) -> No
     assert all(place == round(place) for place in tried)
 
 
+def test_the_last_of_the_tries_asked_for_takes_the_largest() -> None:
+    failed = [Tried(0.3, 3.0, False), Tried(0.4, 2.0, False)]
+    assert next_place(failed, 3) == 1.0
+    assert next_place(failed, 2) is None
+
+
 def test_tries_without_an_interval_halve_what_is_left() -> None:
-    assert next_place([Tried(0.3, math.inf, False)]) == pytest.approx(0.65)
-    assert next_place([Tried(0.3, math.inf, False), Tried(0.65, math.inf, False)]) == pytest.approx(0.825)
+    assert next_place([Tried(0.3, math.inf, False)], TRIES) == pytest.approx(0.65)
+    assert next_place([Tried(0.3, math.inf, False), Tried(0.65, math.inf, False)], TRIES) == pytest.approx(0.825)
 
 
 @pytest.mark.usefixtures("quick_migrations")
@@ -118,7 +126,7 @@ def test_the_sentence_names_the_next_smaller_one_or_says_why_there_is_none() -> 
         "the smallest that is non-inferior within 2 % at 95% confidence is 4.5 MB (quant.target_"
     )
     assert "the next smaller one is inconclusive: 4.4 MB (quant.target_bits=4.4, 4.400 bits a weight)" in sentence
-    assert dial.next_override(jobs[:1]) == "quant.target_bits=5.029"
+    assert dial.next_override(jobs[:1], TRIES) == "quant.target_bits=5.029"
     sentence, smallest = answer(Dial(HowSmall(margin=2.0, min_bits=4.6), "perplexity", whole=False), jobs)
     assert smallest is jobs[1]
 

@@ -77,12 +77,12 @@ def prefixed(prefix: Sequence[int], options: Sequence[Sequence[int]]) -> Text:
 def through_graph(network: Llama, graph: Any, text: Text) -> list[FloatArray]:
     """States [B, T, H] before the output head, of each step."""
     cache: Any = network.new_cache(len(text.steps[0].ids), text.width)
-    found = []
+    read = []
     for step in text.steps:
         cache = [tuple(_copies(layer, len(step.ids)) for layer in half) for half in cache]
         states, *cache = graph(*step.given(), *(ms.mutable(half) for half in cache))
-        found.append(step.kept(states))
-    return found
+        read.append(step.kept(states))
+    return read
 
 
 def layer_by_layer(network: Llama, texts: Sequence[Text], room: Room) -> Iterator[list[FloatArray]]:
@@ -105,8 +105,8 @@ def layer_by_layer(network: Llama, texts: Sequence[Text], room: Room) -> Iterato
     for text in texts:
         last = range(place, place + len(text.steps))
         place = last.stop
-        found = [network.model.norm(from_torch(states.take(index))) for index in last]
-        yield [step.kept(given) for step, given in zip(text.steps, found, strict=True)]
+        normed = [network.model.norm(from_torch(states.take(index))) for index in last]
+        yield [step.kept(given) for step, given in zip(text.steps, normed, strict=True)]
 
 
 def rounded(count: int, step: int) -> int:
