@@ -4,8 +4,12 @@ Of each matrix on its own, error relative to the row plus price * code length is
 row's step is a share of its root mean square, the share follows from the entropy, and of the two nearest levels the
 cheaper one is taken. What errors cost the model stays unknown, so it loses more than `rdoq` at the same size, and of
 static input ranges, which need text, it has none: inputs are float, or int8 with a step a token.
-Source: entropy-constrained scalar quantization (Sullivan 1996); EntQuant (arXiv 2601.22787) does the like by gradient
-descent on steps, with the absolute error and the mean magnitude of the integers in place of squares and code lengths.
+Source: entropy-constrained scalar quantization (Sullivan 1996).
+
+`steps=magnitude` takes the steps at which the objective of EntQuant (Putzky et al. 2026, arXiv 2601.22787) is least:
+the absolute error relative to the matrix, plus a penalty on the mean magnitude of the integers. EntQuant finds them by
+gradient descent; of a row with mean magnitude m, in steps s that are not much larger, the first is s / 4 and the second
+m / s, so s is in proportion to the square root of m, and the penalty is whatever meets the bits.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from .base import Quantizer, check_finite, round_to_grid
 from .feedback import PLAIN_PRICE, code_lengths, guarded
 
 ACTIVATIONS = {"dynamic": "W8A8_DYNAMIC", "float": "W8A16"}  # what inputs are -> the format
+STEPS = ("spread", "magnitude")  # what a row's step follows
 SCALE_BITS = 32  # of a row's step
 LEAST_CODED = 2**16  # weights
 TRIES = 10
@@ -35,6 +40,7 @@ class RDOQDataFree(Quantizer):
 
     target_bits: float = 3.5
     price: float = 0.5
+    steps: str = STEPS[0]
     activations: str = "dynamic"
 
     def __post_init__(self) -> None:
@@ -43,6 +49,8 @@ class RDOQDataFree(Quantizer):
         for name, low, high in (("target_bits", 1.5, 7.0), ("price", 0.0, 2.0)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: {low} to {high}")
+        if self.steps not in STEPS:
+            raise ValueError(f"steps={self.steps} is not known; allowed: {', '.join(STEPS)}")
         if self.activations not in ACTIVATIONS:
             raise ValueError(
                 f"activations={self.activations} is not known; allowed: {', '.join(ACTIVATIONS)} (static ranges need "
@@ -61,7 +69,7 @@ class RDOQDataFree(Quantizer):
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Integers in [-127, 127] of a weight [n, k] that take the target, as far as the matrix can."""
         weight = check_finite(weight)
-        spread = weight.square().mean(dim=1, keepdim=True).sqrt()
+        spread = row_sizes(weight, self.steps)
         spread = torch.where(spread > 0, spread, spread.max() if float(spread.max()) > 0 else 1.0)
         target = self.expected_bits((weight.shape[0], weight.shape[1]))
         share = math.sqrt(2 * math.pi * math.e) * 2.0**-target  # of gaussian rows
@@ -74,6 +82,14 @@ class RDOQDataFree(Quantizer):
                 break
             share *= 2.0 ** (bits - target)  # twice the step, a bit less
         return QuantizedWeight(values, steps)
+
+
+def row_sizes(weight: Tensor, steps: str) -> Tensor:
+    """[n, 1]: what steps of STEPS are in proportion to, in all one root mean square of the matrix."""
+    if steps == "spread":
+        return weight.square().mean(dim=1, keepdim=True).sqrt()
+    sizes = weight.abs().mean(dim=1, keepdim=True).sqrt()
+    return sizes * (weight.square().mean() / sizes.square().mean().clamp_min(1e-30)).sqrt()
 
 
 def cheapest(weight: Tensor, steps: Tensor, lengths: Tensor, price: float) -> Tensor:

@@ -1,10 +1,11 @@
-"""What each method loses at which size: SmolLM2, two domains of text, weights alone and with int8 inputs, in one run.
+"""What each method loses at which size: two domains of text, weights alone and with int8 inputs, in one run.
 
-    python tests/benchmarks/frontier.py [--windows 8] [--picture frontier.png]
+    python tests/benchmarks/frontier.py [--model DIR] [--windows 8] [--only gptq,entquant] [--picture frontier.png]
 
-Bits are coded bits a weight, all overhead counted. KL is to the float model, in nats a token, with a 95 % interval over
-windows. Wikipedia is the domain of the calibration text (other articles), medicine is another. Knobs of quant=rdoq were
-chosen on articles that stand in neither. Prints a table, never asserts.
+The model is SmolLM2, or any folder of transformers; `off_grid.py` makes some whose weights never were 4-bit. Bits are
+coded bits a weight, all overhead counted. KL is to the float model, in nats a token, with a 95 % interval over windows.
+Wikipedia is the domain of the calibration text (other articles), medicine is another. Knobs of quant=rdoq were chosen
+on articles that stand in neither. Prints a table, never asserts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.ops.calibration.base import silent
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
-from slimrun.ops.format.linear import Int8Linear
+from slimrun.ops.format.linear import QuantizedLinear
 from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.runner.config import build, composed
 from slimrun.runner.experiment import Experiment
@@ -48,6 +49,8 @@ METHODS: dict[str, list[str]] = {
     "w8a8": ["quant=w8a8"],
     "gptq, a step a tensor": ["quant=gptq", THERE],
     "gptq, a step a row": ["quant=gptq", THERE, "quant.steps=row"],
+    "entquant": ["quant=entquant", THERE],
+    "rdoq_data_free": ["quant=rdoq_data_free", THERE],
     "rdoq 2.5": ["quant=rdoq", "quant.target_bits=2.5"],
     "rdoq 2.8": ["quant=rdoq", "quant.target_bits=2.8"],
     "rdoq 3.513, steps not tuned": ["quant=rdoq", THERE, "quant.tune_rate=0"],
@@ -60,7 +63,9 @@ METHODS: dict[str, list[str]] = {
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=None, metavar="DIR")
     parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--only", default="", help=f"beginnings of rows, by commas; {RDOQ_THERE} is always there")
     parser.add_argument("--picture", type=Path, default=None)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -72,21 +77,26 @@ def main() -> None:
             "wikipedia": Perplexity(windows=options.windows),
             "medicine": Perplexity(path=str(medicine), windows=options.windows),
         }
-        show(measured(domains), options.picture)
+        settings = [*SETTINGS, *(["model=hf", f"model.path={options.model}"] if options.model else [])]
+        wanted = (RDOQ_THERE, *options.only.split(","))
+        methods = {label: overrides for label, overrides in METHODS.items() if label.startswith(wanted)}
+        show(measured(domains, settings, methods), options.picture)
 
 
-def measured(domains: dict[str, Perplexity]) -> list[dict[str, Any]]:
+def measured(
+    domains: dict[str, Perplexity], settings: list[str], methods: dict[str, list[str]]
+) -> list[dict[str, Any]]:
     """A row a method: bits, seconds, and by domain losses with int8 inputs and of the weights alone."""
-    experiment = build(composed(SETTINGS))
+    experiment = build(composed(settings))
     model = load(experiment)
     floats = {name: task.evaluate(model, None, silent) for name, task in domains.items()}
     references = {name: Reference(outputs, model.output_head()) for name, outputs in floats.items()}
     rows: list[dict[str, Any]] = []
     chosen: list[str] = []  # linears whose inputs quant=rdoq leaves float
-    for label, overrides in METHODS.items():
+    for label, overrides in methods.items():
         del model
         gc.collect()
-        experiment = build(composed([*SETTINGS, *overrides]))
+        experiment = build(composed([*settings, *overrides]))
         texts = experiment.calibration.texts()
         model, start = load(experiment), time.perf_counter()
         calibrator = experiment.framework.calibrator(model, experiment.quant, texts, experiment.calibration.length)
@@ -147,10 +157,9 @@ def float_inputs(model: TorchModel, names: list[str]) -> dict[str, nn.Module]:
     replaced: dict[str, nn.Module] = {}
     for name in names:
         linear = model.module.get_submodule(name)
-        if isinstance(linear, Int8Linear):
-            step = (linear.deq_scale / linear.grid.scale).reshape(-1, 1)
+        if isinstance(linear, QuantizedLinear):
             plain = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
-            plain.weight = nn.Parameter(linear.weight * step, requires_grad=False)
+            plain.weight = nn.Parameter(linear.floats()[0], requires_grad=False)
             if linear.bias is not None:
                 plain.bias = nn.Parameter(linear.bias.float(), requires_grad=False)
             model.module.set_submodule(name, plain)

@@ -168,6 +168,24 @@ def test_a_price_takes_bits_from_the_same_error() -> None:
         assert errors[1] < errors[0]
 
 
+def test_steps_by_magnitude_are_where_the_objective_of_entquant_is_least() -> None:
+    weight = torch.randn(64, 4096, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.3, 3, 64)[:, None]
+    steps = RDOQDataFree(target_bits=3.0, steps="magnitude", price=0).quantize_weight(weight).scale
+
+    def parts(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values = (weight / scale).round()
+        return (values * scale - weight).abs().mean(dim=1) / weight.abs().mean(), values.abs().mean(dim=1)
+
+    factors = torch.logspace(-1, 1, 81, base=2.0)
+    candidates = [parts(steps * factor) for factor in factors]
+    penalty = float(parts(steps)[0].sum() / parts(steps)[1].sum())  # both parts are then equal, as at the least sum
+    losses = torch.stack([error + penalty * magnitude for error, magnitude in candidates])
+    best = factors[losses.argmin(dim=0)]
+    assert (best.log2().abs() < 0.25).all()  # of each row, whose spreads differ ten times
+    with pytest.raises(ValueError, match="steps=nope is not known; allowed: spread, magnitude"):
+        RDOQDataFree(steps="nope")
+
+
 @given(st.floats(0.01, 0.1))
 def test_share_of_outliers_is_at_most_the_fraction(fraction: float) -> None:
     weight = torch.randn(40, 50, generator=torch.Generator().manual_seed(3))

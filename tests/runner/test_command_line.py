@@ -24,8 +24,8 @@ TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
         (
             ["quant=nope"],
             "quant=nope: no such choice; "
-            "allowed: gptq, lowbit, none, rdoq, rdoq_data_free, rdoq_lowbit, rdoq_w8a16, rdoq_w8a8, w8a16, w8a8, "
-            "w8a8_dynamic, w8a8s",
+            "allowed: entquant, gptq, lowbit, none, rdoq, rdoq_data_free, rdoq_lowbit, rdoq_w8a16, rdoq_w8a8, w8a16, "
+            "w8a8, w8a8_dynamic, w8a8s",
         ),
         (["quant=rdoq_lowbit", "quant.grid.fraction=0.5"], "quant.grid.fraction=0.5 is out of range; allowed: 0.01 to"),
         (["quant=rdoq_w8a8", "quant.grid.fraction=0.5"], "quant.grid.fraction: no such key"),
@@ -100,7 +100,7 @@ TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
         ),
         (["quant.fraction=interval(0.011,0.02)"], "quant.fraction=interval(0.011,0.02)' requires --multirun"),
         (["quant.fraction=0.02,0.05"], "quant.fraction=0.02,0.05: several values are several jobs, add -m"),
-        (["-m", "quant=glob(nope*)"], "quant=glob(nope*) matches no choice; allowed: gptq, lowbit, none"),
+        (["-m", "quant=glob(nope*)"], "quant=glob(nope*) matches no choice; allowed: entquant, gptq, lowbit"),
         (["-m", "quant.fraction=glob(*)"], "quant.fraction=glob(*) matches no choice; quant.fraction is no group"),
         (["quant.fraction=${nope.nope}"], "quant.fraction: Interpolation key 'nope.nope' not found"),
         (["quant.ignore=[${nope}]"], "quant.ignore[0]: Interpolation key 'nope' not found"),
