@@ -59,8 +59,8 @@ class Ascend(Target):
         writer = ShardWriter(folder, STEM, self.shard_gb, names)
         types: dict[str, str] = {}
         widest = 0.0
-        for name, kind in plan.items():
-            linear = source.linear(name)
+        for linear in source.linears(plan):
+            name, kind = linear.name, plan[linear.name]
             for suffix, tensor in self.stored(linear, kind, dtype).items():
                 writer.add(f"{name}.{suffix}", tensor)
                 types[f"{name}.{suffix}"] = FLOAT if suffix == "bias" else kind

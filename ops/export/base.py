@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from slimrun.ops import bundle
 from slimrun.ops.bundle.writer import settle
+from slimrun.ops.files import sync
 from slimrun.ops.scratch import ScratchFolder
 
 from .checks import Check, Files, check
@@ -140,7 +142,9 @@ class Target:
             was, now = (str(kind).removeprefix("torch.") for kind in (source.dtype, dtype))
             changes.append(Change(f"{was} -> {now}", "all float tensors", f"dtype={self.dtype}"))
         changes += self.write(source, plan, scratch)
-        return changes, check(source, plan, self.files(scratch), dtype, fused=self.engine().fuses)
+        with ThreadPoolExecutor(1) as disk:  # which has time for the files while they are read back
+            disk.map(sync, scratch.iterdir())
+            return changes, check(source, plan, self.files(scratch), dtype, fused=self.engine().fuses)
 
     def _check_mixture(self, config: Mapping[str, Any]) -> None:
         known, kind = self.abilities.mixtures, config.get("model_type")

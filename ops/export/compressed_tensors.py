@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.format.linear import FLOAT
+from slimrun.ops.memory import release
 
 from .base import Target, cast
 from .checks import Held
@@ -72,9 +73,9 @@ class CompressedTensors(Target):
     def write(self, source: Source, plan: Mapping[str, str], folder: Path) -> list[Change]:
         """Weights and their description."""
         writer = ShardWriter(folder, STEM, self.shard_gb, _names(source))
-        for name, kind in plan.items():
-            for suffix, tensor in _stored(source.linear(name), kind, self.dtype_of(source)).items():
-                writer.add(f"{_name(source, name)}.{suffix}", tensor)
+        for linear in source.linears(plan):
+            for suffix, tensor in _stored(linear, plan[linear.name], self.dtype_of(source)).items():
+                writer.add(f"{_name(source, linear.name)}.{suffix}", tensor)
         for key in source.floats:
             writer.add(_name(source, key), self.cast(source, key))
         writer.close()
@@ -124,6 +125,7 @@ class CompressedFiles:
         own = self._stored.linear(there.rpartition(".")[0])
         packed = own.get("weight_packed")
         values = own["weight"] if packed is None else _unpacked(packed, int(own["weight_shape"][1]))
+        release([] if packed is None else [packed])
         grid = (float(own["input_scale"]), int(own["input_zero_point"])) if "input_scale" in own else None
         step = own["weight_scale"].reshape(-1).to(torch.float32)
         return Held(values, step, own.get("bias"), grid, per_token=kind == DYNAMIC)

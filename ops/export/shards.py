@@ -16,7 +16,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from slimrun.ops.weights.base import open_file
+from slimrun.ops.memory import release
+from slimrun.ops.weights.base import TensorFile, open_file
 from slimrun.ops.weights.safetensors import ALIGNMENT, NAMES
 
 GB = 10**9
@@ -52,6 +53,7 @@ class ShardWriter:
         shape, place = list(tensor.shape), [self._offset, end]
         self._shards[-1][name] = {"dtype": NAMES[tensor.dtype], "shape": shape, "data_offsets": place}
         self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        release([tensor])
         self._offset, self._total = end, self._total + tensor.nbytes
 
     def close(self) -> list[Path]:
@@ -93,15 +95,19 @@ class ShardWriter:
 
 
 class Folder:
-    """The tensors in all safetensors files of a folder, read by the package safetensors."""
+    """The tensors in all safetensors files of a folder, read by the package safetensors.
+
+    They are mapped: their pages count as memory until they are released.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.where: dict[str, Path] = {}
+        self.where: dict[str, TensorFile] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._suffixes: dict[str, list[str]] = defaultdict(list)
         for path in sorted(folder.glob("*.safetensors")):
-            for key, header in open_file(path).headers().items():
-                self.where[key], self._dtypes[key] = path, header.dtype
+            file = open_file(path)
+            for key, header in file.headers().items():
+                self.where[key], self._dtypes[key] = file, header.dtype
                 name, _, suffix = key.rpartition(".")
                 self._suffixes[name].append(suffix)
 
@@ -113,7 +119,7 @@ class Folder:
         """The tensor as it is stored; ValueError when no file holds it."""
         if key not in self.where:
             raise ValueError(f"{key} was not written")
-        return open_file(self.where[key]).read(key)
+        return self.where[key].read(key)
 
     def linear(self, name: str) -> dict[str, Tensor]:
         """The tensors of a linear, by suffix."""

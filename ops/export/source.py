@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,10 @@ from slimrun.ops.format.linear import (
     WeightOnlyLinear,
     restored_linear,
 )
-from slimrun.ops.weights.base import open_file
+from slimrun.ops.memory import release
+from slimrun.ops.weights.base import TensorFile, open_file
+
+from .ahead import ahead
 
 FUSED = (  # what engines run as one product
     ("q_proj", "k_proj", "v_proj"),
@@ -80,7 +83,8 @@ class Source:
         self._manifest = read_manifest(folder)
         self.weights = weight_file(folder, description.quant_type)
         with named(self.weights):
-            stored = open_file(self.weights).headers()
+            self._file: TensorFile = open_file(self.weights)
+            stored = self._file.headers()
         self.shapes = {key: tuple(header.shape) for key, header in stored.items()}
         self._coded = {key for key, kind in description.types.items() if kind in CODED_NUMBERS and key in stored}
         if self._manifest is not None:
@@ -142,7 +146,12 @@ class Source:
             own["weight"] = torch.from_numpy(self.codec.decode(coded, limited))
             rows, columns = own["weight"].shape
             module = restored_linear(self.types[name], own, (rows, columns))
+        release(stored.values())
         return _linear(name, self.types[name], module, self._model_has_bias(name))
+
+    def linears(self, names: Iterable[str]) -> Iterator[Linear]:
+        """`linear` of each, the next one decoded meanwhile."""
+        return ahead(self.linear, names)
 
     def stored(self) -> dict[str, Tensor]:
         """Every tensor of the weight file as it is stored, still coded."""
@@ -200,17 +209,18 @@ class Source:
         if key not in self._coded:
             return stored
         with named(self.weights):
-            return decode_numbers(stored.numpy(), Limited(stored.nbytes))
+            numbers = decode_numbers(stored.numpy(), Limited(stored.nbytes))
+        release([stored])
+        return numbers
 
     def _model_has_bias(self, name: str) -> bool:
         has = self.expected is None or f"{name}.bias" in self.expected
         return has and "bias" in self._parts[name]
 
     def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors; the file is opened anew, since what was mapped of it counts as memory until it is closed."""
+        """The tensors, mapped: their pages count as memory until they are released."""
         with named(self.weights):
-            file = open_file(self.weights)
-            tensors = {key: file.read(key) for key in keys}
+            tensors = {key: self._file.read(key) for key in keys}
         if self._manifest is not None:
             check_contents(self._manifest, self.weights, tensors)
         return tensors

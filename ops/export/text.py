@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,13 +20,13 @@ from slimrun.ops.errors import first_line
 from slimrun.ops.format.arithmetic import reciprocal
 from slimrun.ops.format.linear import Int8Linear
 from slimrun.ops.framework.base import Device
-from slimrun.ops.framework.pytorch import PyTorch, TorchModel
-from slimrun.ops.framework.pytorch.language_model import float_products
-from slimrun.ops.framework.pytorch.noise import noise_of, noisy
 
 from .base import Exported, Target
 from .checks import Check
 from .source import DTYPES
+
+if TYPE_CHECKING:
+    from slimrun.ops.framework.pytorch import TorchModel
 
 TOKENS = 512  # of the text, at most
 RUNS = 16  # with noise: of four the spread is too narrow to tell
@@ -37,6 +37,10 @@ def check_text(target: Target, artifact: Path, exported: Exported, text: str) ->
 
     ValueError when the text has fewer than two tokens.
     """
+    from slimrun.ops.framework.pytorch import PyTorch, TorchModel
+    from slimrun.ops.framework.pytorch.language_model import float_products
+    from slimrun.ops.framework.pytorch.noise import noise_of
+
     ours = PyTorch().restore(artifact, Device("cpu", "cpu"))
     tokens = ours.encode(text)[: min(TOKENS, ours.context)]
     if len(tokens) < 2:
@@ -72,6 +76,8 @@ def loss(model: TorchModel, tokens: list[int]) -> float:
 
 
 def _disturbed(model: TorchModel, tokens: list[int], seed: int) -> float:
+    from slimrun.ops.framework.pytorch.noise import noisy
+
     with noisy(model.module, seed):
         return loss(model, tokens)
 
