@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 Prefixed = tuple[Sequence[int], Sequence[Sequence[int]]]  # tokens of a prefix, and of the options after it
 
 T = TypeVar("T")
-PROTOCOL_VERSION = 4  # raise it when the same settings begin to give other outputs
+PROTOCOL_VERSION = 5  # raise it when the same settings begin to give other outputs
 
 
 class Reader(Protocol):

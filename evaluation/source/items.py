@@ -28,7 +28,7 @@ class Items:
         if limit > len(self.rows):
             name = Path(self.origin.partition("=")[2]).name
             raise ValueError(f"limit={limit} is out of range; allowed: 1 to {len(self.rows)}, the items of {name}")
-        return replace(self, rows=[self.rows[i * len(self.rows) // limit] for i in range(limit)])
+        return replace(self, rows=[self.rows[i] for i in evenly(len(self.rows), limit)])
 
     def first(self, shots: int) -> "Items":
         """The first `shots` of these examples; ValueError when they are fewer."""
@@ -45,6 +45,11 @@ class Items:
             except ValueError as error:
                 raise ValueError(f"{self.origin}, {place}: {error}") from error
         return made
+
+
+def evenly(count: int, limit: int) -> list[int]:
+    """Numbers of `limit` of so many items, evenly over all."""
+    return [i * count // limit for i in range(limit)]
 
 
 def items(path: str | None, hub: Hub | None = None, otherwise: str | None = None) -> Items:

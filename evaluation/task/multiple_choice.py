@@ -31,7 +31,7 @@ from slimrun.evaluation.statistics import Values, noise_of_mean
 
 NOISE_ITEMS = 5  # of 100: 5 % of the time
 LIKELIHOOD, ACCURACY = JUDGES = ("likelihood", "accuracy")
-PINNED = ("socialiqa", "mmlu", "parables")
+PINNED = ("arc_easy", "socialiqa", "mmlu", "parables")
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class MultipleChoice:
     with letters, and a shift between letters says nothing about knowledge.
     """
 
-    data: str | None = "socialiqa"
+    data: str | None = "arc_easy"
     path: str | None = None
     hub: Hub | None = None
-    limit: int | None = 250
+    limit: int | None = 400
     prompt: str = "Question: {{ question }}\nAnswer:"
     options: Any = "{{ options }}"
     answer: str = "{{ answer }}"

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from slimrun.evaluation import prompt, tokens, windows
+from slimrun.evaluation import prompt, statistics, tokens, windows
 from slimrun.evaluation.base import (
     FloatArray,
     IntArray,
@@ -128,14 +128,15 @@ class Perplexity:
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Perplexities, their difference paired by window, and the fidelity to the float model."""
         log_probs = [side["log_probs"] for side in (float_outputs, quant_outputs)]
-        clusters = float_outputs["documents"]
+        clusters, moves = float_outputs["documents"], quant_outputs.get("moves")
+        noise = None if moves is None else statistics.noise_of_mean(moves, len(clusters))
         own = fidelity.perplexities(
             name,
             "perplexity",
             *log_probs,
             margin_pct=self.margin_pct,
             chance=float(float_outputs.get("vocabulary", [np.inf])[0]),
-            moves=quant_outputs.get("moves"),
+            noise=noise,
             signature=self._signature(float_outputs),
             clusters=clusters,
         )

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from slimrun.evaluation import prompt, statistics
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, finite, one_of, protocol_of
 from slimrun.evaluation.comparison import Report, paired
-from slimrun.evaluation.generation import LIKELIHOOD, Referenced, examples, flaws
+from slimrun.evaluation.generation import flaws
 from slimrun.evaluation.metric import rouge
+from slimrun.evaluation.references import LIKELIHOOD, Referenced
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.source.table import Row
@@ -53,13 +54,12 @@ class Summarization(Referenced):
         return protocol_of(self, self.items().sha256, without=["judged_by", "margin_pct", "margin_points"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
-        """What `answers` and `likelihoods` say, and with a reference `disturbed_answers`."""
-        outputs = self.answers(model, progress) | self.likelihoods(model, disturbed=reference is not None)
-        return outputs | (self.disturbed_answers(model) if reference else {})
+        """What `both` says."""
+        return self.both(model, progress, disturbed=reference is not None)
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """The perplexity of the summaries, four ROUGE scores of the answers; one of them has the verdict."""
-        prompts, references = self.prompts(), self.references()
+        references = self.of_answers(self.references())
         finite(name, float_outputs, quant_outputs, "reference_log_probs")
         was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
         before, after = rouge.rouge(was, references), rouge.rouge(now, references)
@@ -85,7 +85,7 @@ class Summarization(Referenced):
             metrics[f"{name}/{key}_float"] = float(before[key].mean())
             metrics[f"{name}/{key}_quant"] = float(after[key].mean())
         rows += flaws(name, float_outputs, quant_outputs)
-        return Report(metrics, rows, examples(prompts, [each[0] for each in references], was, now))
+        return Report(metrics, rows, self.samples(self.prompts(), float_outputs, quant_outputs))
 
     @staticmethod
     def _floor(was: list[str], references: list[list[str]], own: statistics.Values) -> str:

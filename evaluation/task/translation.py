@@ -8,9 +8,10 @@ import numpy as np
 from slimrun.evaluation import language, prompt, statistics
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, finite, one_of, protocol_of
 from slimrun.evaluation.comparison import Margin, Report, Score, scored
-from slimrun.evaluation.generation import LIKELIHOOD, Referenced, examples, flaws
+from slimrun.evaluation.generation import flaws
 from slimrun.evaluation.language import normalized
 from slimrun.evaluation.metric import bleu
+from slimrun.evaluation.references import LIKELIHOOD, Referenced
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.source.table import Row
@@ -83,13 +84,12 @@ class Translation(Referenced):
         return protocol_of(self, self.items().sha256, without=["tokenizer", "judged_by", "margin_pct", "margin_points"])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
-        """What `answers` and `likelihoods` say, and with a reference `disturbed_answers`."""
-        outputs = self.answers(model, progress) | self.likelihoods(model, disturbed=reference is not None)
-        return outputs | (self.disturbed_answers(model) if reference else {})
+        """What `both` says."""
+        return self.both(model, progress, disturbed=reference is not None)
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """The perplexity of the references, four metrics of the answers, and BLEU of quantized against float output."""
-        sources, references = map(list, zip(*self._pairs()))
+        references = self.of_answers(self.references())
         finite(name, float_outputs, quant_outputs, "reference_log_probs")
         was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
         scorers = bleu.translation_metrics(self.target, self._tokenizer())
@@ -110,7 +110,7 @@ class Translation(Referenced):
             f"{name}/bleu_self": float(scorers["bleu"].corpus_score(now, [was]).score),
         }
         rows += flaws(name, float_outputs, quant_outputs)
-        return Report(told | metrics, rows, examples(sources, [several[0] for several in references], was, now))
+        return Report(told | metrics, rows, self.samples(self.texts(), float_outputs, quant_outputs))
 
     def items(self) -> Items:
         """All there are."""

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -36,12 +37,15 @@ from slimrun.runner.folder import (
 )
 from slimrun.runner.tracking.database import ensure
 from slimrun.runner.tracking.deadline import ANSWER_SECONDS, within
+from slimrun.runner.tracking.logged_model import linked, logged
 from slimrun.runner.tracking.uri import database_file, masked
 
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"  # makes the UI show a JSON artifact as a table
 MAX_PARAM, MAX_TAG, MAX_BATCH, MAX_DIGEST = 6000, 5000, 100, 36  # what MLflow stores; longer text is cut
 NOT_LOGGED = ("status", "overrides", "job")  # keys of results.json that are neither metrics nor tags
+SIGNED = ("config_hash", "verdict", "weights.path", "weights.bytes", "weights.sha256")  # tags that its model has too
+NOT_IN_NAMES = re.compile(r"[/:.%\"']+")  # of a logged model
 SAMPLING_SECONDS = 5
 TIMEOUT, UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", 600
 
@@ -107,14 +111,17 @@ class Store:
         scores = read_scores(job / SCORES) or []
         verdicts = [f"{score.label}: {score.verdict}" for score in scores if score.verdict]
         tags = {**texts, "verdict": "; ".join(verdicts), **_weights(job, results)}
-        self.client.log_batch(
-            run_id,
-            metrics=[Metric(key, value, ended, 0) for key, value in numbers.items() if key not in NOT_LOGGED],
-            tags=[RunTag(key, value[:MAX_TAG]) for key, value in tags.items() if value and key not in NOT_LOGGED],
-        )
         if data:
             self.client.log_inputs(run_id, [_dataset(name, sha256) for name, sha256 in data.items()])
         failed = results["status"] != "ok"
+        model_id = None if failed else self._model(job, run_id, {key: tags[key] for key in tags if key in SIGNED})
+        digests = {name: sha256[:MAX_DIGEST] for name, sha256 in data.items()}
+        metrics = [Metric(key, value, ended, 0) for key, value in numbers.items() if key not in NOT_LOGGED]
+        self.client.log_batch(
+            run_id,
+            metrics=[linked(metric, model_id, digests) for metric in metrics],
+            tags=[RunTag(key, value[:MAX_TAG]) for key, value in tags.items() if value and key not in NOT_LOGGED],
+        )
         names = ("config.yaml", "run.log", RESULTS) if failed else (*UPLOADED, RESULTS)
         for name in names:
             if (job / name).is_file():
@@ -130,6 +137,15 @@ class Store:
         status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
         self.client.set_terminated(run_id, status, ended)
         note_run(job / RUN, self.target, {"delivered": (job / RESULTS).stat().st_mtime_ns})
+
+    def _model(self, job: Path, run_id: str, tags: dict[str, str]) -> str | None:
+        """Id of the logged model of a job's bundle, made if the run has none yet; None of a server before MLflow 3."""
+        known = run_in(job / RUN, self.target).get("model_id")
+        if not known:
+            name = self.client.get_run(run_id).info.run_name or "slimrun"
+            known = logged(self.client, self.experiment, run_id, NOT_IN_NAMES.sub("-", name), tags)
+            note_run(job / RUN, self.target, {"model_id": known})
+        return known
 
     def open_sweep(self, name: str, known: str | None) -> str:
         """A RUNNING parent run: the one known from before if it is still there."""

@@ -241,7 +241,7 @@ def test_a_task_without_any_items_says_so() -> None:
 def test_empty_and_cut_answers_are_counted() -> None:
     whole = {"texts": np.array(["a b", "c"] * 10), "cut": np.zeros(20, np.bool_), "reference_log_probs": np.zeros(20)}
     flawed = {**whole, "texts": np.array(["a b", ""] * 10), "cut": np.arange(20) < 5}
-    for own in (Summarization(), Translation()):
+    for own in (Summarization(limit=20, generate=None), Translation(limit=20, generate=None)):
         rows = {row.name: row for row in own.compare("t", whole, flawed).scores}
         assert rows["empty answers, share"].quant_value == 0.5
         assert (rows["cut answers, share"].float_value, rows["cut answers, share"].quant_value) == (0, 0.25)
@@ -260,7 +260,7 @@ def test_what_is_no_number_is_no_answer(name: str) -> None:
 
 
 def test_what_rounding_moves_stands_beside_the_difference() -> None:
-    own, model, other = Perplexity(windows=6, window=40), FakeModel(), FakeModel(0.5)
+    own, model, other = Perplexity(windows=12, window=40), FakeModel(), FakeModel(0.5)
     before = own.evaluate(model, None, silent)
     assert "moves" not in before
     rows = {}

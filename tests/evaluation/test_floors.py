@@ -1,6 +1,7 @@
 """Where nothing can be lost nothing is found non-inferior."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,12 @@ def test_unrelated_random_models_are_never_non_inferior(task: Task) -> None:
         assert compared(task, Random(seed), Random(seed)).scores[0].word != "non-inferior"
 
 
-@pytest.mark.parametrize("task", [Summarization(), Translation(), Summarization(judged_by="rouge")])
+TWENTY: dict[str, Any] = {"limit": 20, "generate": None}
+
+
+@pytest.mark.parametrize(
+    "task", [Summarization(**TWENTY), Translation(**TWENTY), Summarization(judged_by="rouge", **TWENTY)]
+)
 def test_empty_against_empty_is_never_non_inferior(task: Summarization | Translation) -> None:
     empty: Outputs = {"texts": np.array([""] * 20), "reference_log_probs": np.zeros(20), "vocabulary": np.array([9])}
     assert task.compare("t", empty, empty).scores[0].word == "inconclusive"
@@ -61,4 +67,4 @@ def test_seven_hundred_bytes_are_too_few(tmp_path: Path) -> None:
     [note] = Perplexity(path=str(path)).fit(FakeModel())
     assert note == "windows=32 asked for, the text gives 1"
     report = compared(Perplexity(path=str(path)), FakeModel(), FakeModel())
-    assert report.scores[0].verdict == "too few to say (1 item; 5 are the least)"
+    assert report.scores[0].verdict == "too few to say (1 item; 12 are the least)"

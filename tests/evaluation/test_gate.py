@@ -40,8 +40,8 @@ def test_the_line_says_why() -> None:
     assert ruled(BETTER, Rule()).line == "passed: other, t"
     assert ruled(WORSE, Rule()).line == "failed: t (required) worse (margin 5 points)"
     assert ruled(row("x", 0, 1), Rule("supporting")).line == "not certified: t (supporting) was not run"
-    few = row("t", -9, 9, doubt="3 items; 5 are the least")
-    assert ruled(few, Rule()).line == "not certified: t (required) too few to say (3 items; 5 are the least)"
+    few = row("t", -9, 9, doubt="3 items; 12 are the least")
+    assert ruled(few, Rule()).line == "not certified: t (required) too few to say (3 items; 12 are the least)"
 
 
 def test_a_failure_is_said_before_what_is_not_certified() -> None:

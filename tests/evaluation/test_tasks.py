@@ -150,7 +150,7 @@ def test_protocol_changes_with_the_bytes_of_the_data(tmp_path: Path) -> None:
         (Perplexity, {"window": 1}, r"window=1 is out of range; allowed: 2 or more"),
         (Perplexity, {"margin_pct": -1.0}, r"margin_pct=-1.0 is out of range"),
         (Perplexity, {"margin_pct": math.nan}, r"margin_pct=nan is out of range"),
-        (MultipleChoice, {"data": "mmul"}, r"data=mmul is unknown; allowed: socialiqa, mmlu"),
+        (MultipleChoice, {"data": "mmul"}, r"data=mmul is unknown; allowed: arc_easy, socialiqa, mmlu"),
         (
             MultipleChoice,
             {"prompt": "Q: {question}"},

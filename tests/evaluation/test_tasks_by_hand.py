@@ -38,7 +38,7 @@ def test_perplexity_report_by_hand() -> None:
     assert metrics["fidelity_own/kl_mean"] == 0
     assert metrics["fidelity_own/top1_agreement"] == 1
     few = {key: side[:4] for key, side in before.items()}
-    assert Perplexity().compare("p", few, few).metrics["p/verdict"] == ("too few to say (4 items; 5 are the least)")
+    assert Perplexity().compare("p", few, few).metrics["p/verdict"] == ("too few to say (4 items; 12 are the least)")
     guesses = before | {"vocabulary": np.array([2])}
     assert Perplexity().compare("p", guesses, guesses).metrics["p/verdict"] == (
         "inconclusive (baseline perplexity 2.718 is not below chance, 2)"
@@ -75,7 +75,7 @@ def test_generation_runs_one_shape() -> None:
 
 @pytest.mark.parametrize("target", ["en", "zh"])
 def test_perfect_translation(target: str) -> None:
-    task = Translation(target=target, limit=20, judged_by="bleu")
+    task = Translation(target=target, limit=20, generate=None, judged_by="bleu")
     texts = np.array([references[0] for _, references in task._pairs()])
     outputs = {"texts": texts, "reference_log_probs": np.zeros(20)}
     metrics = task.compare("t", outputs, outputs).metrics
@@ -103,7 +103,7 @@ def test_translation_at_the_floor_concludes_nothing() -> None:
     assert metrics["t/verdict"] == "inconclusive (3 of 5 baseline answers are empty)"
 
 
-@pytest.mark.parametrize("task", [Translation(), Summarization()])
+@pytest.mark.parametrize("task", [Translation(limit=20, generate=None), Summarization(limit=20, generate=None)])
 def test_the_likelihood_of_references_decides_where_texts_say_nothing(task: Translation | Summarization) -> None:
     rng = np.random.default_rng(1)
     likely = rng.normal(-2, 0.3, size=20)

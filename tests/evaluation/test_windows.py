@@ -52,7 +52,7 @@ def test_windows_of_one_document_are_one_observation() -> None:
     assert honest.high - honest.low > 5 * (naive.high - naive.low)
     assert honest.value == pytest.approx(float(alike.mean()))
     few = statistics.clustered_mean(alike[:100], clusters[:100])
-    assert few.doubt == "2 documents; 5 are the least"
+    assert few.doubt == "2 documents; 12 are the least"
 
 
 @pytest.mark.parametrize("count", [10, 30])
@@ -76,7 +76,7 @@ def test_a_text_of_one_document_gives_no_verdict(tmp_path: Path) -> None:
     task, model, other = Perplexity(path=str(path), window=20), FakeModel(), FakeModel(noise=0.5)
     before = task.evaluate(model, None, silent)
     report = task.compare("perplexity", before, task.evaluate(other, Reference(before, model.log_probs), silent))
-    assert report.scores[0].verdict == "too few to say (1 document; 5 are the least)"
+    assert report.scores[0].verdict == "too few to say (1 document; 12 are the least)"
     assert len(report.samples) == 32
 
 

@@ -95,7 +95,7 @@ for step in range(60):
 
 # %% Measured as a float model, then quantized, coded and written as a bundle that is proven to read back.
 model = TorchModel(module, tokenizer, name="mine", fingerprint="")
-task = Perplexity(path="my_text.txt", windows=8, window=64)
+task = Perplexity(path="my_text.txt", windows=12, window=64)
 float_outputs = task.evaluate(model, None, silent)
 reference = Reference(float_outputs, model.output_head())
 

@@ -21,7 +21,7 @@ from slimrun.runner.tracking import attempt
 from tests.conftest import cache_folder
 
 ROOT = Path(__file__).parents[2]
-TINY = ["model=tiny_llama", "task.perplexity.windows=6", "task.perplexity.window=64", "calibration.samples=4"]
+TINY = ["model=tiny_llama", "task.perplexity.windows=12", "task.perplexity.window=64", "calibration.samples=4"]
 FAST = [*TINY, "task=[perplexity]"]
 
 

@@ -21,7 +21,7 @@ from ..evaluation.fake import FakeModel, silent
 TASKS = {"perplexity": Perplexity, "multiple_choice": MultipleChoice}
 
 
-def finished(folder: Path, noise: float, windows: int = 6, fingerprint: str = "same") -> Path:
+def finished(folder: Path, noise: float, windows: int = 12, fingerprint: str = "same") -> Path:
     """The files of a run whose quantization moved the output head of the fake model by `noise`."""
     folder.mkdir()
     model, quantized = FakeModel(), FakeModel(noise)
@@ -101,7 +101,10 @@ def test_unlike_runs_are_refused_in_one_line(
     changed = finished(tmp_path / "changed", 0.1)
     results = json.loads((changed / "results.json").read_text())
     for folder, line in (
-        (finished(tmp_path / "b", 0.1, windows=5), "perplexity was not measured alike: windows:6 in A, windows:5 in B"),
+        (
+            finished(tmp_path / "b", 0.1, windows=5),
+            "perplexity was not measured alike: windows:12 in A, windows:5 in B",
+        ),
         (finished(tmp_path / "c", 0.1, fingerprint="other"), "the runs started from different float models"),
         (failed, f"{failed} holds a run that failed: out of memory"),
         (tmp_path / "nothing", "is no output folder of a finished run"),

@@ -68,7 +68,7 @@ def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Pat
     same = planned(cache)
     assert same.done == str(tmp_path / "run")
     assert dict(rows(before))["decides"].startswith("not known: no run of this model")
-    assert dict(rows(same))["decides"] == "perplexity: too few to say (2 items; 5 are the least)"
+    assert dict(rows(same))["decides"] == "perplexity: too few to say (2 items; 12 are the least)"
     assert same.bits == (results["size/bits_per_weight"], True)
     assert same.memory == (results["memory/peak_rss_bytes"], True)
     assert same.seconds == [pytest.approx(sum(v for k, v in results.items() if k.startswith("time/")))]  # type: ignore[misc]

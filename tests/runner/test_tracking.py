@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from slimrun.runner.folder import write_json
+from slimrun.runner.folder import RUN, run_in, write_json
 from slimrun.runner.tracking import attempt
 from slimrun.runner.tracking.attempt import AWAY
 from slimrun.runner.tracking.mlflow import ALIVE, MLflow
@@ -224,3 +224,17 @@ def test_records_and_messages_hold_no_password(
     err = capsys.readouterr().err
     assert f"tracking.uri={shown} does not take the run" in err
     assert secret not in err
+
+
+def test_the_bundle_is_a_logged_model_whose_scores_name_their_data(database: Path, tmp_path: Path) -> None:
+    job, tracker = tmp_path / "job", MLflow(f"sqlite:///{database}", outbox=str(tmp_path / "outbox"))
+    scores = {"arc/quant": 0.5, "fidelity_own/kl_mean": 0.1, "data/arc": "a" * 64, "data/own": "b" * 64}
+    run(tracker, job, **scores)
+    client = MlflowClient(tracker.tracking_uri)
+    experiment = client.get_experiment_by_name("slimrun")
+    [model] = client.search_logged_models([experiment.experiment_id])
+    assert (str(model.status), model.source_run_id) == ("READY", run_in(job / RUN, tracker.target)["run_id"])
+    linked = {metric.key: (metric.dataset_name, metric.dataset_digest) for metric in model.metrics}
+    assert linked["arc/quant"] == ("arc", "a" * 36)
+    assert linked["fidelity_own/kl_mean"] == ("own", "b" * 36)
+    assert linked["size/file_bytes"] == (None, None)
