@@ -26,7 +26,7 @@ class Generation:
     system: str | None = None
     too_long: str = REFUSE
     max_new_tokens: int = 128
-    batch: int = 20
+    batch: int = 12
     margin_points: float = 5.0
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """Templates of tasks: jinja2 in its sandbox, over the columns of an item.
 
-`{{ question }}`, nested `{{ choices.text[0] }}`, with everything that jinja2 can do to them; a column whose name is no
-identifier is `{{ row["the name"] }}`. What a template leaves out is left out.
+`{{ question }}`, nested `{{ choices.text[0] }}`, with everything that jinja2 can do to them, and `sub('PATTERN', 'text')`
+for regular expressions; a column whose name is no identifier is `{{ row["the name"] }}`. What a template leaves out is
+left out.
 """
 
 import re
@@ -15,8 +16,10 @@ from jinja2.environment import TemplateExpression
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SHOWN_COLUMNS = 8  # of an item that lacks the right one
+SECONDS = 1.0  # for a pattern on one text
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+_ENVIRONMENT.filters["sub"] = lambda text, pattern, other: regex.sub(pattern, other, text, timeout=SECONDS)
 _ONE_EXPRESSION = re.compile(r"\{\{((?:(?!\}\}|\{\{).)*)\}\}", re.DOTALL)
 _FIELD = re.compile(r"\{(\w+)\}")
 

@@ -26,6 +26,7 @@ JUDGES = (LIKELIHOOD, "bleu")
 class Translation(Referenced):
     """Sentences or paragraphs into another language; keys and defaults in conf/task/translation.yaml."""
 
+    limit: int | None = None
     source: str = "fr"
     target: str = "en"
     target_path: str | None = None
