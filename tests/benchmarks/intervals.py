@@ -17,7 +17,7 @@ import numpy as np
 from slimrun.evaluation import statistics
 from slimrun.evaluation.statistics import Clusters, Values
 
-ITEMS = (5, 10, 20, 50, 200, 1000)
+ITEMS = (12, 15, 20, 50, 200, 1000)
 Draw = Callable[[np.random.Generator, int], Values]
 
 
@@ -77,8 +77,9 @@ def main() -> None:
     powers = []
     for n in ITEMS:
         samples = [rng.normal(size=n) for _ in range(sets)]
-        shown = sum(statistics.mean(sample + statistics.mean(sample).detectable).p_value < 0.05 for sample in samples)
-        powers.append(100 * shown / sets)
+        said = [(sample, change) for sample in samples if not (change := statistics.mean(sample)).doubt]
+        shown = sum(statistics.mean(sample + change.detectable).p_value < 0.05 for sample, change in said)
+        powers.append(100 * shown / len(said))
     print(f"{'power at the detectable difference':36}" + "".join(f"{power:12.1f}" for power in powers))
 
 
