@@ -1,6 +1,6 @@
 """Templates of tasks: jinja2 in its sandbox, over the columns of an item.
 
-`{{ question }}`, nested `{{ choices.text[0] }}`, with everything that jinja2 can do to them and, of regular expressions,
+`{{ question }}`, nested `{{ choices.text[0] }}`, with all that jinja2 can do to them and, of regular expressions,
 `sub('PATTERN', 'text')`; a column whose name is no identifier is `{{ row["the name"] }}`. What a template leaves out is
 left out.
 """
