@@ -20,7 +20,7 @@ JUDGES = (LIKELIHOOD, "rouge")
 class Summarization(Referenced):
     """A question, what several papers found, and a short summary; keys in conf/task/summarization.yaml."""
 
-    limit: int | None = 100
+    limit: int | None = 60
     text: str = "{{ text }}"
     reference: str = "{{ summary }}"
     prompt: str = "{{ text }}\n\nSummarize the text above in one short sentence."

@@ -46,8 +46,9 @@ def overall(scores: Sequence[Score]) -> str:
 
 
 def _score(score: Score) -> str:
-    return row([text(score.label), *((escape(cell), cell.partition(" ")[0], "") for cell in cells(score)[1:-1]),
-                text(score.verdict)])  # fmt: skip
+    label, *numbers, verdict = cells(score)
+    return row([text(label), *((escape(cell), cell.partition(" ")[0].lstrip("<"), "") for cell in numbers),
+                text(verdict)])  # fmt: skip
 
 
 def _samples(samples: Sequence[Mapping[str, str]]) -> str:

@@ -37,7 +37,7 @@ SIZES = (
     Size("artifact, MB", "size/artifact_bytes", "{:.1f}", 1e6),
 )
 # after the score's name and its two values; p corrected for the run's other tasks where the score has a verdict
-COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "detectable", "noise", "verdict"]
+COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "detectable", "noise", "margin", "verdict"]
 
 
 def cells(score: Score) -> list[str]:
@@ -50,9 +50,15 @@ def cells(score: Score) -> list[str]:
         f"{score.quant_value:.4g}",
         f"{score.difference:+.4g}{unit}{' (noise)' if score.within_noise else ''}",
         "" if low is None else f"{low:+.4g} to {high:+.4g}{unit}",
-        "" if score.p_value is None else f"{score.p_value:.4f}",
-        "" if score.p_holm is None else f"{score.p_holm:.4f}",
+        _probability(score.p_value),
+        _probability(score.p_holm),
         "" if score.detectable is None else f"{score.detectable:.3g}{unit}",
         "" if score.noise is None else f"{score.noise:.2g}{unit}",
-        score.verdict,
+        "" if score.margin is None else f"{score.margin:g} {score.margin_unit}",
+        score.withheld if score.verdict == score.withheld else score.word,
     ]
+
+
+def _probability(p_value: float | None) -> str:
+    """A p-value as text, "" where there is none; no p is zero."""
+    return "" if p_value is None else f"{p_value:.4f}" if p_value >= 0.0001 else "<0.0001"
