@@ -148,7 +148,7 @@ def test_the_sentence_names_the_next_smaller_one_or_says_why_there_is_none() -> 
         (["how_small.range=[0.5,0.9]"], "quant.fraction=0.62 is out of range; allowed: 0.01 to 0.1"),
         (
             ["how_small.range=[0.01,0.1]", "task.perplexity.windows=4"],
-            "has independent items: 4, which decide no margin; 5 are",
+            "has independent items: 4, which decide no margin; 12 are",
         ),
         (["how_small.range=[0.01,0.01]"], "does not say from where to where quant.fraction goes"),
         (["how_small.key=quant.observer", "how_small.range=[1,2]"], "how_small.key=quant.observer holds auto"),
