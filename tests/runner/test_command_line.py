@@ -176,7 +176,7 @@ def test_calibration_files(slimrun: Console, tmp_path: Path, content: bytes, lin
             ["task=[multiple_choice]", "task.multiple_choice.data=mmlu"],
             "task.multiple_choice.prompt: the longest question with an option has",
         ),
-        (["task=[summarization]"], "task.summarization.prompt: 20 of 20 are too long, the longest has "),
+        (["task=[summarization]"], "task.summarization.prompt: 60 of 60 are too long, the longest has "),
         (["task=[translation]", "task.translation.limit=1", "task.translation.max_new_tokens=400"],
          "task.translation.max_new_tokens=400 is out of range; allowed: 1 to "),
         (["task=[translation]", "model.architecture.vocab_size=100"], "the tokenizer has 259 tokens, the model embed"),
