@@ -57,7 +57,7 @@ class MultipleChoice:
     shots_by: str | None = None
     normalize: bool = False
     judged_by: str = LIKELIHOOD
-    margin_points: float = 5.0
+    margin_points: float = 2.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
