@@ -45,7 +45,7 @@ class MultipleChoice:
     data: str | None = "arc_easy"
     path: str | None = None
     hub: Hub | None = None
-    limit: int | None = 400
+    limit: int | None = 200
     prompt: str = "Question: {{ question }}\nAnswer:"
     options: Any = "{{ options }}"
     answer: str = "{{ answer }}"
