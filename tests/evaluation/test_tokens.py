@@ -64,7 +64,7 @@ def test_options_and_words_come_after_it_too(tmp_path: Path) -> None:
     [question] = MultipleChoice(limit=1)._questions()
     prefixes, options = question.tokens(model, tokens.front(model, None), chat=False)
     assert prefixes[0][:2] == [1, SPACE]
-    assert [option[0] for option in options] == [SPACE] * 3
+    assert [option[0] for option in options] == [SPACE] * 4
     chat, _ = question.tokens(model, [], chat=True)
     assert chat[0] == model.encode_prompt(question.prompts[0])
     word = LastWord(path=str(shapes.written(tmp_path, "lambada")), limit=1)
