@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
+import scipy  # which loads `special` when it is first asked for: a command without verdicts need not wait
 
 from slimrun.evaluation.text import words
 
@@ -105,8 +105,8 @@ def mean(values: Values, observed: float | None = None, of: str = "items") -> Di
     shift = float((deviations**3).mean() / (deviations**2).mean() ** 1.5) / math.sqrt(items)
     if abs(shift) > SKEW_LIMIT:
         return _unknown(value, f"of {items} {of} one or two carry the whole difference")
-    error, student = spread / math.sqrt(items), float(stdtrit(items - 1, 1 - ALPHA / 2))
-    p_value, below, above = 2 * float(stdtr(items - 1, -abs(value / error))), student, student
+    error, student = spread / math.sqrt(items), float(scipy.special.stdtrit(items - 1, 1 - ALPHA / 2))
+    p_value, below, above = 2 * float(scipy.special.stdtr(items - 1, -abs(value / error))), student, student
     if abs(shift) > SKEWED:
         drawn = _studentized(deviations / spread)
         rank = round((RESAMPLES + 1) * ALPHA / 2) - 1  # beyond it p < 0.05, at it p = 0.05
@@ -116,13 +116,13 @@ def mean(values: Values, observed: float | None = None, of: str = "items") -> Di
     low, high = value - error * below, value + error * above
     if not math.isfinite(low + high):
         return _unknown(value, f"{items} {of}, too few of which vary")
-    detectable = (high - low) / 2 * (1 + float(stdtrit(items - 1, POWER)) / student)
+    detectable = (high - low) / 2 * (1 + float(scipy.special.stdtrit(items - 1, POWER)) / student)
     return Difference(value, low, high, p_value, detectable)
 
 
 def noise_of_mean(moves: Values, items: int) -> float:
     """How far the mean of `items` moves (95 %) when each moves as these few did [n], whose mean is zero."""
-    return float(stdtrit(len(moves), 1 - ALPHA / 2) * np.sqrt((moves**2).mean() / items))
+    return float(scipy.special.stdtrit(len(moves), 1 - ALPHA / 2) * np.sqrt((moves**2).mean() / items))
 
 
 def jackknife(score: Callable[[Values], float], *sides: Values) -> tuple[list[float], list[Values]]:
@@ -172,21 +172,21 @@ def proportion_difference(lost: int, gained: int, items: int) -> Difference:
     b, c, n = gained + 0.5, lost + 0.5, items + 2
     centre = (b - c) / n
     error = math.sqrt(b + c - (b - c) ** 2 / n) / n
-    half = float(ndtri(1 - ALPHA / 2)) * error
+    half = float(scipy.special.ndtri(1 - ALPHA / 2)) * error
     flips = lost + gained
-    share_low = float(betaincinv(gained, lost + 1, ALPHA / 2)) if gained else 0.0
-    share_high = float(betaincinv(gained + 1, lost, 1 - ALPHA / 2)) if lost else 1.0
+    share_low = float(scipy.special.betaincinv(gained, lost + 1, ALPHA / 2)) if gained else 0.0
+    share_high = float(scipy.special.betaincinv(gained + 1, lost, 1 - ALPHA / 2)) if lost else 1.0
     low = min(centre - half, (2 * share_low - 1) * flips / items)
     high = max(centre + half, (2 * share_high - 1) * flips / items)
-    p_value = max(mcnemar(lost, gained), 2 * float(ndtr(-abs(centre) / error)))
-    detectable = (high - low) / 2 * (1 + float(ndtri(POWER) / ndtri(1 - ALPHA / 2)))
+    p_value = max(mcnemar(lost, gained), 2 * float(scipy.special.ndtr(-abs(centre) / error)))
+    detectable = (high - low) / 2 * (1 + float(scipy.special.ndtri(POWER) / scipy.special.ndtri(1 - ALPHA / 2)))
     return Difference(value, low, high, p_value, detectable)
 
 
 def proportion_interval(right: int, items: int) -> tuple[float, float]:
     """Exact 95 % interval of a share (Clopper and Pearson 1934)."""
-    low = float(betaincinv(right, items - right + 1, ALPHA / 2)) if right else 0.0
-    high = float(betaincinv(right + 1, items - right, 1 - ALPHA / 2)) if right < items else 1.0
+    low = float(scipy.special.betaincinv(right, items - right + 1, ALPHA / 2)) if right else 0.0
+    high = float(scipy.special.betaincinv(right + 1, items - right, 1 - ALPHA / 2)) if right < items else 1.0
     return low, high
 
 

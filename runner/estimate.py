@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from slimrun.ops.calibration.rdoq import work as rdoq
 from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.model.base import Outline
 from slimrun.runner.cache import Cache
@@ -221,6 +222,13 @@ class Estimate:
     def least_memory(self) -> int:
         """Bytes without which it cannot run: the process, and what quantizing the largest linear takes."""
         return PROCESS_BYTES + WORK_BYTES * max(map(prod, self.covered.values()), default=0)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of files at most while it runs: notes to resume by, what memory has no room for, what rdoq measures."""
+        made = self.weights + self.compressed_bytes + self.weights  # integers, coded, and decoded again
+        measured = rdoq.Work(self.covered, 0).disk if self.experiment.quant.needs_gradients else 0
+        return self.weights + round(max(0.0, made - self.experiment.device.room)) + measured
 
     @cached_property
     def forecast(self) -> dict[str, float]:

@@ -132,7 +132,9 @@ def check(command: Command, arguments: Namespace) -> list[DictConfig]:
     planned: list[Job] = []
     folder = _folder(command)
     for overrides in command.jobs:
-        config = composed(overrides, arguments.config_name, arguments.config_dir)
+        config = command.config
+        if command.multirun:
+            config = composed(overrides, arguments.config_name, arguments.config_dir)
         _check_tracking(config)
         dial = dial_of(config) if command.multirun else None
         try:

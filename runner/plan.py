@@ -79,7 +79,7 @@ def rows(job: Estimate) -> list[list[str]]:
         ["codec", type(experiment.compress).__name__],
         ["compressed", f"{size(job.compressed_bytes)}, {bits:.2f} bits a weight{SOURCES[told]}"],
         *([["export", ", ".join(experiment.export)]] if experiment.export else []),
-        ["disk", size(job.disk_bytes)],
+        ["disk", f"{size(job.disk_bytes)}, at most {size(job.scratch_bytes)} more while it runs"],
         ["peak memory", memory(job)],
         ["time", duration(job)],
         ["device", experiment.device.name],

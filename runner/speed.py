@@ -20,6 +20,7 @@ LEAST_SECONDS = 0.03  # of repeated work, so that the clock tells
 SLICE = 2**20  # weights of which rounding and coding are measured
 MOST_ROWS, MOST_TOKENS = 512, 64  # of a linear, and of what it is given at once
 READ_BYTES = 2**27
+LONG = 1024, 2048  # rows, and columns of a long product
 
 
 def product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type: str) -> float:
@@ -48,6 +49,14 @@ def _product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type
     if isinstance(linear, Int8Linear):
         linear.set_grid(quantized, activation_grid(-4.0, 4.0, linear.dtype))
     return _seconds(lambda: linear(x))
+
+
+@cache
+def operations(dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a long product of two matrices, as they are taken in this dtype."""
+    rows, columns = LONG
+    x, weight = torch.ones(rows, columns, dtype=dtype), torch.ones(columns, columns, dtype=dtype)
+    return 2 * rows * columns * columns / _seconds(lambda: nn.functional.linear(x, weight))
 
 
 def rounding(quantizer: Quantizer, columns: int) -> float:

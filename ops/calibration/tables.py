@@ -10,7 +10,7 @@ from torch import Tensor
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import Int8Table, quantized_linear
 from slimrun.ops.model.tables import Table
-from slimrun.ops.quant.base import check_finite, minmax_scale, round_to_grid
+from slimrun.ops.quant.base import check_matrix, minmax_scale, round_to_grid
 
 from .base import Layer, Network, Sample, weight_error
 
@@ -58,6 +58,6 @@ def note_table(layer: Layer, table: Table, weight: Tensor, rows: QuantizedWeight
 
 def rounded_rows(weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
     """int8 rows of a table [V, H] with steps [V, 1] that are numbers of `dtype`, in float32."""
-    weight = check_finite(weight)
+    check_matrix(weight)
     step = minmax_scale(weight, per_channel=True).to(dtype).clamp_min(torch.finfo(dtype).tiny).to(torch.float32)
     return QuantizedWeight(round_to_grid(weight, step), step)

@@ -70,15 +70,17 @@ class BundleQuantizer(HfQuantizer):  # type: ignore[misc]
         return dtype
 
     def update_weight_conversions(self, *_: Any) -> list[Any]:
-        """All that is in the file becomes nothing: it is still coded."""
+        """Whatever transformers finds in the file is dropped: it is still coded, and `fill` reads it."""
         from transformers.core_model_loading import ConversionOps, WeightConverter
 
-        class Nothing(ConversionOps):  # type: ignore[misc]
+        class Dropped(ConversionOps):  # type: ignore[misc]
+            """Makes no tensor of what it is given."""
+
             def convert(self, *_: Any, missing_keys: set[str], **__: Any) -> dict[str, Any]:
                 missing_keys.clear()  # or memory would be taken for them
                 return {}
 
-        return [WeightConverter([".+"], [self._any_key], [Nothing()])]
+        return [WeightConverter([".+"], [self._any_key], [Dropped()])]
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         self._any_key = next(iter(model.state_dict()))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.errors import nearest
-from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight, row_blocks
 
 OBSERVERS = ("auto", "minmax", "histogram")
 TABLES = ("int8",)  # what embeddings and output head can be, but float
@@ -154,24 +154,33 @@ class MinMaxQuantizer(Quantizer):
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Integers in [-127, 127] of a weight [n, k]."""
-        weight = check_finite(weight)
+        check_matrix(weight)
         scale = minmax_scale(weight, self.per_channel)
         return QuantizedWeight(round_to_grid(weight, scale), scale)
 
 
 def check_finite(weight: Tensor) -> Tensor:
     """Return the weight [n, k] as float32; ValueError when it is no matrix or holds NaN or infinity."""
+    check_matrix(weight)
+    return weight.detach().to(torch.float32)
+
+
+def check_matrix(weight: Tensor) -> None:
+    """ValueError when the weight is no matrix [n, k] or holds NaN or infinity."""
     if weight.ndim != 2:
         raise ValueError(f"a weight must have 2 dimensions, this one has {weight.ndim}")
-    weight = weight.detach().to(torch.float32)
-    if weight.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):  # both carry a NaN
+    ends = torch.stack(torch.aminmax(weight.detach())) if weight.numel() else weight  # both carry a NaN
+    if not bool(torch.isfinite(ends.to(torch.float32)).all()):
         raise ValueError("the weight holds NaN or infinity and cannot be quantized")
-    return weight
 
 
 def round_to_grid(weight: Tensor, scale: Tensor, low: int = -127, high: int = 127) -> Tensor:
     """int8 integers clamp(round_half_even(weight / scale), low, high); weight [n, k], scale [n, 1] or [1, 1]."""
-    return (weight / scale).round_().clamp_(low, high).to(torch.int8)
+    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    steps = scale.expand(weight.shape[0], 1)
+    for rows, block in row_blocks(weight.detach()):
+        values[rows] = (block.float() / steps[rows]).round_().clamp_(low, high)
+    return values
 
 
 def minmax_scale(weight: Tensor, per_channel: bool, levels: int = INT8_LEVELS) -> Tensor:
@@ -179,7 +188,7 @@ def minmax_scale(weight: Tensor, per_channel: bool, levels: int = INT8_LEVELS) -
 
     A zero row takes the tensor's step; a zero tensor takes 1 / levels.
     """
-    largest = weight.abs().amax(dim=1, keepdim=True)
+    largest = torch.cat([block.float().abs().amax(dim=1, keepdim=True) for _, block in row_blocks(weight)])
     tensor_largest = largest.amax(dim=0, keepdim=True)
     if not per_channel:
         largest = tensor_largest

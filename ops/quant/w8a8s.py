@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+from slimrun.ops.format.arithmetic import BLOCK, INT8_LEVELS, QuantizedWeight, row_blocks
 
-from .base import NORMAL_LEVELS, StaticQuantizer, check_finite, gaussian_bits, outliers_from, round_to_grid
+from .base import NORMAL_LEVELS, StaticQuantizer, check_matrix, gaussian_bits, outliers_from, round_to_grid
 
 SAMPLE = 16384  # weights that tell roughly where the outliers begin
 
@@ -41,22 +41,23 @@ class W8A8S(StaticQuantizer):
 
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Integers in [-127, 127] of a weight [n, k]."""
-        weight = check_finite(weight)
+        check_matrix(weight)
         scale = sparse_scale(weight, self.fraction, self.per_channel)
         return QuantizedWeight(round_to_grid(weight, scale), scale)
 
 
-def outlier_threshold(magnitude: Tensor, fraction: float) -> Tensor:
-    """T (scalar) above which a weight is an outlier: the floor(fraction * numel)-th largest of |W| (any shape).
+def outlier_threshold(weight: Tensor, fraction: float) -> Tensor:
+    """T (scalar float32) above which a weight is an outlier: the floor(fraction * numel)-th largest of |W| (any shape).
 
     T itself is normal. A tensor too small for one outlier has none.
     """
-    magnitude = magnitude.reshape(-1)
-    count = max(1, int(fraction * magnitude.numel()))
-    sample = magnitude[:: -(-magnitude.numel() // SAMPLE)]
+    weight = weight.detach().reshape(-1)
+    count = max(1, int(fraction * weight.numel()))
+    sample = weight[:: -(-weight.numel() // SAMPLE)].float().abs()
     guess = sample.topk(min(len(sample), int(2 * fraction * len(sample)) + 1)).values[-1]
-    large = magnitude[magnitude >= guess]  # selecting among a few is several times faster than among all
-    candidates = large if large.numel() >= count else magnitude
+    magnitudes = (part.float().abs() for part in torch.split(weight, BLOCK))
+    large = torch.cat([one[one >= guess] for one in magnitudes])  # selecting among a few is several times faster
+    candidates = large if large.numel() >= count else weight.float().abs()
     return candidates.topk(count, sorted=False).values.min()
 
 
@@ -66,10 +67,13 @@ def sparse_scale(weight: Tensor, fraction: float, per_channel: bool) -> Tensor:
     Where the formula has no answer: a row without normal weights (zeros or outliers only) takes T / 7, or the step
     that keeps its largest weight within +-127 if that is larger; what is still zero takes 1 / 7.
     """
-    magnitude = weight.abs()
-    threshold = outlier_threshold(magnitude, fraction)
-    normal = magnitude.masked_fill(magnitude > threshold, 0).amax(dim=1, keepdim=True)
-    largest = magnitude.amax(dim=1, keepdim=True)
+    threshold = outlier_threshold(weight, fraction)
+    normals, largests = [], []
+    for _, block in row_blocks(weight.detach()):
+        magnitude = block.float().abs()
+        largests.append(magnitude.amax(dim=1, keepdim=True))
+        normals.append(magnitude.masked_fill_(magnitude > threshold, 0).amax(dim=1, keepdim=True))
+    normal, largest = torch.cat(normals), torch.cat(largests)
     if not per_channel:
         normal, largest = threshold.reshape(1, 1), largest.amax(dim=0, keepdim=True)
     without_normal = torch.maximum(threshold / NORMAL_LEVELS, largest / INT8_LEVELS)

@@ -27,9 +27,12 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
+from slimrun.ops.calibration.rdoq.work import Work
 from slimrun.ops.export.shards import ShardWriter
+from slimrun.ops.format.products import for_products
 from slimrun.ops.model.skeleton import skeleton
 from slimrun.ops.model.tokenizer import byte_tokenizer
+from slimrun.runner.speed import operations
 
 BLOCK = 512  # bytes that getrusage counts blocks of
 PROMPTS = [
@@ -46,8 +49,11 @@ PEERS = {  # llm-compressor brings the other one
     ".quantize_and_save(sys.argv[2], format='auto_round')",
 }
 WIDTH, INNER = 4096, 11008
-LINEARS = [(WIDTH, WIDTH)] * 4 + [(INNER, WIDTH)] * 2 + [(WIDTH, INNER)]  # of a layer
-INPUTS = [WIDTH, WIDTH, WIDTH, INNER]  # widths of those that are factored
+LINEARS = {  # of a layer
+    **dict.fromkeys(["attention.q", "attention.k", "attention.v", "output.o"], (WIDTH, WIDTH)),
+    **dict.fromkeys(["mlp.gate", "mlp.up"], (INNER, WIDTH)),
+    "mlp.down": (WIDTH, INNER),
+}
 
 
 def main() -> None:
@@ -133,26 +139,10 @@ def run(folder: Path, quant: str, memory: str | None) -> dict[str, float]:
 
 
 def product_seconds(layers: int, tokens: int) -> float:
-    """How long the products that rdoq consists of take at the speed that this machine has, at three roundings.
-
-    Samples go forward, forward again and back to measure, to correct and to tune, and once to calibrate; a rounding
-    carries the errors of each linear on twice, with feedback and without. What is factored is float32.
-    """
-    fast, exact = speed(torch.bfloat16), speed(torch.float32)
-    weights = sum(n * k for n, k in LINEARS)
-    passes, rounding = (3 + 3 + 3 + 1) * 2 * tokens * weights, 3 * sum(2 * n * k * k for n, k in LINEARS)
-    return layers * ((passes + rounding) / fast + sum(k**3 for k in INPUTS) / exact)
-
-
-def speed(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a product [2048, 4096] x [4096, 4096], the best of three."""
-    x, weight = torch.ones(2048, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
-    seconds = []
-    for _ in range(3):
-        begin = time.monotonic()
-        torch.nn.functional.linear(x, weight)
-        seconds.append(time.monotonic() - begin)
-    return 2 * 2048 * WIDTH * WIDTH / min(seconds)
+    """How long the products that rdoq consists of take at the speed that this machine has."""
+    linears = {f"{layer}.{name}": shape for layer in range(layers) for name, shape in LINEARS.items()}
+    work, fast = Work(linears, tokens, tokens), for_products(torch.zeros(1)).dtype
+    return work.products / operations(fast) + work.factors / operations(torch.float32)
 
 
 def run_peer(python: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from slimrun.ops.calibration.rdoq.work import Work
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.model.fingerprint import folder_hash
 from slimrun.ops.model.pretrained import Pretrained
@@ -200,3 +201,16 @@ def test_a_counting_model_reads_what_the_tasks_give(tmp_path: Path) -> None:
     assert work_of(job.experiment.task["perplexity"], reader).read == [64, 64]
     work = work_of(job.experiment.task["translation"], reader)
     assert work.written == [2] * 10  # a batch of one is filled up
+
+
+def test_rdoq_is_forecast_by_its_products(tmp_path: Path) -> None:
+    work = Work({"a.q": (4, 2), "a.k": (4, 2), "a.down": (2, 8)}, tokens=10, measured_tokens=5)
+    assert work.products == 2 * 32 * 3 * 25 + 3 * 2 * (16 + 16 + 128)
+    assert (work.factors, work.inputs) == (8 + 512, [2, 8])
+    forecast = planned(tmp_path / "cache", "quant=rdoq").forecast
+    assert (
+        forecast["quantize"] > planned(tmp_path / "cache", "quant=rdoq", "quant.tune_rate=0").forecast["quantize"] > 0
+    )
+    assert planned(tmp_path / "cache", "quant=rdoq").scratch_bytes > planned(tmp_path / "cache").scratch_bytes > 0
+    with pytest.raises(ValueError, match="as many roundings"):
+        _ = planned(tmp_path / "cache", "quant=rdoq", "quant.target_kl=0.1").forecast

@@ -19,7 +19,7 @@ from .network import TorchNetwork
 def hidden_states(network: TorchNetwork, samples: Sequence[Sample]) -> States:
     """The last hidden states of every sample."""
     states = States(len(samples), network.room)
-    for part in range(network.tell_parts(samples[0])):
+    for part in range(network.parts or network.tell_parts(samples[0])):
         for index, sample in enumerate(samples):
             states.put(index, network.states_part(part, sample, states.take(index)))
     return states
@@ -48,7 +48,7 @@ def _states_after(network: TorchNetwork, steps: CachedSteps, texts: Sequence[tup
             whole.put(index, whole.take(index)[:, prefix.shape[1] - 1 :])
         return whole
     before, after = States(len(texts), network.room), States(len(texts), network.room)
-    parts = network.tell_parts(_sample(texts[0][0]))
+    parts = network.parts or network.tell_parts(_sample(texts[0][0]))
     for part in range(parts):
         for index, (prefix, later) in enumerate(texts):
             cache = steps.new_cache()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ class TorchModel(AsModule, TextModel):
         self._base = module.base_model
         self._steps = CachedSteps(self._base, module.config, self.device)
 
+    @cached_property
+    def _network(self) -> TorchNetwork:
+        """The model block by block; its blocks are told once, which takes two runs of it."""
+        return TorchNetwork(self.module, self._base, self.room)
+
     @property
     def _head(self) -> Any:
         """The output layer; a quantized one takes the place of the float one."""
@@ -80,7 +85,7 @@ class TorchModel(AsModule, TextModel):
         for ids in batches:
             self.check_tokens(ids, "row")
         samples: list[Sample] = [{"input_ids": self._tensor(ids), "use_cache": False} for ids in batches]
-        states = hidden_states(TorchNetwork(self.module, self._base, self.room), samples)
+        states = hidden_states(self._network, samples)
         for index in range(len(batches)):
             yield _float_array(states.take(index))
 
@@ -116,8 +121,7 @@ class TorchModel(AsModule, TextModel):
         texts = [tuple(map(self._tensor, padded([questions[i] for i in group]))) for group in groups]
         steps, streamed = self._cached_steps(), None
         if self.room.full and len(questions) > 1 and groups:
-            network = TorchNetwork(self.module, self._base, self.room)
-            streamed = states_after(network, steps, [(prefix, rows[:, :-1]) for prefix, rows in texts])
+            streamed = states_after(self._network, steps, [(prefix, rows[:, :-1]) for prefix, rows in texts])
         number_of = {index: number for number, group in enumerate(groups) for index in group}
         scored: dict[int, list[FloatArray]] = {}
         for index in range(len(questions)):

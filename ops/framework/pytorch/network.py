@@ -41,6 +41,7 @@ class TorchNetwork(TorchSmoothable):
         super().__init__(model, room or Room())
         unstack(self.model)
         self.forward = forward or model
+        self.parts = 0  # in which it runs, once they are told
 
     def kept(self) -> dict[str, str]:
         """Gates and routers, which stay float."""
@@ -124,7 +125,8 @@ class TorchNetwork(TorchSmoothable):
 
     def tell_parts(self, sample: Sample) -> int:
         """In how many parts the model can run, tried out on a sample."""
-        return self._blocks.tell(blocks_of(self.model), partial(self.run, sample), self._same)
+        self.parts = self._blocks.tell(blocks_of(self.model), partial(self.run, sample), self._same)
+        return self.parts
 
     def _same(self, one: Any, other: Any) -> bool:
         return torch.equal(self.first_tensor(one), self.first_tensor(other))
