@@ -57,7 +57,7 @@ class ActivationGrid:
 def row_blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some rows of a weight [n, k] after the others, each time with where they are: what is made of them is small.
 
-    A large matrix that every step of the arithmetic passes as a whole takes four times as long.
+    A large matrix that every step of the arithmetic passes as a whole takes nearly twice as long.
     """
     count = max(1, BLOCK // max(1, weight.shape[1]))
     for start in range(0, weight.shape[0], count):
