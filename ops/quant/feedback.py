@@ -101,14 +101,17 @@ def _root(moment: Tensor, damping: float) -> Tensor:
         share *= 10
 
 
-def spread_slope(weight: Tensor, *, by_row: bool) -> Tensor:
+def spread_slope(weight: Tensor, rows: Tensor | None = None) -> Tensor:
     """float32 [n]: the slope of weights [n, k] that takes about as many bits of each row, or of each matrix as a whole.
 
-    Its step is then a share of the row's, or of the matrix's, spread.
+    Its step is then a share of the row's spread; given how often an error in each of the `rows` [n] counts, of the
+    matrix's, whose rows are weighted by that.
     """
     weight = weight.to(torch.float32)
-    variance = weight.var(dim=1, correction=0) if by_row else weight.var(correction=0).expand(weight.shape[0])
-    return variance.clamp_min(1e-30).reciprocal()
+    if rows is None:
+        return weight.var(dim=1, correction=0).clamp_min(1e-30).reciprocal()
+    variance = (weight * rows.sqrt().unsqueeze(1)).var(correction=0)
+    return rows / variance.clamp_min(1e-30)
 
 
 def row_steps(slope: Tensor, weight: Tensor, level: float) -> Tensor:

@@ -42,7 +42,13 @@ DYNAMIC_INPUTS, FLOAT_INPUTS = "dynamic", "float"  # int8 with a step a token; a
 INPUTS = [[FLOAT_INPUTS], [DYNAMIC_INPUTS], [DYNAMIC_INPUTS, FLOAT_INPUTS]]
 FISHER, MOMENTS = "fisher", "inputs"  # what an error costs: by gradients too; by second moments of the inputs alone
 SLOPE, ROW, TENSOR = "slope", "row", "tensor"  # a step where each row loses the same for a bit, or of a spread
-CHOICES = {"activations": ACTIVATIONS, "importance": (FISHER, MOMENTS), "steps": (SLOPE, ROW, TENSOR)}
+BALANCED, WATERFILLED = "balanced", "waterfilled"  # scales of columns by all they do, or so that all cost the same
+CHOICES = {
+    "activations": ACTIVATIONS,
+    "importance": (FISHER, MOMENTS),
+    "steps": (SLOPE, ROW, TENSOR),
+    "columns": (BALANCED, WATERFILLED),
+}
 BITS = 3.5  # coded, a weight, where nothing is asked for
 GAUSSIAN_NOISE = math.pi * math.e / 6  # squared error of entropy-coded gaussian weights, times variance 4^-bits
 SCALE_BITS = 32  # of a row's step
@@ -89,6 +95,7 @@ class RDOQ(StaticQuantizer):
     activations: str = "int8"
     observer: str = "minmax"
     clip_first: list[str] = field(default_factory=lambda: ["*.down_proj", "*.dense_4h_to_h"])
+    columns: str = BALANCED
     smooth_alpha: float | None = 0.75  # None: no smoothing
     price: float = 0.3
     damping: float = 0.2
@@ -123,6 +130,8 @@ class RDOQ(StaticQuantizer):
         if self.importance == MOMENTS and (self.steps == SLOPE or self.target_file_bits is not None):
             lacking = f"steps={SLOPE}" if self.steps == SLOPE else f"target_file_bits={self.target_file_bits}"
             raise ValueError(f"{lacking} goes by gradients; allowed with importance={MOMENTS}: steps={ROW} or {TENSOR}")
+        if self.columns == WATERFILLED and self.importance != MOMENTS:
+            raise ValueError(f"columns={WATERFILLED} goes by second moments alone; allowed with importance={MOMENTS}")
         if self.fallback_level:
             raise ValueError(
                 f"fallback_level={self.fallback_level} ranks by tails; "
@@ -138,6 +147,11 @@ class RDOQ(StaticQuantizer):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}={value} is out of range; allowed: {low} to {high}")
+
+    @property
+    def folds(self) -> bool:
+        """Whether inputs are scaled, and columns the other way."""
+        return self.smooth_alpha is not None or self.columns == WATERFILLED
 
     @property
     def bits(self) -> float | None:

@@ -1,6 +1,6 @@
 """What each method loses at which size: two domains of text, weights alone and with int8 inputs, in one run.
 
-    python tests/benchmarks/frontier.py [--model DIR] [--windows 8] [--only gptq,entquant] [--picture frontier.png]
+    python tests/benchmarks/frontier.py [--model DIR] [--windows 8] [--only gptq,watersic] [--picture frontier.png]
 
 The model is SmolLM2, or any folder of transformers; `off_grid.py` makes some whose weights never were 4-bit. Bits are
 coded bits a weight, all overhead counted. KL is to the float model, in nats a token, with a 95 % interval over windows.
@@ -49,6 +49,7 @@ METHODS: dict[str, list[str]] = {
     "w8a8": ["quant=w8a8"],
     "gptq, a step a tensor": ["quant=gptq", THERE],
     "gptq, a step a row": ["quant=gptq", THERE, "quant.steps=row"],
+    "watersic": ["quant=watersic", THERE],
     "entquant": ["quant=entquant", THERE],
     "rdoq_data_free": ["quant=rdoq_data_free", THERE],
     "rdoq 2.5": ["quant=rdoq", "quant.target_bits=2.5"],

@@ -115,6 +115,33 @@ def test_gptq_takes_the_target_with_a_step_a_tensor_or_a_row() -> None:
         assert (8 * size + 32 * rows) / count == pytest.approx(5.0, rel=0.01)
 
 
+def test_waterfilling_leaves_a_tensor_one_step_beside_the_scales_that_its_rows_take() -> None:
+    knobs: dict[str, Any] = {"importance": "inputs", "smooth_alpha": None, "price": 0, "measured_prompts": 0}
+    model, plain = tiny(), tiny()
+    quantizer = RDOQ(
+        target_bits=6.0,
+        steps="tensor",
+        columns="waterfilled",
+        tune_rate=0,
+        activations="float",
+        fallback=Fallback(0),
+        **knobs,
+    )
+    calibrator(model, quantizer).run()
+    ids = np.array([plain.encode(TEXTS[0])[:64]])
+    np.testing.assert_allclose(model.hidden(ids), plain.hidden(ids), atol=0.2)
+    up, norm = (model.module.get_submodule(f"model.layers.0.{name}") for name in ("mlp.up_proj", "input_layernorm"))
+    scale = (plain.module.get_submodule("model.layers.0.input_layernorm").weight / norm.weight).detach()
+    assert float(scale.max() / scale.min()) > 1.05
+    assert float(scale.log().mean()) == pytest.approx(0, abs=1e-5)
+    steps, exact = up.weight_scale.reshape(-1, 1), plain.module.get_submodule("model.layers.0.mlp.up_proj").weight
+    assert float(steps.max() / steps.min()) > 1.1
+    norm = model.module.get_submodule("model.layers.0.post_attention_layernorm")
+    columns = plain.module.get_submodule("model.layers.0.post_attention_layernorm").weight / norm.weight
+    spread = (up.weight * steps / columns).std(dim=1) / exact.std(dim=1)  # what the row was divided by
+    torch.testing.assert_close(steps / spread.reshape(-1, 1), steps[:1].expand_as(steps) / spread[0], rtol=0.1, atol=0)
+
+
 def test_ranges_of_down_projections_leave_out_first_tokens() -> None:
     weight = QuantizedWeight(torch.ones(2, 4, dtype=torch.int8), torch.ones(2, 1))
     linear = quantized_linear("W8A8S", weight, None, torch.float32)

@@ -25,7 +25,7 @@ TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
             ["quant=nope"],
             "quant=nope: no such choice; "
             "allowed: entquant, gptq, lowbit, none, rdoq, rdoq_data_free, rdoq_lowbit, rdoq_w8a16, rdoq_w8a8, w8a16, "
-            "w8a8, w8a8_dynamic, w8a8s",
+            "w8a8, w8a8_dynamic, w8a8s, watersic",
         ),
         (["quant=rdoq_lowbit", "quant.grid.fraction=0.5"], "quant.grid.fraction=0.5 is out of range; allowed: 0.01 to"),
         (["quant=rdoq_w8a8", "quant.grid.fraction=0.5"], "quant.grid.fraction: no such key"),

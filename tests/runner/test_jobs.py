@@ -68,7 +68,7 @@ def test_one_job(presets: list[str], arguments: list[str]) -> None:
     ("glob", "choices"),
     [
         ("glob([w8*,lowbit])", ["lowbit", "w8a16", "w8a8", "w8a8_dynamic", "w8a8s"]),
-        ("glob(*,exclude=[rdoq*,w8*])", ["entquant", "gptq", "lowbit", "none"]),
+        ("glob(*,exclude=[rdoq*,w8*])", ["entquant", "gptq", "lowbit", "none", "watersic"]),
     ],
 )
 def test_choices_of_a_group_by_pattern(glob: str, choices: list[str]) -> None:

@@ -85,9 +85,10 @@ class RateDistortionCalibrator(SequentialCalibrator):
             raise ValueError("what errors cost is measured on calibration samples, and there are none")
         quantizer, selected = self.quantizer, self.select()
         folds: list[Fold] = []
-        if quantizer.smooth_alpha is not None:
+        if quantizer.folds:
             folds, places = find_folds(self.network, partial(self.network.glance, self.samples[0]), selected)
-            self.notes += skipped(f"smooth_alpha={quantizer.smooth_alpha}", places)
+            asked = "columns" if quantizer.smooth_alpha is None else "smooth_alpha"
+            self.notes += skipped(f"{asked}={getattr(quantizer, asked)}", places)
         whole, parts = quantizer.target_file_bits is not None, self._parts
         alike = quantizer.importance == MOMENTS
         statistics = measure(
@@ -100,7 +101,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         for name in selected:
             self._floats[name], self._biases[name] = self.network.affine(name)
         self._token_weights, self._first = statistics.token_weights(), statistics.first
-        factors = factored(self.network, statistics, quantizer.damping, self.room, quantizer.steps)
+        factors = factored(self.network, statistics, quantizer, self.room)
         tables = Tables(self.network, self.layers, self.samples, whole)
         self.notes += tables.notes
         add_costs = partial(tables.add_costs, factors, statistics, self._teacher, damping=quantizer.damping)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from slimrun.ops.calibration.base import GradientNetwork
 from slimrun.ops.memory import Room, give_back
 from slimrun.ops.quant.feedback import Importance, importance, spread_slope
-from slimrun.ops.quant.rdoq import ROW, SLOPE
+from slimrun.ops.quant.rdoq import RDOQ, ROW, SLOPE, WATERFILLED
 
 from .statistics import Statistics
 
@@ -62,18 +63,19 @@ class Factors:
         self.room.release([self._inputs[self.rows[name][0]].factor])
 
 
-def factored(
-    network: GradientNetwork, statistics: Statistics, damping: float, room: Room, steps: str = SLOPE
-) -> Factors:
-    """What errors cost, by linear; statistics stay until all inputs have been asked for. `steps` is a quantizer's."""
+def factored(network: GradientNetwork, statistics: Statistics, quantizer: RDOQ, room: Room) -> Factors:
+    """What errors cost, by linear; statistics stay until all inputs have been asked for."""
 
     def factor(first: str, rows: Tensor) -> Importance:
-        return importance(statistics.moment(first).to(rows.device), rows, damping)
+        return importance(statistics.moment(first).to(rows.device), rows, quantizer.damping)
 
     factors = Factors(room, factor)
     for name, rows in statistics.rows.items():
         weight, _ = network.affine(name)
         factors.rows[name] = (statistics.first[name], rows.to(weight.device))
-        if steps != SLOPE:
-            factors.slopes[name] = spread_slope(weight, by_row=steps == ROW)
+        if quantizer.steps == ROW:
+            factors.slopes[name] = spread_slope(weight)
+        elif quantizer.steps != SLOPE:  # waterfilling leaves a tensor its step beside the scales that its rows took
+            weights = rows if quantizer.columns == WATERFILLED else torch.ones_like(rows)
+            factors.slopes[name] = spread_slope(weight, weights.to(weight.device))
     return factors
