@@ -228,7 +228,7 @@ def _compare_float(key: str, expected: Tensor, files: Files) -> None:
 
 
 def identical(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal bit for bit: by pieces that a cache holds, a fifth of what torch.equal takes."""
+    """Whether two tensors are equal bit for bit: by pieces that a cache holds, which torch.equal does not take."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     first, second = (tensor.contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in (one, other))
