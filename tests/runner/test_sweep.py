@@ -131,7 +131,8 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "all 3 jobs are done already" in err
 
     extended = ["-m", *FAST, "quant.fraction=0.05,0.06", "hydra.sweep.dir=extended", "tracking=none"]
-    assert slimrun(killed, *extended)[0] == 0
+    status, _, err = slimrun(killed, *extended)
+    assert status == 0, err
     jobs = jobs_in(killed / "extended")
     assert jobs[0]["done_in"].endswith("/2")
     assert "done_in" not in jobs[1]
