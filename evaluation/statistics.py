@@ -22,9 +22,7 @@ Clusters = npt.NDArray[np.int64]  # which items belong together
 SEED = 12345
 RESAMPLES = 9_999  # one less than a round number: ranks over 10,000 are p-values
 ALPHA, POWER = 0.05, 0.8
-LEAST_ITEMS = (
-    12  # below it half-unchanged differences, and skew that so few do not show, take intervals off their level
-)
+LEAST_ITEMS = 12  # below it half-unchanged differences, and skew that so few hide, take intervals off their level
 LEAST_UNCHANGED = 20  # if none of n items differs, up to 3 / n of all items may: 15 % of them here
 # skewness / sqrt(n) moves the error of each end of Student's interval by 0.085 times itself (Hall 1992, second order):
 # from SKEWED on by 2 points, and beyond SKEW_LIMIT no interval meets its level: one or two items carry the difference

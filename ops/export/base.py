@@ -143,8 +143,10 @@ class Target:
             changes.append(Change(f"{was} -> {now}", "all float tensors", f"dtype={self.dtype}"))
         changes += self.write(source, plan, scratch)
         with ThreadPoolExecutor(1) as disk:  # which has time for the files while they are read back
-            disk.map(sync, scratch.iterdir())
-            return changes, check(source, plan, self.files(scratch), dtype, fused=self.engine().fuses)
+            synced = disk.map(sync, sorted(scratch.iterdir()))
+            checks = check(source, plan, self.files(scratch), dtype, fused=self.engine().fuses)
+            list(synced)  # raises what the disk has refused, which a later sync need not say again
+        return changes, checks
 
     def _check_mixture(self, config: Mapping[str, Any]) -> None:
         known, kind = self.abilities.mixtures, config.get("model_type")

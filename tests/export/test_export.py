@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.native import Native
 from slimrun.ops.compress.none import NoCompression
 from slimrun.ops.compress.nz import NZ
+from slimrun.ops.export import base
 from slimrun.ops.export.base import Target
 from slimrun.ops.export.checks import Held
 from slimrun.ops.export.compressed_tensors import CompressedFiles, CompressedTensors
@@ -58,6 +60,16 @@ def test_a_failed_check_leaves_nothing(artifact: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(CompressedFiles, "linear", one_bit_off)
     with pytest.raises(ValueError, match="the integers differ from the bundle's"):
+        CompressedTensors().run(artifact, artifact.parent / "export")
+    assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
+
+
+def test_what_the_disk_refuses_leaves_nothing(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(base, "sync", refused)
+    with pytest.raises(OSError, match="Input/output error"):
         CompressedTensors().run(artifact, artifact.parent / "export")
     assert [path.name for path in artifact.parent.iterdir()] == ["artifact"]
 
