@@ -84,8 +84,8 @@ config = LlamaConfig(
 )  # fmt: skip
 module = LlamaForCausalLM(config)
 english = "\n\n".join(article["en"] for article in articles)
-Path("my_text.txt").write_text(english[-3000:], encoding="utf-8")
-tokens = torch.tensor(tokenizer(english[:-3000])["input_ids"])
+Path("my_text.txt").write_text(english[-4000:], encoding="utf-8")
+tokens = torch.tensor(tokenizer(english[:-4000])["input_ids"])
 optimizer = torch.optim.Adam(module.parameters(), lr=0.005)
 for step in range(60):
     batch = tokens[: len(tokens) // 64 * 64].reshape(-1, 64)[step % 2 :: 2]
@@ -95,7 +95,7 @@ for step in range(60):
 
 # %% Measured as a float model, then quantized, coded and written as a bundle that is proven to read back.
 model = TorchModel(module, tokenizer, name="mine", fingerprint="")
-task = Perplexity(path="my_text.txt", windows=12, window=64)
+task = Perplexity(path="my_text.txt", windows=24, window=64)
 float_outputs = task.evaluate(model, None, silent)
 reference = Reference(float_outputs, model.output_head())
 

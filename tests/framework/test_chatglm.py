@@ -31,7 +31,11 @@ def test_logits_are_those_of_the_original_code(case: str) -> None:
     if case == "padded":
         seen = np.array(golden.PADDED, dtype=bool)
         logits, expected = logits[seen], expected[seen]
-    np.testing.assert_allclose(logits, expected, atol=5e-3 if case == "float16" else 1e-5)
+    if case == "float16":  # each processor rounds its products' sums in its own way: as far off as that code's own halves
+        expected_error = np.abs(expected - np.load(golden.GOLDEN)["genuine"]).max()
+        assert np.abs(logits - expected).max() <= 2 * expected_error
+        return
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 @pytest.fixture
