@@ -31,7 +31,7 @@ def test_logits_are_those_of_the_original_code(case: str) -> None:
     if case == "padded":
         seen = np.array(golden.PADDED, dtype=bool)
         logits, expected = logits[seen], expected[seen]
-    if case == "float16":  # each processor rounds its products' sums in its own way: as far off as that code's own halves
+    if case == "float16":  # processors round sums of halves each in their way: within twice that code's own error
         expected_error = np.abs(expected - np.load(golden.GOLDEN)["genuine"]).max()
         assert np.abs(logits - expected).max() <= 2 * expected_error
         return
