@@ -56,6 +56,8 @@ class Forecast:
             seconds["quantize"] = weights * speed.rounding(quantizer, columns)
         if quantizer.fallback_level or quantizer.input_observer == "auto":
             seconds["quantize"] += self._passes(work[PROMPTS][:FLOAT_SAMPLES], FLOAT)
+        if quantizer.smooths_norms:
+            seconds["quantize"] += self._passes(work[PROMPTS], FLOAT)
         if quantizer.input_observer:
             seconds["calibrate"] = self._passes(work[PROMPTS], kind)
         encoded, decoded = speed.coding(self.experiment.compress, quantizer, columns)

@@ -75,10 +75,12 @@ class SequentialCalibrator:
         quantizer, selected = self.quantizer, self.select()
         if quantizer.quant_type == FLOAT:
             return
-        if not self.samples and (quantizer.input_observer or quantizer.fallback_level):
-            raise ValueError("static activations need calibration samples, and there are none")
+        if not self.samples and self._walks:
+            needing = "static activations" if quantizer.input_observer else "smoothing and fallback_level"
+            raise ValueError(f"{needing} need calibration samples, and there are none")
         if quantizer.smooths_norms:
-            self.smoothed, notes = smooth(Walk(self.network, self.samples, self._parts), quantizer, set(selected))
+            walk = Walk(self.network, self.samples, self._parts)
+            self.smoothed, notes = smooth(walk, quantizer, set(selected), shifts=quantizer.shifts_norms)
             self.notes += notes
         if quantizer.fallback_level or quantizer.input_observer == "auto":
             samples, journal = self.samples[:FLOAT_SAMPLES], Journal() if self.smoothed else self.journal
@@ -107,10 +109,16 @@ class SequentialCalibrator:
         selection = select(self.network, self.quantizer, run)
         self.layers = selection.layers
         self.notes += selection.notes
-        if self.samples and (self.quantizer.input_observer or self.quantizer.fallback_level):  # it will walk
+        if self.samples and self._walks:
             with failing(0, self.samples[0]):
                 self._parts = self.network.tell_parts(self.samples[0])
         return selection.names
+
+    @property
+    def _walks(self) -> bool:
+        """Whether samples run through the model."""
+        quantizer = self.quantizer
+        return bool(quantizer.input_observer or quantizer.fallback_level or quantizer.smooths_norms)
 
     @torch.no_grad()
     def calibrate(self, progress: Progress = silent) -> list[Layer]:

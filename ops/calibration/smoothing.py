@@ -43,7 +43,7 @@ def smooth(
     for name, offset in offsets.items():
         norm = seen.norms[name]
         weights = [network.affine(reader)[0] for reader in norm.readers]
-        smoothing = find_smoothing(norm.tokens, norm.low, norm.high, weights, quantizer.quantize_weight, shifts=shifts)
+        smoothing = find_smoothing(norm.tokens, norm.low, norm.high, weights, quantizer, shifts=shifts)
         scale = _fold_norm(network, name, smoothing, offset, shifts=shifts)
         for reader in norm.readers:
             weight, bias = network.affine(reader)

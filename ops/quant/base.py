@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.errors import nearest
-from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight, row_blocks
+from slimrun.ops.format.arithmetic import (
+    INT8_LEVELS,
+    QuantizedWeight,
+    activation_grid,
+    quantize_activation,
+    row_blocks,
+)
 
 OBSERVERS = ("auto", "minmax", "histogram")
 TABLES = ("int8",)  # what embeddings and output head can be, but float
@@ -67,6 +73,11 @@ class Quantizer:
         return False
 
     @property
+    def shifts_norms(self) -> bool:
+        """Whether that may give a norm, and a linear, a bias that it has not."""
+        return True
+
+    @property
     def statistics(self) -> str:
         """What the calibrator measures on the float model."""
         return "float statistics"
@@ -79,6 +90,11 @@ class Quantizer:
     def quantize_weight(self, weight: Tensor) -> QuantizedWeight:
         """Quantize one weight matrix [n, k] (any float dtype) on the device it is on."""
         raise NotImplementedError
+
+    def round_inputs(self, inputs: Tensor, low: float, high: float) -> Tensor:
+        """What a linear is given of float32 inputs [m, k] that were calibrated from low to high: one grid for all."""
+        grid = activation_grid(low, high, torch.float32)
+        return (quantize_activation(inputs, grid).to(torch.float32) - grid.offset) * grid.scale
 
     def expected_bits(self, shape: tuple[int, int]) -> float:
         """Entropy of the integers of gaussian weights of this shape, in bits a weight: what coding would store."""

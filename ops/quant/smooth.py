@@ -12,13 +12,13 @@ lowbit do_smooth; here the extremes come from all calibration batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid, quantize_activation
+from .base import Quantizer
 
 ALPHAS = tuple(step / 10 for step in range(1, 10))
 SAMPLE_ROWS = 256  # rows of the weights that the search looks at
@@ -48,7 +48,7 @@ def find_smoothing(
     low: Tensor,
     high: Tensor,
     weights: Sequence[Tensor],
-    quantize_weight: Callable[[Tensor], QuantizedWeight],
+    quantizer: Quantizer,
     *,
     shifts: bool = True,
 ) -> Smoothing:
@@ -72,9 +72,8 @@ def find_smoothing(
         smoothed = (inputs - candidate.shift) / candidate.scale
         lowest = float(((low - candidate.shift) / candidate.scale).min())
         highest = float(((high - candidate.shift) / candidate.scale).max())
-        grid = activation_grid(lowest, highest, torch.float32)
-        seen = (quantize_activation(smoothed, grid).to(torch.float32) - grid.offset) * grid.scale
-        weight = quantize_weight(rows * candidate.scale)
+        seen = quantizer.round_inputs(smoothed, lowest, highest)
+        weight = quantizer.quantize_weight(rows * candidate.scale)
         out = seen @ (weight.values * weight.scale).t() + rows @ candidate.shift
         return float((out - exact).square().mean())
 

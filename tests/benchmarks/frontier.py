@@ -32,7 +32,7 @@ from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.ops.calibration.base import silent
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
-from slimrun.ops.format.linear import QuantizedLinear
+from slimrun.ops.format.linear import Int8Table, QuantizedLinear
 from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.runner.config import build, composed
 from slimrun.runner.experiment import Experiment
@@ -158,7 +158,7 @@ def float_inputs(model: TorchModel, names: list[str]) -> dict[str, nn.Module]:
     replaced: dict[str, nn.Module] = {}
     for name in names:
         linear = model.module.get_submodule(name)
-        if isinstance(linear, QuantizedLinear):
+        if isinstance(linear, QuantizedLinear) and not isinstance(linear, Int8Table):  # a table's states are float
             plain = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
             plain.weight = nn.Parameter(linear.floats()[0], requires_grad=False)
             if linear.bias is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from slimrun.ops.calibration.states import Walk
 from slimrun.ops.framework.pytorch.calibrator import Calibrator
 from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.quant.lowbit import Lowbit
+from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
 
 from ..conftest import tiny
 
@@ -71,17 +75,30 @@ def test_a_llama_computes_the_same_and_every_norm_before_linears_has_a_bias() ->
     assert model.model.layers[0].input_layernorm.weight[7] < 30
 
 
+METHODS = [partial(Lowbit, observer="minmax"), W8A8Dynamic]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["lowbit", "w8a8_dynamic"])
 @pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
-def test_smoothed_models_lose_less(norm: type[nn.Module]) -> None:
+def test_smoothed_models_lose_less(norm: type[nn.Module], method: Callable[..., Lowbit | W8A8Dynamic]) -> None:
     errors = []
     for do_smooth in (False, True):
         torch.manual_seed(1)
         model = Gated(norm(32))
         exact = model(heavy_input())
-        quantizer = Lowbit(do_smooth=do_smooth, ignore_last_linear=False, observer="minmax")
+        quantizer = method(do_smooth=do_smooth, ignore_last_linear=False)
         Calibrator(model, quantizer, [[heavy_input()]]).run()
         errors.append(float((model(heavy_input()) - exact).detach().norm() / exact.detach().norm()))
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_dynamic_inputs_give_no_norm_a_bias_and_need_samples() -> None:
+    model, quantizer = Gated(nn.RMSNorm(32)), W8A8Dynamic(do_smooth=True, ignore_last_linear=False)
+    norms = set(model.norm.state_dict())
+    with pytest.raises(ValueError, match="smoothing and fallback_level need calibration samples"):
+        Calibrator(model, quantizer, []).run()
+    Calibrator(model, quantizer, [[heavy_input()]]).run()
+    assert set(model.norm.state_dict()) == norms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -21,7 +21,7 @@ def problem(heavy: float) -> tuple[Tensor, list[Tensor]]:
 
 
 def search(inputs: Tensor, weights: list[Tensor]) -> Smoothing:
-    return find_smoothing(inputs, inputs.amin(dim=0), inputs.amax(dim=0), weights, QUANTIZER.quantize_weight)
+    return find_smoothing(inputs, inputs.amin(dim=0), inputs.amax(dim=0), weights, QUANTIZER)
 
 
 def test_scale_golden() -> None:
