@@ -76,12 +76,14 @@ class Room:
     """Memory for tensors up to `limit` bytes; those that come beyond it lie in mapped files.
 
     The files have no name once they are mapped: nobody else can open them, and they are gone with their tensors or with
-    the process, however it ends. They lie in `folder`, or where temporary files go.
+    the process, however it ends. They lie in `folder`, or where temporary files go. `scarce` says whether memory is
+    short where something does not fit, so that what is freed is to go back at once, which costs time.
     """
 
-    def __init__(self, limit: float = math.inf, folder: Path | str | None = None) -> None:
+    def __init__(self, limit: float = math.inf, folder: Path | str | None = None, *, scarce: bool = True) -> None:
         self.left = limit
         self.folder = folder
+        self.scarce = scarce
         self.full = False  # whether something did not fit
         self._lock = threading.RLock()  # what is collected meanwhile gives back
 
@@ -94,7 +96,8 @@ class Room:
             self.left -= size if fits else 0
             if not fits and not self.full:
                 self.full = True
-                give_back_at_once()
+                if self.scarce:
+                    give_back_at_once()
         if fits:
             weakref.finalize(owner, self._give_back, size).atexit = False
         return fits

@@ -69,7 +69,8 @@ class RateDistortionCalibrator(SequentialCalibrator):
         kept = len(samples) - count_held_out(quantizer, len(samples))
         super().__init__(network, quantizer, samples[:kept], dtype)
         self.held_out = samples[kept:]
-        self.room = Room(BESIDE, network.room.folder)  # for what is measured; what becomes the model has its own
+        # for what is measured; what becomes the model has its own, which knows whether memory is short
+        self.room = Room(BESIDE, network.room.folder, scarce=False)
         self._floats: dict[str, Tensor] = {}
         self._biases: dict[str, Tensor | None] = {}
         self._teacher: Teacher
