@@ -46,10 +46,12 @@ class Journal:
             self._counts[kind] += 1
             yield note
 
-    def add(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
-        """One more note of this kind, whose others were read before."""
-        self._write(f"{kind}.{self._counts.get(kind, 0)}", tensors)
+    def add(self, kind: str, tensors: Mapping[str, Tensor]) -> Tensors:
+        """One more note of this kind, whose others were read before; gives its tensors, which lie in its file now."""
+        name = f"{kind}.{self._counts.get(kind, 0)}"
+        self._write(name, tensors)
         self._counts[kind] = self._counts.get(kind, 0) + 1
+        return self.state(name) or dict(tensors)
 
     def state(self, kind: str) -> Tensors:
         """The last state of this kind; empty when there is none."""
@@ -98,9 +100,7 @@ class Results:
         self._new: Tensors = {}
         self._known: dict[str, Tensors] = {}
         for note in journal.notes(kind):
-            for key, tensor in note.items():
-                name, _, part = key.rpartition("/")
-                self._known.setdefault(name, {})[part] = tensor
+            self._known |= by_name(note)
         if self._known:
             log.info("%s: goes on after %d linears, where it was stopped", kind, len(self._known))
 
@@ -122,6 +122,15 @@ class Results:
         if self._new:
             self.journal.add(self.kind, self._new)
             self._new = {}
+
+
+def by_name(note: Tensors) -> dict[str, Tensors]:
+    """The tensors NAME/PART of a note, by name and then by part."""
+    results: dict[str, Tensors] = {}
+    for key, tensor in note.items():
+        name, _, part = key.rpartition("/")
+        results.setdefault(name, {})[part] = tensor
+    return results
 
 
 @dataclass(frozen=True)

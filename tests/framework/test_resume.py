@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from slimrun.ops.calibration.rdoq import factors, head, rounding
 from slimrun.ops.framework.base import Framework
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.feedback import Importance
 from slimrun.ops.quant.rdoq import RDOQ
 from slimrun.ops.quant.w8a8 import W8A8
 from slimrun.ops.quant.w8a8s import W8A8S
@@ -54,7 +56,7 @@ def quantized(
 def test_every_place_to_be_killed_at(quantizer: Quantizer, tmp_path: Path) -> None:
     whole = Steps()
     expected = quantized(quantizer, Journal(), whole)
-    for last in range(1, whole.done + 1, 7):
+    for last in range(1, whole.done + 1, 11):
         folder = tmp_path / str(last)
         folder.mkdir()
         with pytest.raises(Killed):
@@ -86,12 +88,41 @@ def test_what_rdoq_has_rounded_and_tuned_is_not_done_again(tmp_path: Path, monke
     with pytest.raises(Killed):
         quantized(METHODS[2], Journal(tmp_path, seconds=0), Steps(whole.done - 1))
     kinds = {file.name.partition(".")[0] for file in tmp_path.iterdir()}
-    assert kinds == {"level", "corrected", "search", "rounded", "tuned", "ranges"}
+    assert kinds == {"scales", "level", "corrected", "search", "rounded", "tuned", "ranges"}  # no factors any more
     assert len({file.name.split(".")[1] for file in tmp_path.glob("rounded.*")}) == 1  # of the last pass alone
     for module, name in ((rounding, "feedback"), (factors, "importance"), (head, "divergence")):
         monkeypatch.setattr(module, name, None)
     found = quantized(METHODS[2], Journal(tmp_path, seconds=0), Steps())
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("quantizer", [METHODS[2], RDOQ(grid=W8A8S(fraction=0.05))], ids=["slope", "grid"])
+def test_every_moment_is_factored_once(quantizer: RDOQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, done, last = factors.importance, 0, 0
+
+    def importance(*given: Any) -> Importance:
+        nonlocal done
+        if done == last:
+            raise Killed
+        done += 1
+        return real(*given)
+
+    monkeypatch.setattr(factors, "importance", importance)
+    last = -1
+    whole = Steps()
+    expected = quantized(quantizer, Journal(), whole)
+    inputs = done
+    assert inputs == 3 * 4  # of queries, keys and values; of outputs; of gate and up; of down
+    journal, done = Journal(tmp_path, seconds=0), 0
+    for last in range(1, inputs):
+        with pytest.raises(Killed):
+            quantized(quantizer, journal, Steps())
+        assert done == last
+    last = -1
+    tensors = quantized(quantizer, journal, Steps())
+    assert done == inputs
+    assert not [*tmp_path.glob("factors.*")]
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 64, None])

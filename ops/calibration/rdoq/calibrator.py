@@ -32,7 +32,7 @@ from slimrun.ops.memory import Room
 from slimrun.ops.quant.rdoq import BITS, MOMENTS, RDOQ
 
 from .attribution import AttributedLinear, measured_shares
-from .factors import factored
+from .factors import FACTORS, factored
 from .file_size import aimed_at, short
 from .fisher import measure
 from .folding import find_folds, smooth_inputs
@@ -98,11 +98,11 @@ class RateDistortionCalibrator(SequentialCalibrator):
         self._gradient_parts = statistics.parts
         states = [self.room.keep(one) for one in statistics.states(len(self.samples))]
         self._teacher = teacher(self.network, self.samples, states, selected)
-        smooth_inputs(self.network, folds, statistics, quantizer)
+        smooth_inputs(self.network, folds, statistics, quantizer, progress, self.journal)
         for name in selected:
             self._floats[name], self._biases[name] = self.network.affine(name)
         self._token_weights, self._first = statistics.token_weights(), statistics.first
-        factors = factored(self.network, statistics, quantizer, self.room)
+        factors = factored(self.network, statistics, quantizer, self.room, self.journal)
         tables = Tables(self.network, self.layers, self.samples, whole)
         self.notes += tables.notes
         add_costs = partial(tables.add_costs, factors, statistics, self._teacher, damping=quantizer.damping)
@@ -121,6 +121,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         else:
             quantized = rounding.at_bits(bits) if bits else rounding.at(None)
             del rounding, factors, weights  # memory that tuning needs
+            self.journal.forget(FACTORS)
             tables.install({name: quantized.pop(name) for name in tables.weights})
             self._quantize_tables()
             self._install(quantized, progress)

@@ -2,74 +2,96 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from slimrun.ops.calibration.base import GradientNetwork
-from slimrun.ops.memory import Room, give_back
+from slimrun.ops.calibration.journal import Journal, Tensors, by_name
+from slimrun.ops.memory import Room, give_back, release
 from slimrun.ops.quant.feedback import Importance, importance, spread_slope
 from slimrun.ops.quant.rdoq import RDOQ, ROW, SLOPE, WATERFILLED
 
 from .statistics import Statistics
 
+FACTORS = "factors"  # the kind of notes in the journal
+log = logging.getLogger(__name__)
+
 
 class Factors:
     """The importance of each linear, factored once an input, when it is first asked for.
 
-    `factor` makes it of the first linear that reads the input and of the importance of rows.
+    `factor` makes it of the first linear that reads the input and of the importance of rows. What it made lies in the
+    room until the journal has it, and then in the journal's files.
     """
 
-    def __init__(self, room: Room, factor: Callable[[str, Tensor], Importance] | None = None) -> None:
+    def __init__(
+        self, room: Room, factor: Callable[[str, Tensor], Importance] | None = None, journal: Journal | None = None
+    ) -> None:
         self.room = room
         self.factor = factor
+        self.journal = journal or Journal()
         self.rows: dict[str, tuple[str, Tensor]] = {}  # linear -> the first that reads its input, its rows' importance
         self.corrections: dict[str, float] = {}  # linear -> of what its errors cost; 1 where not known
         self.slopes: dict[str, Tensor] = {}  # linear -> its rows' slopes where they are no estimate
-        self._inputs: dict[str, Importance] = {}  # by the first that reads an input
+        self._inputs: dict[str, Tensors] = {}  # by the first that reads an input, the parts that it decides
+        self._new: list[str] = []  # those of them that are not noted
+        for note in self.journal.notes(FACTORS):
+            self._inputs |= by_name(note)
+        if self._inputs:
+            log.info("%s: goes on after %d inputs, where it was stopped", FACTORS, len(self._inputs))
 
     def __setitem__(self, first: str, known: Importance) -> None:
-        self._inputs[first] = replace(known, factor=self.room.keep(known.factor.cpu().contiguous()))
+        factor = self.room.keep(known.factor.cpu().contiguous())
+        self._inputs[first] = {"factor": factor, "columns": known.columns, "order": known.order}
 
     def __contains__(self, name: str) -> bool:
         return name in self.rows or name in self._inputs
 
     def __getitem__(self, name: str) -> Importance:
         """The importance of the linear, with its own rows."""
-        first, rows = self.rows[name]
-        known = self._known(first, rows)
-        factor = known.factor.to(rows.device)
-        return replace(known, factor=factor, rows=rows, **self._own(name))
+        _, rows = self.rows[name]
+        return self._importance(name, {part: one.to(rows.device) for part, one in self._known(name).items()})
 
     def slope(self, name: str) -> Tensor:
         """`Importance.slope` of the linear, for which its factor is not read."""
+        return self._importance(name, self._known(name)).slope
+
+    def _importance(self, name: str, parts: Tensors) -> Importance:
+        own = self.rows[name][1], self.corrections.get(name, 1.0), self.slopes.get(name)
+        return Importance(parts["factor"], parts["columns"], parts["order"], *own)
+
+    def _known(self, name: str) -> Tensors:
         first, rows = self.rows[name]
-        return replace(self._known(first, rows), rows=rows, **self._own(name)).slope
-
-    def _own(self, name: str) -> dict[str, Any]:
-        return {"correction": self.corrections.get(name, 1.0), "given": self.slopes.get(name)}
-
-    def _known(self, first: str, rows: Tensor) -> Importance:
         if first not in self._inputs and self.factor is not None:
             self[first] = self.factor(first, rows)
+            self._new.append(first)
+            if self.journal.due:
+                self._note()
             give_back()
         return self._inputs[first]
 
+    def _note(self) -> None:
+        new = {f"{first}/{part}": tensor for first in self._new for part, tensor in self._inputs[first].items()}
+        self._inputs |= by_name(self.journal.add(FACTORS, new))
+        self._new = []
+
     def leave(self, name: str) -> None:
-        """The linear's factor is not needed now."""
-        self.room.release([self._inputs[self.rows[name][0]].factor])
+        """The linear's factor is not needed now: one that lies in a file leaves memory."""
+        release([self._inputs[self.rows[name][0]]["factor"]])
 
 
-def factored(network: GradientNetwork, statistics: Statistics, quantizer: RDOQ, room: Room) -> Factors:
+def factored(
+    network: GradientNetwork, statistics: Statistics, quantizer: RDOQ, room: Room, journal: Journal | None = None
+) -> Factors:
     """What errors cost, by linear; statistics stay until all inputs have been asked for."""
 
     def factor(first: str, rows: Tensor) -> Importance:
         return importance(statistics.moment(first).to(rows.device), rows, quantizer.damping)
 
-    factors = Factors(room, factor)
+    factors = Factors(room, factor, journal)
     for name, rows in statistics.rows.items():
         weight, _ = network.affine(name)
         factors.rows[name] = (statistics.first[name], rows.to(weight.device))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slimrun.ops.calibration.base import GradientNetwork
+from slimrun.ops.calibration.base import GradientNetwork, Progress, silent
+from slimrun.ops.calibration.journal import Journal, Results, Tensors
 from slimrun.ops.calibration.wiring import (
     NOT_REACHED,
     OTHER_FUNCTION,
@@ -69,23 +71,32 @@ def find_folds(
 
 
 @torch.no_grad()
-def smooth_inputs(network: GradientNetwork, folds: Sequence[Fold], statistics: Statistics, quantizer: RDOQ) -> None:
-    """Smooth the inputs of all folds, in the model and in its statistics."""
+def smooth_inputs(
+    network: GradientNetwork,
+    folds: Sequence[Fold],
+    statistics: Statistics,
+    quantizer: RDOQ,
+    progress: Progress = silent,
+    journal: Journal | None = None,
+) -> None:
+    """Smooth the inputs of all folds, in the model and in its statistics; scales that the journal has are taken."""
     rows = statistics.rows
     for name in statistics.first:
         with suppress(KeyError):
             rows[name] = statistics[f"{name}.rows"].clone()
     scales: list[tuple[Fold, Tensor]] = []
-    for one in folds:
-        if not all(name in rows for name in one.readers):
-            continue
-        scale = storable(network, one, _scale(network, one, statistics, quantizer))
+    results, reached = Results(journal or Journal(), "scales"), [one for one in folds if rows.keys() >= {*one.readers}]
+    for done, one in enumerate(reached):
+        found = results.get(one.readers[0], partial(_scale, network, one, statistics, quantizer))
+        scale = storable(network, one, found["scale"])
+        progress(done + 1, 2 * len(reached))
         scales.append((one, scale))
         statistics.scales[statistics.first[one.readers[0]]] = scale
         if one.producer in rows:  # its outputs are divided, so their gradients grow
             rows[one.producer] *= one.by_row(scale.square(), len(rows[one.producer]))
-    for one, scale in scales:
+    for done, (one, scale) in enumerate(scales):
         fold(network, one, scale, statistics.room)
+        progress(len(scales) + done + 1, 2 * len(scales))
 
 
 def storable(network: GradientNetwork, one: Fold, scale: Tensor) -> Tensor:
@@ -116,21 +127,21 @@ def fold(network: GradientNetwork, one: Fold, scale: Tensor, room: Room) -> None
     room.release([producer.weight])
 
 
-def _scale(network: GradientNetwork, one: Fold, statistics: Statistics, quantizer: RDOQ) -> Tensor:
-    """What to divide the inputs [k] of a fold by.
+def _scale(network: GradientNetwork, one: Fold, statistics: Statistics, quantizer: RDOQ) -> Tensors:
+    """`scale`: what to divide the inputs [k] of a fold by.
 
     Where a norm takes the scale, all that is known decides; where rows of a linear do, the reach of inputs that few
     tokens make large, and so it does for a grid whose steps follow the largest weights.
     """
     first = statistics.first[one.readers[0]]
     if quantizer.columns == WATERFILLED:
-        return waterfilled_scale(one.per_producer(column_costs(statistics.moment(first), quantizer.damping)))
+        return {"scale": waterfilled_scale(one.per_producer(column_costs(statistics.moment(first), quantizer.damping)))}
     weights = [network.affine(name)[0].float().cpu() for name in one.readers]
     reach = one.per_producer(statistics[f"{first}.reach"])
     if isinstance(network.model.get_submodule(one.producer), nn.Linear) or quantizer.grid is not None:
         weight_reach = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
         assert quantizer.smooth_alpha is not None
-        return centred_scale(reach, one.per_producer(weight_reach), quantizer.smooth_alpha)
+        return {"scale": centred_scale(reach, one.per_producer(weight_reach), quantizer.smooth_alpha)}
     columns = column_costs(statistics.moment(first), quantizer.damping)
     noise, sensitivity = 0.0, torch.zeros_like(reach)
     for name, weight in zip(one.readers, weights):
@@ -138,7 +149,7 @@ def _scale(network: GradientNetwork, one: Fold, statistics: Statistics, quantize
         noise += float(rows @ weight.var(dim=1, correction=0)) * GAUSSIAN_NOISE * 4.0**-bits
         if quantizer.activations != "float":
             sensitivity += rows @ weight.square()
-    return balanced_scale(reach, columns, sensitivity, noise)
+    return {"scale": balanced_scale(reach, columns, sensitivity, noise)}
 
 
 def centred_scale(reach: Tensor, weight_reach: Tensor, alpha: float) -> Tensor:

@@ -153,12 +153,13 @@ class Rounding:
     def first_level(self, target: float) -> float:
         """The level at which gaussian rows would have the target's entropy, or as a rounding that was tried says."""
         bits = 0.0
-        for name, weight in self.weights.items():
+        for done, (name, weight) in enumerate(self.weights.items()):
             if name in self.factors:
                 spread = weight.detach().float().std(dim=1, correction=0).clamp_min(1e-30)
                 slope = self.factors.slope(name).clamp_min(1e-30)
                 bits += float((spread * slope.sqrt()).log2().sum()) * weight.shape[1]
                 self.factors.room.release([weight])
+            self.progress(done + 1, len(self.weights))
         gaussian = 0.5 * math.log2(2 * math.pi * math.e)
         return float(2 ** (bits / self.count + gaussian - (target - self.overhead) + self._excess))
 
