@@ -31,7 +31,7 @@ SCALE_BITS = 32  # a row's step
 EXPONENT_BITS = 5.3  # of the 8 of a number that coding saves, where floats are coded too
 TABLE_BITS = 7.4  # of a number of quantized embeddings: gaussian rows of 576 to 4096, the largest on 127
 ROW_BYTES = 8  # its deq_scale and quant_bias in the bundle
-NAME_BYTES = 1750  # of a linear's tensors in header, description and manifest
+NAME_BYTES = 1820  # of a linear's tensors in header, description and manifest
 
 KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "dict[str, str]": dict}  # in a record's file
 

@@ -74,6 +74,7 @@ class Experiment(Choices):
                 self.framework.weight_file,
                 {layer.name: layer.format for layer in layers if layer.format},
                 model.room,
+                model.shapes,
             )
         readable = bundle.can_decode(self.compress)
         if readable:

@@ -34,7 +34,7 @@ NAME = "model.layers.0.self_attn.q_proj"
 def saved(folder: Path, model: TorchModel, codec: Native | NoCompression) -> Path:
     tensors = model.tensors()
     coded = Compressor(codec).run({name: tensors[f"{name}.weight"].numpy() for name in model.quantized()})
-    bundle.write(folder, tensors, coded, "W8A8S", codec, model.save_description)
+    bundle.write(folder, tensors, coded, "W8A8S", codec, model.save_description, float_model=model.shapes)
     return folder
 
 

@@ -32,7 +32,7 @@ from slimrun.ops.scratch import ScratchFolder
 from slimrun.ops.weights import ckpt, safetensors
 
 from .description import QUANT_METHOD, SAFETENSORS, file_name, owner, read_object
-from .manifest import write_manifest
+from .manifest import Shapes, write_manifest
 from .references import CONFIG
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
@@ -50,13 +50,15 @@ def write(
     suffix: str = SAFETENSORS,
     formats: Mapping[str, str] = MappingProxyType({}),
     room: Room | None = None,
+    float_model: Shapes | None = None,
 ) -> Path:
     """Write the bundle atomically and return the weight file's path.
 
     `tensors` is everything the model stores, `coded` the coded parts of its int8 weights (by linear),
     `save_description` writes config and tokenizer into a folder, `suffix` is the kind of the weight file, `formats` are
-    those of linears that have another one than `format_of` tells, `room` is where the tensors lie. An existing bundle
-    is replaced only once the new one is complete on disk; on any failure nothing of the new one is left.
+    those of linears that have another one than `format_of` tells, `room` is where the tensors lie, `float_model` are
+    names and shapes that the model's tensors had before it was quantized. An existing bundle is replaced only once the
+    new one is complete on disk; on any failure nothing of the new one is left.
     """
     coded_sign = "C" if codec.container and coded else ""
     own = {name: formats.get(name, format_of(name, tensors, quant_type)) + coded_sign for name in coded}
@@ -83,7 +85,7 @@ def write(
         _write_tensors(weights, stored, room)
         text = json.dumps(description, indent=2)
         (scratch / file_name("description", quant_type, ".json")).write_text(text + "\n", encoding="utf-8")
-        write_manifest(scratch, weights, stored)
+        write_manifest(scratch, weights, stored, float_model)
         settle(scratch, folder, [weights])
     return folder / weights.name
 

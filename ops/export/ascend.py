@@ -25,7 +25,7 @@ from .checks import Held
 from .description import write_description
 from .plan import STATIC, Change
 from .shards import Folder, ShardWriter, check_size
-from .source import Linear, Source, row_sums
+from .source import Linear, Source
 
 DESCRIPTION, STEM = "quant_model_description.json", "quant_model_weights"
 VERSION = "1.0.0"  # of the description
@@ -154,6 +154,7 @@ def _folded(linear: Linear, dtype: torch.dtype) -> dict[str, Tensor]:
     assert linear.grid is not None
     assert linear.deq_scale is not None
     assert linear.quant_bias is not None
+    assert linear.sums is not None
     scale = torch.tensor([linear.grid.scale]).to(dtype)
     step_of_input = float(scale)
     if not 0 < step_of_input < float("inf"):
@@ -161,7 +162,7 @@ def _folded(linear: Linear, dtype: torch.dtype) -> dict[str, Tensor]:
     deq_scale, quant_bias = linear.deq_scale, linear.quant_bias
     if step_of_input != linear.grid.scale:
         deq_scale = linear.step * step_of_input
-        exact = -linear.grid.offset * row_sums(linear.values).double()
+        exact = -linear.grid.offset * linear.sums.double()
         if linear.bias is not None:
             exact += (linear.bias.double() / deq_scale.double()).round()
         if float(exact.abs().max()) > INT32_MAX:

@@ -7,7 +7,7 @@ engines never agree end to end. What can agree are integers, steps, grids, and o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,14 +18,14 @@ from slimrun.ops.format.arithmetic import dynamic_linear
 from slimrun.ops.format.linear import FLOAT, DynamicInt8Linear, float_product
 from slimrun.ops.memory import release
 
+from .ahead import ahead
 from .plan import listed
-from .source import Linear, Source, row_sums
+from .source import Linear, Source
 
 STEP_CHANGE = 0.01  # a step that its dtype there changes by more is no rounding any more
 PRODUCT_CHANGE = 1e-6  # of a linear's outputs, median: float32 sums in another order
 PIECE = 1 << 18  # bytes that are compared at a time
-ROWS = 256  # of a linear, in float64
-TOKENS = 8  # of the input that a linear is tried on
+TOKENS, TRIED = 8, 512  # of the input, and rows at least, that a linear is tried on where it has as many
 REACH = 40  # its standard deviation, in steps of the grid
 
 
@@ -57,6 +57,13 @@ class Held:
             raise ValueError("holds neither a step nor a deq_scale with its grid")
         return self.deq_scale.double() / self.grid[0]
 
+    def rows(self, rows: slice) -> Held:
+        """Some of its rows."""
+        optional = (self.step, self.bias, self.deq_scale, self.quant_bias)
+        step, bias, deq_scale, quant_bias = (part if part is None else part[rows] for part in optional)
+        values = self.values[rows]
+        return replace(self, values=values, step=step, bias=bias, deq_scale=deq_scale, quant_bias=quant_bias)
+
     def product(self, x: Tensor) -> Tensor:
         """float64 [m, n] of x [m, k], from the formulas of the formats alone."""
         if self.grid is not None:
@@ -74,10 +81,8 @@ class Held:
         return out if self.bias is None else out + self.bias
 
     def _sums(self, x: Tensor) -> Tensor:
-        """float64 [m, n] of x [m, k] and the integers, a few rows of which are in float64 at a time."""
-        x = x.to(torch.float64)
-        begins = range(0, len(self.values), ROWS)
-        return torch.cat([x @ self.values[begin : begin + ROWS].to(torch.float64).T for begin in begins], dim=1)
+        """float64 [m, n] of x [m, k] and the integers."""
+        return x.to(torch.float64) @ self.values.to(torch.float64).T
 
 
 class Files(Protocol):
@@ -115,15 +120,25 @@ def check(
     """
     checks = [_keys(source, files)]
     counts = _Counts()
-    for linear in source.linears(plan):
-        name, kind = linear.name, plan[linear.name]
-        if kind == FLOAT:
-            _compare_float(f"{name}.weight", linear.weight().to(dtype), files)
-        else:
-            _compare(counts, linear, kind, files.linear(name, kind))
+
+    def both(name: str) -> tuple[Linear, Held]:
+        held = files.linear(name, plan[name])
+        return source.linear_again(name, held.values), held
+
+    for linear, held in ahead(both, (name for name, kind in plan.items() if kind != FLOAT)):
+        _check_shape(source, f"{linear.name}.weight", held.values)
+        _compare(counts, linear, plan[linear.name], held)
+    for linear in source.linears(name for name, kind in plan.items() if kind == FLOAT):
+        key = f"{linear.name}.weight"
+        if not identical(files.tensor(key).to(dtype), linear.weight().to(dtype)):
+            raise ValueError(f"{key}: differs from the bundle's")
+        _check_shape(source, key, linear.values)
     for key in source.floats:
-        tensor = source.tensor(key)
-        _compare_float(key, tensor.to(dtype) if tensor.dtype == source.dtype else tensor, files)
+        tensor = files.tensor(key)
+        if not source.is_tensor(key, tensor, dtype):
+            raise ValueError(f"{key}: differs from the bundle's")
+        _check_shape(source, key, tensor)
+        release([tensor])
         counts.floats += 1
     return [*checks, *_told(counts), _groups(source.groups(fused), counts)]
 
@@ -137,10 +152,8 @@ def _keys(source: Source, files: Files) -> Check:
     else:
         missing, more = sorted(expected.keys() - held), sorted(held - expected.keys())
         if source.tied:  # the output layer is the embeddings, under another name
-            shapes = {tuple(expected[key].shape) for key in held & expected.keys()}
-            missing = [
-                key for key in missing if not (key.startswith("lm_head") and tuple(expected[key].shape) in shapes)
-            ]
+            shapes = {expected[key] for key in held & expected.keys()}
+            missing = [key for key in missing if not (key.startswith("lm_head") and expected[key] in shapes)]
         told = f"{len(held)} of the float model's, none more"
     if missing or more:
         raise ValueError(
@@ -149,10 +162,14 @@ def _keys(source: Source, files: Files) -> Check:
     return Check("tensors", told)
 
 
+def _check_shape(source: Source, key: str, tensor: Tensor) -> None:
+    expected = None if source.expected is None else source.expected.get(key)
+    if expected is not None and tensor.shape != expected:
+        raise ValueError(f"{key} has the shape {tuple(tensor.shape)}, the float model's has {expected}")
+
+
 def _compare(counts: _Counts, linear: Linear, kind: str, held: Held) -> None:
     name = linear.name
-    if not identical(held.values, linear.values):
-        raise ValueError(f"{name}: the integers differ from the bundle's")
     counts.integers += held.values.numel()
     change = float((held.steps().double() / linear.step.double() - 1).abs().max())
     if not change <= STEP_CHANGE:
@@ -172,7 +189,7 @@ def _compare(counts: _Counts, linear: Linear, kind: str, held: Held) -> None:
             raise ValueError(
                 f"{name}: on equal input the outputs differ by {counts.tried[case]:.2g} (median, relative)"
             )
-    release([held.values, linear.values])
+    release([held.values])
 
 
 def _same_grid(linear: Linear, grid: tuple[float, int]) -> bool:
@@ -188,9 +205,10 @@ def _compare_folded(
 ) -> None:
     scale, offset = grid
     rows = len(linear.step)
+    assert linear.sums is not None
     counts.rows += rows
     counts.exact_rows += int((linear.step * scale == deq_scale).sum())
-    recomputed = -offset * row_sums(linear.values).double()
+    recomputed = -offset * linear.sums.double()
     if linear.bias is not None:
         recomputed += (linear.bias.double() / deq_scale.double()).round()
     far = (recomputed - quant_bias).abs() > 1e-6 * quant_bias.abs().clamp_min(1e6)  # float32 biases have 24 bits
@@ -210,21 +228,17 @@ def _difference(linear: Linear, held: Held) -> float:
     x = torch.randn(TOKENS, linear.values.shape[1], generator=generator)
     if linear.grid is not None:
         x *= REACH * linear.grid.scale
-    if held.grid is not None or (held.per_token and isinstance(linear.module, DynamicInt8Linear)):
-        ours = linear.module(x).double()
+    rows = slice(None, None, max(1, len(linear.values) // TRIED))  # of all parts of the weight, at its whole width
+    module = linear.rows(rows)
+    if held.grid is not None or (held.per_token and isinstance(module, DynamicInt8Linear)):
+        ours = module(x).double()
     elif held.per_token:
-        ours = dynamic_linear(x, linear.values, linear.step.reshape(-1, 1), linear.bias).double()
+        bias = None if linear.bias is None else linear.bias[rows]
+        ours = dynamic_linear(x, module.weight, linear.step[rows].reshape(-1, 1), bias).double()
     else:
-        ours = float_product(linear.module, x).double()
-    theirs = held.product(x)
+        ours = float_product(module, x).double()
+    theirs = held.rows(rows).product(x)
     return float(((theirs - ours).abs() / ours.abs().clamp_min(1e-30)).median())
-
-
-def _compare_float(key: str, expected: Tensor, files: Files) -> None:
-    held = files.tensor(key)
-    if not identical(held.to(expected.dtype), expected):
-        raise ValueError(f"{key}: differs from the bundle's")
-    release([held, expected])
 
 
 def identical(one: Tensor, other: Tensor) -> bool:

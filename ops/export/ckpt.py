@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from slimrun.ops.bundle.description import CKPT
 from slimrun.ops.bundle.manifest import NAME as MANIFEST
-from slimrun.ops.bundle.manifest import check_contents, check_names, read_manifest, write_manifest
+from slimrun.ops.bundle.manifest import check_contents, check_names, float_shapes, read_manifest, write_manifest
 from slimrun.ops.framework.mindspore import require
 from slimrun.ops.weights import ckpt
 
@@ -52,7 +52,7 @@ class Ckpt(Target):
         stored = source.stored()
         weights = scratch / source.weights.with_suffix(CKPT).name
         ckpt.write(weights, stored)
-        write_manifest(scratch, weights, stored)
+        write_manifest(scratch, weights, stored, float_shapes(read_manifest(source.folder) or {}))
         manifest = read_manifest(scratch) or {}
         read_back = ckpt.read(weights)
         check_names(manifest, weights, read_back)

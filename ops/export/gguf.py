@@ -151,7 +151,7 @@ def _entries(source: Source, plan: Mapping[str, str], matrices: GGMLQuantization
         name, _, suffix = key.rpartition(".")
         if expected is None or key not in expected:
             raise ValueError(f"{key} is no tensor of the float model")
-        shape = tuple(expected[key].shape)
+        shape = expected[key]
         if suffix == "weight" and plan.get(name, FLOAT) != FLOAT:
             if shape[1] % BLOCK:
                 raise ValueError(f"{key} has {shape[1]} columns; Q8_0 wants a multiple of {BLOCK}")

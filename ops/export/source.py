@@ -16,9 +16,9 @@ from torch import Tensor
 
 from slimrun.ops import compress
 from slimrun.ops.bundle.description import damage, named, read_description, read_object, weight_file
-from slimrun.ops.bundle.manifest import check_contents, check_names, read_manifest
+from slimrun.ops.bundle.manifest import check_contents, check_names, checksum, read_manifest
 from slimrun.ops.bundle.reader import decode_numbers
-from slimrun.ops.bundle.references import CONFIG, check_references
+from slimrun.ops.bundle.references import CONFIG
 from slimrun.ops.compress.base import Limited
 from slimrun.ops.format.arithmetic import ActivationGrid
 from slimrun.ops.format.linear import (
@@ -33,6 +33,7 @@ from slimrun.ops.memory import release
 from slimrun.ops.weights.base import TensorFile, open_file
 
 from .ahead import ahead
+from .float_model import Shapes, float_model
 
 FUSED = (  # what engines run as one product
     ("q_proj", "k_proj", "v_proj"),
@@ -43,6 +44,8 @@ EXPERT = re.compile(r"(.+\.experts)\.\d+\.")  # how the name of one begins
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOKENIZER = "tokenizer.json"
 MOST_UNSTORED = 1000  # parameters that no file holds: tied ones
+
+Seen = tuple[torch.dtype, torch.Size, int]  # what a tensor is known again by: its checksum is the last
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Linear:
     grid: ActivationGrid | None  # of its input
     deq_scale: Tensor | None  # float32 [n], with a grid
     quant_bias: Tensor | None  # int32 [n], with a grid
+    sums: Tensor | None  # int32 [n], of the rows of values, with a grid
     model_has_bias: bool  # whether the float model has one; smoothing gives one to linears that have none
 
     def model_bias(self) -> Tensor | None:
@@ -70,6 +74,12 @@ class Linear:
         """float32 [n, k]."""
         return self.values * self.step.reshape(-1, 1)
 
+    def rows(self, rows: slice) -> QuantizedLinear:
+        """The module that has some of its rows alone."""
+        size, columns = self.values.shape
+        own = {suffix: part[rows] if len(part) == size else part for suffix, part in self.module.stored().items()}
+        return restored_linear(self.kind, own, (len(own["weight"]), columns))
+
 
 class Source:
     """The files of a bundle: names and types at once, tensors as they are asked for, each held against the manifest."""
@@ -79,6 +89,8 @@ class Source:
         description = read_description(folder)
         self.folder = folder
         self.codec = description.codec()
+        self._seen: dict[str, Seen] = {}  # tensors and weights that were decoded
+        self._checked: set[str] = set()  # what the manifest says is so
         self.quant_type = description.quant_type
         self._manifest = read_manifest(folder)
         self.weights = weight_file(folder, description.quant_type)
@@ -138,16 +150,25 @@ class Source:
 
     def linear(self, name: str) -> Linear:
         """The linear, its weight decoded; ValueError names the tensor that is damaged."""
-        stored = self._read(f"{name}.{suffix}" for suffix in self._parts[name])
-        own = {key.removeprefix(f"{name}."): self._decoded(key, tensor) for key, tensor in stored.items()}
-        coded = {part: own.pop(part).numpy() for part in self.codec.parts if part in own}
+        stored = self._read(f"{name}.{part}" for part in self._parts[name] if part in self.codec.parts)
+        coded = {key.removeprefix(f"{name}."): tensor.numpy() for key, tensor in stored.items()}
         with named(self.weights):
             limited = Limited(sum(part.nbytes for part in coded.values()))
-            own["weight"] = torch.from_numpy(self.codec.decode(coded, limited))
-            rows, columns = own["weight"].shape
-            module = restored_linear(self.types[name], own, (rows, columns))
+            values = torch.from_numpy(self.codec.decode(coded, limited))
         release(stored.values())
-        return _linear(name, self.types[name], module, self._model_has_bias(name))
+        self._seen[f"{name}.weight"] = _seen(values)
+        return self._with_values(name, values)
+
+    def linear_again(self, name: str, values: Tensor) -> Linear:
+        """The linear once more with int8 values [n, k] read elsewhere, which is not decoded a second time.
+
+        ValueError unless their checksum is that of its own.
+        """
+        if f"{name}.weight" not in self._seen:
+            self.linear(name)
+        if _seen(values) != self._seen[f"{name}.weight"]:
+            raise ValueError(f"{name}: the integers differ from the bundle's")
+        return self._with_values(name, values)
 
     def linears(self, names: Iterable[str]) -> Iterator[Linear]:
         """`linear` of each, the next one decoded meanwhile."""
@@ -159,7 +180,18 @@ class Source:
 
     def tensor(self, key: str) -> Tensor:
         """One of `floats`."""
-        return self._decoded(key, self._read([key])[key])
+        tensor = self._decoded(key, self._read([key])[key])
+        self._seen[key] = _seen(tensor)
+        return tensor
+
+    def is_tensor(self, key: str, numbers: Tensor, dtype: torch.dtype) -> bool:
+        """Whether these numbers, read elsewhere, are that one of `floats`, in `dtype` if it has the model's."""
+        if key not in self._seen:
+            self.tensor(key)
+        own = self._seen[key][0]
+        if own != self.dtype or own == dtype:
+            return _seen(numbers.to(own)) == self._seen[key]
+        return _seen(numbers.to(dtype)) == _seen(self.tensor(key).to(dtype))
 
     def grid(self, name: str) -> tuple[float, float] | None:
         """Scale and offset of the linear's input, None where it has no grid; reads no weight."""
@@ -192,17 +224,9 @@ class Source:
         return [key for key in self.floats if self.expected is not None and key not in self.expected]
 
     @cached_property
-    def expected(self) -> dict[str, Tensor] | None:
-        """Every tensor of the float model by name, without memory; None when the model brings its own code."""
-        from slimrun.ops.model.auto import AutoConfig
-        from slimrun.ops.model.skeleton import shapes_of
-
-        if self.config.get("auto_map"):
-            return None
-        check_references(self.folder, trust_remote_code=False)
-        with named(self.folder / CONFIG):
-            config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
-            return shapes_of(config, MOST_UNSTORED + 2 * len(self.shapes)).stored
+    def expected(self) -> Shapes | None:
+        """The shape of every tensor of the float model by name; None when that is not known here."""
+        return float_model(self.folder, self.config, self._manifest, MOST_UNSTORED + 2 * len(self.shapes))
 
     def _decoded(self, key: str, stored: Tensor) -> Tensor:
         """A tensor other than a weight, of what the file holds of it."""
@@ -222,21 +246,37 @@ class Source:
         with named(self.weights):
             tensors = {key: self._file.read(key) for key in keys}
         if self._manifest is not None:
-            check_contents(self._manifest, self.weights, tensors)
+            new = {key: tensor for key, tensor in tensors.items() if key not in self._checked}
+            check_contents(self._manifest, self.weights, new)
+            self._checked.update(new)
         return tensors
+
+    def _with_values(self, name: str, values: Tensor) -> Linear:
+        """The linear of its stored tensors and these int8 values [n, k]."""
+        stored = self._read(f"{name}.{part}" for part in self._parts[name] if part not in self.codec.parts)
+        own = {key.removeprefix(f"{name}."): self._decoded(key, tensor) for key, tensor in stored.items()}
+        with named(self.weights):
+            rows, columns = values.shape
+            module = restored_linear(self.types[name], own | {"weight": values}, (rows, columns))
+        return _linear(name, self.types[name], module, self._model_has_bias(name))
+
+
+def _seen(tensor: Tensor) -> Seen:
+    return tensor.dtype, tensor.shape, checksum(tensor)
 
 
 def _linear(name: str, kind: str, module: QuantizedLinear, model_has_bias: bool) -> Linear:
     rows, values = module.out_features, module.weight
     if isinstance(module, Int8Linear):
         deq_scale = module.deq_scale.reshape(-1).expand(rows).contiguous()
-        step = step_of(deq_scale, module.grid.scale)
-        shift = module.quant_bias + module.grid.offset * row_sums(values)
+        step, sums = step_of(deq_scale, module.grid.scale), row_sums(values)
+        shift = module.quant_bias + module.grid.offset * sums
         bias = shift * deq_scale if module.bias is not None or bool(shift.any()) else None
-        return Linear(name, kind, module, values, step, bias, module.grid, deq_scale, module.quant_bias, model_has_bias)
+        folded = deq_scale, module.quant_bias, sums
+        return Linear(name, kind, module, values, step, bias, module.grid, *folded, model_has_bias)
     step = cast(WeightOnlyLinear, module).weight_scale.to(torch.float32).reshape(-1).expand(rows).contiguous()
     bias = None if module.bias is None else module.bias.to(torch.float32)
-    return Linear(name, kind, module, values, step, bias, None, None, None, model_has_bias)
+    return Linear(name, kind, module, values, step, bias, None, None, None, None, model_has_bias)
 
 
 def row_sums(values: Tensor) -> Tensor:

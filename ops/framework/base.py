@@ -101,6 +101,10 @@ class LoadedModel(Reader, Protocol):
     fingerprint: str  # hash of the weights' content and everything that shapes the float outputs
     room: Room  # for what is made of its weights
 
+    @property
+    def shapes(self) -> Mapping[str, Sequence[int]]:
+        """Of all its tensors by name, as it was loaded."""
+
     def output_head(self) -> Callable[[FloatArray], FloatArray]:
         """The head alone, to outlive the model: hidden states [N, H] -> log-probabilities [N, V]."""
 

@@ -71,7 +71,8 @@ def make(folder: Path, layers: int) -> None:
     generator, codec = torch.Generator().manual_seed(0), Native()
     tensors: dict[str, Tensor] = {}
     coded: dict[str, Parts] = {}
-    for key, parameter in skeleton(config).named_parameters():
+    model = skeleton(config)
+    for key, parameter in model.named_parameters():
         name = key.removesuffix(".weight")
         if not name.endswith("_proj"):
             tensors[key] = torch.randn(parameter.shape, generator=generator).mul_(0.02).half()
@@ -86,7 +87,8 @@ def make(folder: Path, layers: int) -> None:
         config.save_pretrained(place)
         tokenizer.save_pretrained(place)
 
-    bundle.write(folder, tensors, coded, "W8A8S", codec, describe)
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    bundle.write(folder, tensors, coded, "W8A8S", codec, describe, float_model=shapes)
 
 
 def report(artifact: Path, folder: Path, target: str, rounds: int) -> None:

@@ -20,7 +20,7 @@ def written(folder: Path, quantizer: Quantizer, dtype: str = "float32", **change
 
 
 def write(folder: Path, model: TorchModel, quantizer: Quantizer, codec: Codec | None = None) -> TorchModel:
-    codec = codec or Native()
+    codec, shapes = codec or Native(), model.shapes
     layers = PyTorch().calibrator(model, quantizer, TEXTS, 64).run()
     tensors = model.tensors()
     weights = {name: tensors[f"{name}.weight"].numpy() for name in model.quantized()}
@@ -32,5 +32,6 @@ def write(folder: Path, model: TorchModel, quantizer: Quantizer, codec: Codec | 
         codec,
         model.save_description,
         formats={layer.name: layer.format for layer in layers if layer.format},
+        float_model=shapes,
     )
     return model

@@ -101,6 +101,58 @@ def test_a_damaged_tensor_of_the_bundle_is_named(artifact: Path) -> None:
         CompressedTensors().run(artifact, artifact.parent / "export")
 
 
+def asks_transformers(*arguments: object) -> None:
+    raise AssertionError("the bundle says what the float model's tensors are")
+
+
+def test_the_float_models_tensors_are_known_without_its_code(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimrun.ops.model.skeleton.shapes_of", asks_transformers)
+    CompressedTensors().run(artifact, artifact.parent / "export")
+    without_float_model(artifact)
+    with pytest.raises(ValueError, match="the bundle says what"):
+        CompressedTensors().run(artifact, artifact.parent / "again")
+
+
+def without_float_model(artifact: Path) -> None:
+    """Make an older bundle of it."""
+    manifest = artifact / "slimrun.json"
+    said = json.loads(manifest.read_text())
+    assert said.pop("float_model")
+    manifest.write_text(json.dumps(said))
+
+
+def test_an_older_bundle_gives_the_same(artifact: Path) -> None:
+    new = CompressedTensors().run(artifact, artifact.parent / "new")
+    without_float_model(artifact)
+    old = CompressedTensors().run(artifact, artifact.parent / "old")
+    assert new.checks == old.checks
+    for file in new.folder.iterdir():
+        assert file.read_bytes() == (old.folder / file.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.norm.weight": None}, r"^model\.norm\.weight is no tensor of the float model"),
+        ({"model.norm.bias": (64,)}, r"the float model has model\.norm\.bias more"),
+        ({"model.norm.weight": (63,)}, r"model\.norm\.weight has the shape \(64,\), the float model's has \(63,\)"),
+        (
+            {"model.layers.0.mlp.up_proj.weight": (9, 9)},
+            r"up_proj\.weight has the shape .*, the float model's has \(9, 9\)",
+        ),
+    ],
+)
+def test_every_name_and_shape_is_the_float_models(
+    tmp_path: Path, change: dict[str, tuple[int, ...] | None], message: str
+) -> None:
+    model = tiny()
+    shapes = {**model.shapes, **change}
+    model.shapes = {key: shape for key, shape in shapes.items() if shape is not None}
+    write(tmp_path / "artifact", model, W8A8S())
+    with pytest.raises(ValueError, match=message):
+        CompressedTensors().run(tmp_path / "artifact", tmp_path / "export")
+
+
 def test_the_step_is_the_one_whose_product_is_deq_scale() -> None:
     generator = torch.Generator().manual_seed(0)
     steps = torch.rand(10_000, generator=generator) * 1e-3 + 1e-6

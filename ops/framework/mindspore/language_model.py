@@ -50,6 +50,7 @@ class MindSporeModel(TextModel):
         self.name = name
         self.fingerprint = fingerprint
         self.room = room or Room()
+        self.shapes = {parameter.name: tuple(parameter.shape) for parameter in network.get_parameters()}
         self._loader = loader
         self._compiled: tuple[list[str], Any] = ([], None)
 

@@ -53,9 +53,9 @@ class TorchModel(AsModule, TextModel):
     ) -> None:
         super().__init__(tokenizer, module.config, getattr(module, "generation_config", None))
         self.module = module.eval()
-        self.name = name
-        self.fingerprint = fingerprint
+        self.name, self.fingerprint = name, fingerprint
         self.room = room or Room()
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in self.module.state_dict().items()}
         self.device = device or torch.device(module.device)
         self._base = module.base_model
         self._steps = CachedSteps(self._base, module.config, self.device)
