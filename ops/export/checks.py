@@ -270,4 +270,5 @@ def _groups(groups: Sequence[Sequence[str]], counts: _Counts) -> Check:
     for group in fused:
         if len({counts.grids.get(name) for name in group}) > 1:
             raise ValueError(f"{', '.join(group)}: are one product there, and differ in type or grid")
-    return Check("groups that are one product there", f"{len(fused)}, each of one type and one grid")
+    told = f"{len(fused)}, each of one type and one grid" if fused else "none"
+    return Check("groups that are one product there", told)
