@@ -60,8 +60,8 @@ class Held:
     def rows(self, rows: slice) -> Held:
         """Some of its rows."""
         optional = (self.step, self.bias, self.deq_scale, self.quant_bias)
-        step, bias, deq_scale, quant_bias = (part if part is None else part[rows] for part in optional)
-        values = self.values[rows]
+        step, bias, deq_scale, quant_bias = (part if part is None else part[rows].contiguous() for part in optional)
+        values = self.values[rows].contiguous()
         return replace(self, values=values, step=step, bias=bias, deq_scale=deq_scale, quant_bias=quant_bias)
 
     def product(self, x: Tensor) -> Tensor:
@@ -233,8 +233,8 @@ def _difference(linear: Linear, held: Held) -> float:
     if held.grid is not None or (held.per_token and isinstance(module, DynamicInt8Linear)):
         ours = module(x).double()
     elif held.per_token:
-        bias = None if linear.bias is None else linear.bias[rows]
-        ours = dynamic_linear(x, module.weight, linear.step[rows].reshape(-1, 1), bias).double()
+        bias = None if linear.bias is None else linear.bias[rows].contiguous()
+        ours = dynamic_linear(x, module.weight, linear.step[rows].contiguous().reshape(-1, 1), bias).double()
     else:
         ours = float_product(module, x).double()
     theirs = held.rows(rows).product(x)

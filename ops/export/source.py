@@ -77,7 +77,8 @@ class Linear:
     def rows(self, rows: slice) -> QuantizedLinear:
         """The module that has some of its rows alone."""
         size, columns = self.values.shape
-        own = {suffix: part[rows] if len(part) == size else part for suffix, part in self.module.stored().items()}
+        stored = self.module.stored().items()
+        own = {suffix: part[rows].contiguous() if len(part) == size else part for suffix, part in stored}
         return restored_linear(self.kind, own, (len(own["weight"]), columns))
 
 

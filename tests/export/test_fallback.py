@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slimrun.ops import bundle
-from slimrun.ops.export import targets
+from slimrun.ops.export import checks, targets
 from slimrun.ops.quant.rdoq import RDOQ, Fallback
 
 from ..conftest import tiny
@@ -41,7 +41,8 @@ def test_no_group_is_split(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize("name", targets())
-def test_every_target_takes_it(artifact: Path, tmp_path: Path, name: str) -> None:
+def test_every_target_takes_it(artifact: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "TRIED", 16)  # not all rows of these small linears
     if name == "ckpt" and importlib.util.find_spec("mindspore") is None:
         pytest.skip("MindSpore writes it")
     exported = targets()[name]().run(artifact, tmp_path / "export")
