@@ -60,6 +60,36 @@ def feedback_into(
     e: NDArray[np.float32],
     threads: int,
 ) -> None: ...
+def extremes_into(
+    weights: NDArray[Any],
+    bfloat16: bool,
+    threshold: float,
+    normal: NDArray[np.float32],
+    largest: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def select_magnitude(weights: NDArray[Any], bfloat16: bool, count: int, guess: float, threads: int) -> float: ...
+def round_into(
+    weights: NDArray[Any],
+    bfloat16: bool,
+    steps: NDArray[np.float32],
+    low: int,
+    high: int,
+    out: NDArray[np.int8],
+    threads: int,
+) -> None: ...
+def errors_into(
+    weights: NDArray[Any],
+    bfloat16: bool,
+    steps: NDArray[np.float32],
+    values: NDArray[np.int8],
+    share: float,
+    noise: NDArray[np.float64],
+    signal: NDArray[np.float64],
+    cut: NDArray[np.uint32],
+    threads: int,
+) -> None: ...
+def row_sums_into(values: NDArray[np.int8], sums: NDArray[np.int32], threads: int) -> None: ...
 def grid_errors(
     centers: NDArray[np.float64],
     counts: NDArray[np.float64],

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
-from slimrun.ops.format.arithmetic import QuantizedWeight, row_blocks
+from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import QuantizedLinear
+from slimrun.ops.format.weights import rounding_errors
 from slimrun.ops.memory import Room
 from slimrun.ops.model.tables import Table
 
@@ -209,14 +209,6 @@ class GradientNetwork(Network, Protocol):
 
 def weight_error(weight: Tensor, quantized: QuantizedWeight) -> tuple[float, float]:
     """(signal to noise in dB, share of clipped weights) of the quantized weight."""
-    noise = signal = 0.0
-    cut, steps = 0, quantized.scale.expand(len(weight), 1)
-    for rows, block in row_blocks(weight.detach()):
-        exact, values = block.float(), quantized.values[rows]
-        error = (values * steps[rows]).sub_(exact)
-        noise += float(torch.linalg.vector_norm(error)) ** 2
-        signal += float(torch.linalg.vector_norm(exact)) ** 2
-        edge = (values >= 127) | (values <= -127)  # only there the grid can cut
-        cut += int((error[edge].abs() > 0.5001 * steps[rows].expand_as(error)[edge]).sum())
+    noise, signal, cut = rounding_errors(weight, quantized.values, quantized.scale)
     sqnr = 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else float("inf")
     return sqnr, cut / weight.numel()

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import Int8Table, quantized_linear
+from slimrun.ops.format.weights import round_to_grid
 from slimrun.ops.model.tables import Table
-from slimrun.ops.quant.base import check_matrix, minmax_scale, round_to_grid
+from slimrun.ops.quant.base import check_matrix, minmax_scale
 
 from .base import Layer, Network, Sample, weight_error
 

@@ -1,5 +1,7 @@
 // Bindings: the codec and the int8 kernels as functions on numpy arrays. Python checks dtypes and shapes and
 // allocates; see ops/compress/__init__.py and ops/quant/base.py. std::invalid_argument becomes ValueError.
+#include "bindings.hpp"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -203,13 +205,6 @@ double entropy(const py::array& values) {
     return entropy_bits(counts);
 }
 
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-
-void require(bool ok, const char* what) {
-    if (!ok) throw std::invalid_argument(what);
-}
-
 void quantize_into(const Array<float>& x, float scale, int32_t offset, Array<int8_t> out) {
     require(x.size() == out.size(), "out: must have as many elements as x");
     int8_t* const to = out.mutable_data();
@@ -332,4 +327,5 @@ PYBIND11_MODULE(_native, m) {
     m.def("dequantize_into", &dequantize_into, arg("acc").noconvert(), arg("bias").noconvert(),
           arg("scale").noconvert(), arg("out").noconvert(),
           "float(acc + bias) * scale by column; see int8.hpp.");
+    bind_weights(m);
 }

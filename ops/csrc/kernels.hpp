@@ -97,6 +97,20 @@ struct Expansions {
 };
 inline constexpr Expansions kExpansions;
 
+/// The other way: for each set of eight lanes the ones that are in it, in order, behind as many as are not.
+struct Compactions {
+    constexpr Compactions() : of() {
+        for (size_t set = 0; set < 256; ++set) {
+            size_t place = 8;
+            for (size_t lane = 8; lane-- > 0;)
+                if (set >> lane & 1) of[set][--place] = static_cast<uint8_t>(lane);
+            while (place > 0) of[set][--place] = 128;
+        }
+    }
+    uint8_t of[256][8];
+};
+inline constexpr Compactions kCompactions;
+
 /// Finishes steps whose values are decoded but for escapes, the lanes of which are given for each, and low
 /// bits: loops of unforeseeable length, which the next steps of a kernel would otherwise wait for. Moves all
 /// of the chain on but lanes and stream.

@@ -172,10 +172,194 @@ void decode(DecodeChain* const* chains, size_t count, size_t steps) {
     extras ? decode_chains<1, true>(chains, steps) : decode_chains<1, false>(chains, steps);
 }
 
+/// Entries of values by byte shuffles. Those of -16 .. 15 are looked up alone where all values are among
+/// them.
+struct EntryTable {
+    SLIMRUN_TARGET explicit EntryTable(const EntryOf& entry_of) {
+        const uint8_t* const entry = entry_of.entry;
+        positive = broadcast_16(entry);
+        negative = broadcast_16(entry + 240);
+        for (size_t i = 0; i < 16; ++i) {
+            const __m256i own = broadcast_16(entry + 16 * i);
+            change[i] = i % 8 ? _mm256_xor_si256(own, broadcast_16(entry + 16 * (i - 1))) : own;
+        }
+    }
+
+    SLIMRUN_INLINE __m256i of(__m256i values) const {
+        const __m256i beyond = _mm256_or_si256(_mm256_cmpgt_epi8(values, _mm256_set1_epi8(15)),
+                                               _mm256_cmpgt_epi8(_mm256_set1_epi8(-16), values));
+        if (_mm256_testz_si256(beyond, beyond)) {
+            const __m256i near_zero = _mm256_and_si256(values, _mm256_set1_epi8(15));
+            return _mm256_blendv_epi8(_mm256_shuffle_epi8(positive, near_zero),
+                                      _mm256_shuffle_epi8(negative, near_zero), values);
+        }
+        const __m256i place = _mm256_and_si256(values, _mm256_set1_epi8(127));
+        return _mm256_blendv_epi8(half(change, place), half(change + 8, place), values);
+    }
+
+  private:
+    /// As in find().
+    SLIMRUN_INLINE static __m256i half(const __m256i* changes, __m256i place) {
+        __m256i entry = _mm256_shuffle_epi8(changes[0], place);
+#pragma GCC unroll 8
+        for (int i = 1; i < 8; ++i) {
+            const __m256i above = _mm256_sub_epi8(place, _mm256_set1_epi8(static_cast<char>(16 * i)));
+            entry = _mm256_xor_si256(entry, _mm256_shuffle_epi8(changes[i], above));
+        }
+        return entry;
+    }
+
+    __m256i change[16], positive, negative;
+};
+
+/// Writes the chosen bytes of 16, in order, before `to`; what lies up to 8 bytes before them is lost.
+SLIMRUN_INLINE uint8_t* put_before_16(uint8_t* to, uint32_t chosen, __m128i bytes) {
+    const uint32_t first = chosen & 255, second = chosen >> 8 & 255;
+    const __m128i order = two_eights(kCompactions.of[first], kCompactions.of[second]);
+    const __m128i packed =
+        _mm_shuffle_epi8(bytes, _mm_add_epi8(order, _mm_set_epi64x(0x0808080808080808, 0)));
+    _mm_storeh_pd(reinterpret_cast<double*>(to - 8), _mm_castsi128_pd(packed));
+    to -= _mm_popcnt_u32(second);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to - 8), packed);
+    return to - _mm_popcnt_u32(first);
+}
+
+SLIMRUN_INLINE uint8_t* put_before_32(uint8_t* to, uint32_t chosen, __m256i bytes) {
+    to = put_before_16(to, chosen >> 16, _mm256_extracti128_si256(bytes, 1));
+    return put_before_16(to, chosen & 0xFFFF, _mm256_castsi256_si128(bytes));
+}
+
+/// Codes in both halves of registers.
+struct CodeTable {
+    SLIMRUN_TARGET void load(const Codes& codes) {
+        frequency = broadcast_16(codes.frequency);
+        start = broadcast_16(codes.start);
+        reciprocal_low = broadcast_16(codes.reciprocal_low);
+        reciprocal_high = broadcast_16(codes.reciprocal_high);
+    }
+
+    __m256i frequency, start, reciprocal_low, reciprocal_high;
+};
+
+/// A code of each of 32 lanes.
+SLIMRUN_INLINE CodeTable look_up(const CodeTable& codes, __m256i entry) {
+    return {_mm256_shuffle_epi8(codes.frequency, entry), _mm256_shuffle_epi8(codes.start, entry),
+            _mm256_shuffle_epi8(codes.reciprocal_low, entry),
+            _mm256_shuffle_epi8(codes.reciprocal_high, entry)};
+}
+
+SLIMRUN_INLINE CodeTable choose_codes(const CodeTable& one, const CodeTable& other, __m256i choose) {
+    return {_mm256_blendv_epi8(one.frequency, other.frequency, choose),
+            _mm256_blendv_epi8(one.start, other.start, choose),
+            _mm256_blendv_epi8(one.reciprocal_low, other.reciprocal_low, choose),
+            _mm256_blendv_epi8(one.reciprocal_high, other.reciprocal_high, choose)};
+}
+
+/// encode_lane() on 16 lanes as 16-bit words.
+SLIMRUN_INLINE __m256i encode_words(__m256i x, __m256i frequency, __m256i start, __m256i reciprocal) {
+    const __m256i quotient = _mm256_mulhi_epu16(x, reciprocal);
+    const __m256i rest = _mm256_sub_epi16(x, _mm256_mullo_epi16(quotient, frequency));
+    const __m256i y =
+        _mm256_add_epi16(_mm256_add_epi16(_mm256_slli_epi16(quotient, kProbabilityBits), rest), start);
+    const __m256i enough = _mm256_cmpgt_epi16(frequency, rest);  // both are below 2^15
+    const __m256i more = _mm256_sub_epi16(_mm256_set1_epi16(kTotal), frequency);
+    return _mm256_add_epi16(y, _mm256_andnot_si256(enough, more));
+}
+
+/// One step of 32 lanes.
+SLIMRUN_INLINE void encode_half(EncodeChain& chain, const EntryTable& entries, const CodeTable* codes,
+                                uint32_t second, const uint8_t* values, uint8_t* lane_low,
+                                uint8_t* lane_high) {
+    const __m256i value = load_256(values), entry = entries.of(value);
+    const __m256i escapes = _mm256_cmpeq_epi8(entry, _mm256_set1_epi8(kEscape));
+    if (!_mm256_testz_si256(escapes, escapes))
+        chain.escaped =
+            put_before_32(chain.escaped, static_cast<uint32_t>(_mm256_movemask_epi8(escapes)), value);
+    CodeTable code = look_up(codes[0], entry);
+    if (second) code = choose_codes(code, look_up(codes[1], entry), spread(second));
+    const __m256i low = load_256(lane_low), high = load_256(lane_high);
+    // x >= 512 * frequency; the maximum of two bytes is the first if that is not below the other
+    const __m256i full =
+        _mm256_cmpeq_epi8(_mm256_max_epu8(high, _mm256_add_epi8(code.frequency, code.frequency)), high);
+    chain.stream = put_before_32(chain.stream, static_cast<uint32_t>(_mm256_movemask_epi8(full)), low);
+    const __m256i l = _mm256_blendv_epi8(low, high, full), h = _mm256_andnot_si256(full, high);
+
+    const __m256i even_bytes = _mm256_set1_epi16(0x00FF);
+    const __m256i even =
+        encode_words(_mm256_or_si256(_mm256_slli_epi16(h, 8), _mm256_and_si256(l, even_bytes)),
+                     _mm256_and_si256(code.frequency, even_bytes), _mm256_and_si256(code.start, even_bytes),
+                     _mm256_or_si256(_mm256_slli_epi16(code.reciprocal_high, 8),
+                                     _mm256_and_si256(code.reciprocal_low, even_bytes)));
+    const __m256i odd =
+        encode_words(_mm256_or_si256(_mm256_srli_epi16(l, 8), _mm256_andnot_si256(even_bytes, h)),
+                     _mm256_srli_epi16(code.frequency, 8), _mm256_srli_epi16(code.start, 8),
+                     _mm256_or_si256(_mm256_srli_epi16(code.reciprocal_low, 8),
+                                     _mm256_andnot_si256(even_bytes, code.reciprocal_high)));
+    store_256(lane_high, _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_andnot_si256(even_bytes, odd)));
+    store_256(lane_low, _mm256_or_si256(_mm256_slli_epi16(odd, 8), _mm256_and_si256(even, even_bytes)));
+}
+
+SLIMRUN_TARGET void encode_chain(EncodeChain& chain, size_t steps) {
+    const EntryTable entries(*chain.entry_of);
+    CodeTable codes[kMaxColumnClasses];
+    codes[0].load(chain.codes[0]);
+    codes[1].load(chain.codes[chain.column_class ? 1 : 0]);
+    for (; steps > 0; --steps) {
+        chain.values -= kLanes;
+        const uint64_t second = chain.column_class ? *--chain.column_class : 0;
+        encode_half(chain, entries, codes, static_cast<uint32_t>(second >> 32), chain.values + 32,
+                    chain.lanes.low + 32, chain.lanes.high + 32);
+        encode_half(chain, entries, codes, static_cast<uint32_t>(second), chain.values, chain.lanes.low,
+                    chain.lanes.high);
+    }
+}
+
+void encode(EncodeChain* const* chains, size_t count, size_t steps) {
+    for (size_t c = 0; c < count; ++c) encode_chain(*chains[c], steps);
+}
+
+/// The entries of up to 255 registers of values, of which each is then counted by bytes that cannot overflow.
+SLIMRUN_TARGET void count_entries(const EntryOf& entry_of, const uint8_t* const* runs, size_t number,
+                                  size_t n, uint64_t* counts) {
+    constexpr size_t kAtOnce = 255;
+    const EntryTable table(entry_of);
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i entries[kAtOnce];
+    for (size_t run = 0; run < number; ++run) {
+        size_t i = 0;
+        while (i + 32 <= n) {
+            size_t filled = 0;
+            for (; filled < kAtOnce && i + 32 <= n; ++filled, i += 32)
+                entries[filled] = table.of(load_256(runs[run] + i));
+            for (size_t e = 0; e < kEntries; ++e) {
+                const __m256i own = _mm256_set1_epi8(static_cast<char>(e));
+                __m256i found = zero;
+                for (size_t j = 0; j < filled; ++j)
+                    found = _mm256_sub_epi8(found, _mm256_cmpeq_epi8(entries[j], own));
+                const __m256i sums = _mm256_sad_epu8(found, zero);
+                const __m128i pair =
+                    _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+                counts[e] += static_cast<uint64_t>(_mm_cvtsi128_si64(pair) + _mm_extract_epi64(pair, 1));
+            }
+        }
+        for (; i < n; ++i) ++counts[entry_of.entry[runs[run][i]]];
+    }
+}
+
+SLIMRUN_TARGET uint64_t sum_magnitudes(const uint8_t* values, size_t n) {
+    __m256i sum = _mm256_setzero_si256();
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        sum = _mm256_add_epi64(
+            sum, _mm256_sad_epu8(_mm256_abs_epi8(load_256(values + i)), _mm256_setzero_si256()));
+    uint64_t parts[4];
+    store_256(parts, sum);
+    return parts[0] + parts[1] + parts[2] + parts[3] + magnitudes_scalar(values + i, n - i);
+}
+
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",        decode,       decode_part_scalar,
-                              encode_scalar, count_scalar, magnitudes_scalar};
+const Kernels kAvx2Kernels = {"avx2", decode, decode_part_scalar, encode, count_entries, sum_magnitudes};
 
 }  // namespace slimrun
 #endif

@@ -14,7 +14,6 @@ formats take a symmetric scale of each token instead, weight-only formats leave 
 from __future__ import annotations
 
 import timeit
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -23,13 +22,14 @@ from torch import Tensor
 
 from slimrun.ops import _native
 
+from .weights import row_sums
+
 INT8_LEVELS = 127
 INT32_MAX = 2**31 - 1
 LEAST_ROOM = 2**24  # of a bias in int32, however long the sums are
 EXACT_FLOAT32_DEPTH = 1024  # 1024 * 128 * 127 < 2**24: a float32 sum of that many products is exact
 GROWTH = 1.05  # of an input scale, for a reciprocal that its dtype holds
 RECIPROCALS = 128  # scales that are looked at: in float16 the 5 % are 51 to 102 numbers
-BLOCK = 2**18  # weights that are worked on at once: as floats they stay in the processor's cache
 LEAST_MISS = 0.002  # of a step: the least that every float16 has within the 5 %
 
 
@@ -43,7 +43,7 @@ class QuantizedWeight:
     @cached_property
     def row_sums(self) -> Tensor:
         """int32 [n]: what the input offset is multiplied with."""
-        return self.values.sum(dim=1, dtype=torch.int32)
+        return row_sums(self.values)
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,6 @@ class ActivationGrid:
 
     scale: float
     offset: int
-
-
-def row_blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Some rows of a weight [n, k] after the others, each time with where they are: what is made of them is small.
-
-    A large matrix that every step of the arithmetic passes as a whole takes nearly twice as long.
-    """
-    count = max(1, BLOCK // max(1, weight.shape[1]))
-    for start in range(0, weight.shape[0], count):
-        rows = slice(start, start + count)
-        yield rows, weight[rows]
 
 
 def activation_grid(low: float, high: float, dtype: torch.dtype, *, reciprocal_scale: bool = False) -> ActivationGrid:

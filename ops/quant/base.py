@@ -17,13 +17,8 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.errors import nearest
-from slimrun.ops.format.arithmetic import (
-    INT8_LEVELS,
-    QuantizedWeight,
-    activation_grid,
-    quantize_activation,
-    row_blocks,
-)
+from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight, activation_grid, quantize_activation
+from slimrun.ops.format.weights import extremes, round_to_grid
 
 OBSERVERS = ("auto", "minmax", "histogram")
 TABLES = ("int8",)  # what embeddings and output head can be, but float
@@ -190,21 +185,12 @@ def check_matrix(weight: Tensor) -> None:
         raise ValueError("the weight holds NaN or infinity and cannot be quantized")
 
 
-def round_to_grid(weight: Tensor, scale: Tensor, low: int = -127, high: int = 127) -> Tensor:
-    """int8 integers clamp(round_half_even(weight / scale), low, high); weight [n, k], scale [n, 1] or [1, 1]."""
-    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    steps = scale.expand(weight.shape[0], 1)
-    for rows, block in row_blocks(weight.detach()):
-        values[rows] = (block.float() / steps[rows]).round_().clamp_(low, high)
-    return values
-
-
 def minmax_scale(weight: Tensor, per_channel: bool, levels: int = INT8_LEVELS) -> Tensor:
     """Step float32 that maps the largest magnitude to `levels`: [n, 1] by row, or [1, 1] for the whole tensor.
 
     A zero row takes the tensor's step; a zero tensor takes 1 / levels.
     """
-    largest = torch.cat([block.float().abs().amax(dim=1, keepdim=True) for _, block in row_blocks(weight)])
+    _, largest = extremes(weight)
     tensor_largest = largest.amax(dim=0, keepdim=True)
     if not per_channel:
         largest = tensor_largest

@@ -15,8 +15,7 @@ from torch import Tensor
 from slimrun.ops import _native
 from slimrun.ops.format.arithmetic import INT8_LEVELS
 from slimrun.ops.format.products import for_products
-
-from .base import round_to_grid
+from slimrun.ops.format.weights import round_to_grid
 
 BLOCK = 128  # columns that are rounded before the others of theirs hear of their errors,
 WIDE = 512  # before all that follow do: long products, which bfloat16 takes in a third of the time

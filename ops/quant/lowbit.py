@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+from slimrun.ops.format.weights import round_to_grid
 
 from .base import (
     NORMAL_LEVELS,
@@ -26,7 +27,6 @@ from .base import (
     largest_of,
     minmax_scale,
     outliers_from,
-    round_to_grid,
 )
 
 

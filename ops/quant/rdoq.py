@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+from slimrun.ops.format.weights import round_to_grid
 
-from .base import NORMAL_LEVELS, Quantizer, StaticQuantizer, check_finite, round_to_grid
+from .base import NORMAL_LEVELS, Quantizer, StaticQuantizer, check_finite
 from .feedback import guarded
 
 ACTIVATIONS = ("int8", "float")

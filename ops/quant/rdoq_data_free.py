@@ -22,8 +22,9 @@ from torch import Tensor
 
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+from slimrun.ops.format.weights import round_to_grid
 
-from .base import Quantizer, check_finite, round_to_grid
+from .base import Quantizer, check_finite
 from .feedback import PLAIN_PRICE, code_lengths, guarded
 
 ACTIVATIONS = {"dynamic": "W8A8_DYNAMIC", "float": "W8A16"}  # what inputs are -> the format

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrun.ops.format.arithmetic import BLOCK, INT8_LEVELS, QuantizedWeight, row_blocks
+from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+from slimrun.ops.format.weights import extremes, largest_magnitude, round_to_grid
 
-from .base import NORMAL_LEVELS, StaticQuantizer, check_matrix, gaussian_bits, outliers_from, round_to_grid
-
-SAMPLE = 16384  # weights that tell roughly where the outliers begin
+from .base import NORMAL_LEVELS, StaticQuantizer, check_matrix, gaussian_bits, outliers_from
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,7 @@ def outlier_threshold(weight: Tensor, fraction: float) -> Tensor:
 
     T itself is normal. A tensor too small for one outlier has none.
     """
-    weight = weight.detach().reshape(-1)
-    count = max(1, int(fraction * weight.numel()))
-    sample = weight[:: -(-weight.numel() // SAMPLE)].float().abs()
-    guess = sample.topk(min(len(sample), int(2 * fraction * len(sample)) + 1)).values[-1]
-    magnitudes = (part.float().abs() for part in torch.split(weight, BLOCK))
-    large = torch.cat([one[one >= guess] for one in magnitudes])  # selecting among a few is several times faster
-    candidates = large if large.numel() >= count else weight.float().abs()
-    return candidates.topk(count, sorted=False).values.min()
+    return largest_magnitude(weight, max(1, int(fraction * weight.numel())))
 
 
 def sparse_scale(weight: Tensor, fraction: float, per_channel: bool) -> Tensor:
@@ -68,12 +60,7 @@ def sparse_scale(weight: Tensor, fraction: float, per_channel: bool) -> Tensor:
     that keeps its largest weight within +-127 if that is larger; what is still zero takes 1 / 7.
     """
     threshold = outlier_threshold(weight, fraction)
-    normals, largests = [], []
-    for _, block in row_blocks(weight.detach()):
-        magnitude = block.float().abs()
-        largests.append(magnitude.amax(dim=1, keepdim=True))
-        normals.append(magnitude.masked_fill_(magnitude > threshold, 0).amax(dim=1, keepdim=True))
-    normal, largest = torch.cat(normals), torch.cat(largests)
+    normal, largest = extremes(weight, float(threshold))
     if not per_channel:
         normal, largest = threshold.reshape(1, 1), largest.amax(dim=0, keepdim=True)
     without_normal = torch.maximum(threshold / NORMAL_LEVELS, largest / INT8_LEVELS)

@@ -21,11 +21,12 @@ from slimrun.ops.calibration.search import PASSES, next_level
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import QuantizedWeight
+from slimrun.ops.format.weights import round_to_grid
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.memory import Room
 from slimrun.ops.model.linears import linear_names
-from slimrun.ops.quant.base import Quantizer, round_to_grid
+from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.feedback import importance
 from slimrun.ops.quant.lowbit import Lowbit
 from slimrun.ops.quant.rdoq import RDOQ, Fallback

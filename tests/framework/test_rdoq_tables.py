@@ -15,9 +15,9 @@ from slimrun.ops.calibration.rdoq.lookups import Lookups
 from slimrun.ops.calibration.rdoq.statistics import Statistics
 from slimrun.ops.calibration.rdoq.table import Cost, Tables, head_cost, lookup_cost
 from slimrun.ops.format.arithmetic import QuantizedWeight
+from slimrun.ops.format.weights import round_to_grid
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.memory import Room
-from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.rdoq import RDOQ, Fallback
 
 from ..conftest import CPU, TEXTS, tiny

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slimrun.ops.calibration.rdoq.folding import balanced_scale, centred_scale
+from slimrun.ops.format.weights import round_to_grid
 from slimrun.ops.quant import feedback as method
-from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.feedback import (
     PLAIN_PRICE,
     SHRINKAGE,

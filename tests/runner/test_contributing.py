@@ -26,8 +26,9 @@ RECIPES = {
         from torch import Tensor
 
         from slimrun.ops.format.arithmetic import QuantizedWeight
+        from slimrun.ops.format.weights import round_to_grid
         from slimrun.ops.quant.base import Quantizer, check_finite, gaussian_bits
-        from slimrun.ops.quant.base import largest_of, minmax_scale, round_to_grid
+        from slimrun.ops.quant.base import largest_of, minmax_scale
 
 
         @dataclass(frozen=True)

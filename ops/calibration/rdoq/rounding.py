@@ -20,8 +20,8 @@ from slimrun.ops.calibration.journal import Journal, Results, Tensors
 from slimrun.ops.calibration.search import PASSES
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format.arithmetic import INT8_LEVELS, QuantizedWeight
+from slimrun.ops.format.weights import round_to_grid
 from slimrun.ops.memory import Room, give_back
-from slimrun.ops.quant.base import round_to_grid
 from slimrun.ops.quant.feedback import Importance, code_lengths, feedback, guarded, row_steps
 from slimrun.ops.quant.rdoq import RDOQ, SCALE_BITS
 
