@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from slimrun.ops.errors import Unavailable, first_line
@@ -56,8 +57,6 @@ def measure(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline
 
     What was stored is loaded into it in the same way, so that the loader itself says whether it fits.
     """
-    import torch
-
     from slimrun.ops.model.experts import unstack
     from slimrun.ops.model.fit import check_weights  # transformers and the model's code take seconds to import
     from slimrun.ops.model.linears import expert_parameters, float_linears, linear_names
@@ -72,8 +71,7 @@ def measure(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline
         check_weights(module, config, stored, model.origin())
     unstack(module)
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    named = None if model.dtype == "auto" else getattr(torch, model.dtype)
-    dtype = named or getattr(config, "dtype", None) or torch.float32
+    dtype = parameter_dtype(model, config)
     experts = sum(parameter.numel() for parameter in expert_parameters(module).values())
     check_head(module, model.name)
     return Outline(
@@ -85,6 +83,12 @@ def measure(model: Model, stored: Mapping[str, Tensor] | None = None) -> Outline
         tables=sum(prod(table.shape) for table in tables(module) if not table.kept),
         dtype=str(dtype).removeprefix("torch."),
     )
+
+
+def parameter_dtype(model: Model, config: Any) -> torch.dtype:
+    """The dtype of the parameters, as the run or else the config says."""
+    named = None if model.dtype == "auto" else getattr(torch, model.dtype)
+    return named or getattr(config, "dtype", None) or torch.float32
 
 
 def empty_model(config: Any, model: Model) -> Any:

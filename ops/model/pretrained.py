@@ -9,9 +9,10 @@ from typing import Any
 
 from slimrun.ops.errors import Unavailable, first_line
 from slimrun.ops.model.base import Model, Outline, check_dtype
-from slimrun.ops.model.fingerprint import folder_hash, foreign_code
-from slimrun.ops.model.outline import code_hint, description_key, outline_of
-from slimrun.ops.weights.folder import NoWeights, check_folder, check_kind, strays
+from slimrun.ops.model.fingerprint import folder_hash, foreign_code, read_object
+from slimrun.ops.model.known import BIASES, known_outline
+from slimrun.ops.model.outline import code_hint, description_key, outline_of, parameter_dtype
+from slimrun.ops.weights.folder import NoWeights, check_float, check_folder, check_kind, strays
 
 WAY_OUT = (
     "; give a folder (model.path=DIR; ModelScope fetches one: modelscope download --model ID --local_dir DIR), or "
@@ -54,11 +55,14 @@ class Pretrained(Model):
 
     def config(self) -> Any:
         """The transformers config; Unavailable says in one line why there is none."""
-        from slimrun.ops.model.auto import AutoConfig
         from slimrun.ops.model.fit import quiet
 
         if folder := self.folder():
             check_kind(folder)
+        if folder and read_object(folder / "config.json").get("model_type") in BIASES:
+            from transformers import AutoConfig  # ours knows ChatGLM2 too, whose code takes seconds to import
+        else:
+            from slimrun.ops.model.auto import AutoConfig
         try:
             with quiet():
                 return AutoConfig.from_pretrained(
@@ -82,8 +86,16 @@ class Pretrained(Model):
         try:
             outline = outline_of(self, check_folder(folder, formats))
         except NoWeights as error:
-            return replace(outline_of(self), missing=str(error))
+            return replace(self._told() or outline_of(self), missing=str(error))
         return replace(outline, notes=(*outline.notes, *strays(folder, formats)))
+
+    def _told(self) -> Outline | None:
+        """The outline where the config alone tells it, for a folder whose weights are not here."""
+        if self.trust_remote_code:
+            return None
+        config = self.config()
+        check_float(config.to_dict(), f"model={self.name}")
+        return known_outline(config, parameter_dtype(self, config))
 
     def fingerprint(self, *, read: bool = True) -> str | None:
         """Hash of a folder's content, or of a hub id's commit."""
