@@ -19,7 +19,7 @@ from slimrun.ops.format.linear import FLOAT, DynamicInt8Linear, float_product
 from slimrun.ops.memory import release
 
 from .ahead import ahead
-from .plan import listed
+from .plan import groups, listed
 from .source import Linear, Source
 
 STEP_CHANGE = 0.01  # a step that its dtype there changes by more is no rounding any more
@@ -140,7 +140,7 @@ def check(
         _check_shape(source, key, tensor)
         release([tensor])
         counts.floats += 1
-    return [*checks, *_told(counts), _groups(source.groups(fused), counts)]
+    return [*checks, *_told(counts), _groups(groups(source, fused), counts)]
 
 
 def _keys(source: Source, files: Files) -> Check:

@@ -10,6 +10,11 @@ from slimrun.ops.format.linear import FLOAT, FORMATS, DynamicInt8Linear, WeightO
 
 from .source import EXPERT, Source
 
+FUSED = (  # what engines run as one product
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+)
 STATIC = {kind.quant_type for kind in FORMATS.values() if kind.has_grid}
 WEIGHTS_ALONE, DYNAMIC = WeightOnlyLinear.quant_type, DynamicInt8Linear.quant_type
 HEADS = ("lm_head", "embed_out", "output_layer")  # what models call their output layer
@@ -47,7 +52,7 @@ def planned(source: Source, engine: Abilities) -> tuple[dict[str, str], list[Cha
     """(the format of each quantized linear in the engine's files, or FLOAT; what that changes)."""
     plan: dict[str, str] = {}
     reasons: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for group in source.groups(engine.fuses):
+    for group in groups(source, engine.fuses):
         child = group[0].rpartition(".")[2]
         kind, reason = _of_experts(source, group, engine) if EXPERT.match(group[0]) else _common(source, group)
         if kind is None:
@@ -70,6 +75,24 @@ def planned(source: Source, engine: Abilities) -> tuple[dict[str, str], list[Cha
             plan[name] = FLOAT
     changes = [Change(f"{old} -> {new}", listed(names), reason) for (old, new, reason), names in reasons.items()]
     return {name: engine.formats.get(plan[name], FLOAT) for name in source.types}, changes
+
+
+def groups(source: Source, fused: bool = True) -> list[list[str]]:
+    """All linears, those together that engines run as one product; float ones in such a group too.
+
+    They are the experts of a layer and, if `fused`, linears that share an input.
+    """
+    known = [*source.types, *(key.removesuffix(".weight") for key in source.floats if key.endswith(".weight"))]
+    members: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in known:
+        parent, _, child = name.rpartition(".")
+        expert = EXPERT.match(name)
+        shared = next((group[0] for group in FUSED if fused and child in group), None)
+        if expert is not None:
+            members[expert[1], ""].append(name)
+        elif shared is not None or name in source.types:
+            members[parent, shared or child].append(name)
+    return list(members.values())
 
 
 def _common(source: Source, group: Sequence[str]) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,11 +35,6 @@ from slimrun.ops.weights.base import TensorFile, open_file
 from .ahead import ahead
 from .float_model import Shapes, float_model
 
-FUSED = (  # what engines run as one product
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("q_a_proj", "kv_a_proj_with_mqa"),
-)
 EXPERT = re.compile(r"(.+\.experts)\.\d+\.")  # how the name of one begins
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOKENIZER = "tokenizer.json"
@@ -92,7 +87,6 @@ class Source:
         self.codec = description.codec()
         self._seen: dict[str, Seen] = {}  # tensors and weights that were decoded
         self._checked: set[str] = set()  # what the manifest says is so
-        self.quant_type = description.quant_type
         self._manifest = read_manifest(folder)
         self.weights = weight_file(folder, description.quant_type)
         with named(self.weights):
@@ -106,20 +100,11 @@ class Source:
             if key not in description.types:
                 raise damage(self.weights, f"holds {key}, which its description does not name")
         self.config = read_object(folder / CONFIG)
+        self.types = _formats(stored, description.types, coded=bool(self.codec.container))  # in the order of the file
+        self.floats = [key for key in stored if key.rpartition(".")[0] not in self.types]  # names of all other tensors
         self._parts: dict[str, list[str]] = defaultdict(list)
-        self.types: dict[str, str] = {}  # of each quantized linear, in the order of the file
-        for key, header in stored.items():
-            name, _, suffix = key.rpartition(".")
-            if suffix == "weight" and header.dtype == torch.int8 and description.types[key] != FLOAT:
-                kind = description.types[key]
-                self.types[name] = kind.removesuffix("C") if self.codec.container else kind
-        self.floats = []  # names of all other tensors
-        for key in stored:
-            name, _, suffix = key.rpartition(".")
-            if name in self.types:
-                self._parts[name].append(suffix)
-            else:
-                self.floats.append(key)
+        for name, _, suffix in (key.rpartition(".") for key in stored):
+            self._parts[name].append(suffix)
         for key in self._coded.intersection(self.floats):
             packed = self._read([key])[key].numpy()
             with named(self.weights):
@@ -128,10 +113,7 @@ class Source:
     @property
     def dtype(self) -> torch.dtype:
         """The model's, in which its float tensors and scales are stored; ValueError when config.json names none."""
-        said = str(self.config.get("dtype") or self.config.get("torch_dtype")).removeprefix("torch.")
-        if said not in DTYPES:
-            raise damage(self.folder / CONFIG, f"dtype is {said}, allowed: {', '.join(DTYPES)}")
-        return DTYPES[said]
+        return _dtype(self.config, self.folder / CONFIG)
 
     @cached_property
     def tokenizer(self) -> dict[str, Any] | None:
@@ -202,23 +184,6 @@ class Source:
         scale, offset = self._read(keys).values()
         return float(scale), float(offset)
 
-    def groups(self, fused: bool = True) -> list[list[str]]:
-        """All linears, those together that engines run as one product; float ones in such a group too.
-
-        They are the experts of a layer and, if `fused`, linears that share an input.
-        """
-        known = [*self.types, *(key.removesuffix(".weight") for key in self.floats if key.endswith(".weight"))]
-        groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for name in known:
-            parent, _, child = name.rpartition(".")
-            expert = EXPERT.match(name)
-            shared = next((group[0] for group in FUSED if fused and child in group), None)
-            if expert is not None:
-                groups[expert[1], ""].append(name)
-            elif shared is not None or name in self.types:
-                groups[parent, shared or child].append(name)
-        return list(groups.values())
-
     @cached_property
     def shifts(self) -> list[str]:
         """Those of `floats` that the float model does not have: smoothing gave them to norms."""
@@ -260,6 +225,20 @@ class Source:
             rows, columns = values.shape
             module = restored_linear(self.types[name], own | {"weight": values}, (rows, columns))
         return _linear(name, self.types[name], module, self._model_has_bias(name))
+
+
+def _formats(stored: Mapping[str, Tensor], types: Mapping[str, str], coded: bool) -> dict[str, str]:
+    """The format of each quantized linear, whether coded or not."""
+    weights = [key for key, header in stored.items() if header.dtype == torch.int8 and key.endswith(".weight")]
+    kinds = {key.removesuffix(".weight"): types[key] for key in weights if types[key] != FLOAT}
+    return {name: kind.removesuffix("C") if coded else kind for name, kind in kinds.items()}
+
+
+def _dtype(config: Mapping[str, Any], file: Path) -> torch.dtype:
+    said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    if said not in DTYPES:
+        raise damage(file, f"dtype is {said}, allowed: {', '.join(DTYPES)}")
+    return DTYPES[said]
 
 
 def _seen(tensor: Tensor) -> Seen:
