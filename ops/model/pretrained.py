@@ -86,7 +86,7 @@ class Pretrained(Model):
         try:
             outline = outline_of(self, check_folder(folder, formats))
         except NoWeights as error:
-            return replace(self._told() or outline_of(self), missing=str(error))
+            return replace(outline_of(self, told=self._told), missing=str(error))
         return replace(outline, notes=(*outline.notes, *strays(folder, formats)))
 
     def _told(self) -> Outline | None:

@@ -52,9 +52,9 @@ def test_others_are_left_to_their_own_code(changes: dict[str, Any]) -> None:
 
 def test_a_folder_without_weights_needs_no_modelling_code(tmp_path: Path) -> None:
     AutoConfig.for_model(**LLAMA2).save_pretrained(tmp_path)
-    outline = "Pretrained('tiny', sys.argv[1]).outline(['.safetensors'])"
+    outline = "Pretrained('tiny', sys.argv[1]).open(Path(sys.argv[1]) / 'cache').outline(['.safetensors'])"
     code = (
-        "import json, sys; from slimrun.ops.model.pretrained import Pretrained; "
+        "import json, sys; from pathlib import Path; from slimrun.ops.model.pretrained import Pretrained; "
         f"outline = {outline}; print(json.dumps([outline.parameters, len(outline.linears), bool(outline.missing), "
         "'transformers.modeling_utils' in sys.modules]))"
     )
