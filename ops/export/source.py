@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from slimrun.ops.format.linear import (
     WeightOnlyLinear,
     restored_linear,
 )
+from slimrun.ops.format.weights import row_sums
 from slimrun.ops.memory import release
 from slimrun.ops.weights.base import TensorFile, open_file
 
@@ -257,11 +257,6 @@ def _linear(name: str, kind: str, module: QuantizedLinear, model_has_bias: bool)
     step = cast(WeightOnlyLinear, module).weight_scale.to(torch.float32).reshape(-1).expand(rows).contiguous()
     bias = None if module.bias is None else module.bias.to(torch.float32)
     return Linear(name, kind, module, values, step, bias, None, None, None, None, model_has_bias)
-
-
-def row_sums(values: Tensor) -> Tensor:
-    """int32 [n] of int8 [n, k]: what an input offset is multiplied with."""
-    return torch.from_numpy(values.numpy().sum(axis=1, dtype=np.int32))  # fifteen times as fast as torch's sum
 
 
 def step_of(deq_scale: Tensor, input_scale: float) -> Tensor:
