@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Notes of steps in `folder`; without one nothing is kept. A folder that is full or damaged costs time alone."""
+    """Notes of steps in `folder`; without one nothing is kept. A folder that is full or damaged costs time alone.
+
+    Tensors come back to the devices that they were on.
+    """
 
     def __init__(self, folder: Path | None = None, seconds: float = SECONDS) -> None:
         self.folder = folder
@@ -71,8 +74,8 @@ class Journal:
         return state
 
     def forget(self, kind: str) -> None:
-        """Remove the notes of this kind: what they led to is kept."""
-        for file in self.folder.glob(f"{kind}.*.safetensors") if self.folder is not None else ():
+        """Remove the notes and the state of this kind: what they led to is kept."""
+        for file in self.folder.glob(f"{kind}.*safetensors") if self.folder is not None else ():
             file.unlink(missing_ok=True)
 
     def keep_state(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
@@ -81,9 +84,11 @@ class Journal:
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         assert self.folder is not None
+        devices = {key: str(tensor.device) for key, tensor in tensors.items() if tensor.device.type != "cpu"}
         try:
             with replacing(self.folder / f"{name}.safetensors", 0o600) as scratch:
-                save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, scratch)
+                copies = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+                save_file(copies, scratch, devices)
             release(tensors.values())  # those of them that lie in files
         except (OSError, SafetensorError) as error:
             log.warning("%s: %s; from here on the run cannot be resumed", self.folder, error)
@@ -146,6 +151,8 @@ class Noted:
 def _read(file: Path) -> Tensors:
     try:
         with safe_open(file, framework="pt") as stored:
-            return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - safe_open is no mapping
+            devices = stored.metadata() or {}
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - safe_open is no mapping
+            return {key: tensor.to(devices.get(key, "cpu")) for key, tensor in tensors.items()}
     except (OSError, SafetensorError):
         return {}

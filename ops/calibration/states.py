@@ -49,6 +49,11 @@ class States:
             return None
         return {str(index): state for index, state in enumerate(self._states)}
 
+    def find(self, noted: Mapping[str, Tensor]) -> None:
+        """Take states from where a journal has them."""
+        for index, state in noted.items():
+            self._states[int(index)] = state
+
     def leave(self) -> None:
         """The states are not needed now: those in files leave memory."""
         self._room.release(state for state in self._states if isinstance(state, Tensor))
@@ -103,8 +108,7 @@ class Walk:
             return 0
         for note in notes:
             self.noted.give(note)
-        for index, state in last.items():
-            states.put(int(index), state)
+        states.find(last)
         if parts:
             log.info("%s: goes on after part %d of %d, where it was stopped", kind, parts, self.parts)
         self._noted_parts = parts

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from slimrun.ops.calibration.base import Arrays, Remember, call
 from slimrun.ops.calibration.journal import Journal
 from slimrun.ops.calibration.rdoq import factors, head, rounding
+from slimrun.ops.calibration.rdoq.gradient_walk import GradientWalk
 from slimrun.ops.framework.base import Framework
 from slimrun.ops.framework.pytorch import PyTorch
 from slimrun.ops.quant.base import Quantizer
@@ -41,22 +44,26 @@ class Steps:
 
 
 def quantized(
-    quantizer: Quantizer, journal: Journal, steps: Steps, framework: Framework | None = None
+    quantizer: Quantizer,
+    journal: Journal,
+    steps: Steps,
+    framework: Framework | None = None,
+    remember: Remember = call,
 ) -> dict[str, torch.Tensor]:
     framework = framework or PyTorch()
     model = framework.load(described(num_hidden_layers=3).open(Path("unused")), CPU)
     calibrator = framework.calibrator(model, quantizer, TEXTS, 48)
     calibrator.journal = journal
-    calibrator.quantize(progress=steps)
+    calibrator.quantize(remember, steps)
     calibrator.calibrate(steps)
     return dict(model.tensors())
 
 
-@pytest.mark.parametrize("quantizer", METHODS, ids=lambda method: type(method).__name__)
-def test_every_place_to_be_killed_at(quantizer: Quantizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("quantizer", "between"), zip(METHODS, (11, 11, 29)), ids=["W8A8S", "W8A8", "RDOQ"])
+def test_every_place_to_be_killed_at(quantizer: Quantizer, between: int, tmp_path: Path) -> None:
     whole = Steps()
     expected = quantized(quantizer, Journal(), whole)
-    for last in range(1, whole.done + 1, 11):
+    for last in range(1, whole.done + 1, between):
         folder = tmp_path / str(last)
         folder.mkdir()
         with pytest.raises(Killed):
@@ -94,6 +101,38 @@ def test_what_rdoq_has_rounded_and_tuned_is_not_done_again(tmp_path: Path, monke
         monkeypatch.setattr(module, name, None)
     found = quantized(METHODS[2], Journal(tmp_path, seconds=0), Steps())
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_stopped_walk_passes_no_part_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantizer = RDOQ(target_file_bits=6.0)
+    remembered: dict[str, Arrays] = {}
+    run, runs, last = GradientWalk._run, 0, -1
+
+    def remember(compute: Callable[[], Arrays], part: str) -> Arrays:
+        if part not in remembered:
+            remembered[part] = compute()
+        return remembered[part]
+
+    def counted(*given: Any) -> torch.Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == last:
+            raise Killed
+        return run(*given)
+
+    monkeypatch.setattr(GradientWalk, "_run", counted)
+    expected = quantized(quantizer, Journal(), Steps())
+    whole, parts, samples = runs, 3 + 1, len(TEXTS)
+    for stopped in range(2, 2 * (2 * parts - 1) * samples + 1, 5):  # to measure gradients, and what a rounding loses
+        remembered.clear()
+        runs, last, folder = 0, stopped, tmp_path / str(stopped)
+        folder.mkdir()
+        with pytest.raises(Killed):
+            quantized(quantizer, Journal(folder, seconds=0), Steps(), remember=remember)
+        last = -1
+        tensors = quantized(quantizer, Journal(folder, seconds=0), Steps(), remember=remember)
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+        assert runs <= whole + samples
 
 
 @pytest.mark.parametrize("quantizer", [METHODS[2], RDOQ(grid=W8A8S(fraction=0.05))], ids=["slope", "grid"])

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import GradientNetwork, Progress
+from slimrun.ops.calibration.journal import Journal, Noted, Tensors
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.memory import Room
 
 from .gradients import RoundedLinear, gradients, multiply
 from .head import Teacher, divergence_walk
 
+SHARES = "shares"  # the kind of notes in the journal
 CORRECTION = 4.0  # at most, either way, of what a linear's errors are estimated to cost
 
 
@@ -46,19 +48,28 @@ def measured_shares(
     parts: int,
     room: Room,
     progress: Progress,
+    journal: Journal | None = None,
 ) -> dict[str, float]:
     """KL(float || rounded) in nats a token by linear, the mean over samples; arguments as of `tuning.tuned`.
 
     The linears stand in the network meanwhile. A share is below zero where the errors of others make up for those of a
     linear.
     """
+
+    def take() -> Tensors:
+        return {name: linear.more.grad for name, linear in linears.items() if linear.more.grad is not None}
+
+    def give(found: Tensors) -> None:
+        for name, slope in found.items():
+            linears[name].more.grad = slope.to(linears[name].more.device, copy=True)
+
     exact: dict[str, nn.Module] = {name: network.model.get_submodule(name) for name in linears}
     for name, linear in linears.items():
         network.replace(name, linear)
-    walk = divergence_walk(network, teacher, parts, room)
+    walk = divergence_walk(network, teacher, parts, room, Noted(journal or Journal(), SHARES, take, give))
     with gradients(network.model, [linear.more for linear in linears.values()], again=parts == 1):
-        for done, _ in enumerate(walk.both_ways()):
-            progress(done + 1, walk.steps)
+        for done, _ in enumerate(walk.both_ways(), start=walk.done + 1):
+            progress(done, walk.steps)
     for name, module in exact.items():
         network.replace(name, module)
     slopes = {name: 0.0 if linear.more.grad is None else float(linear.more.grad) for name, linear in linears.items()}

@@ -31,7 +31,7 @@ from slimrun.ops.format.linear import quantized_linear
 from slimrun.ops.memory import Room
 from slimrun.ops.quant.rdoq import BITS, MOMENTS, RDOQ
 
-from .attribution import AttributedLinear, measured_shares
+from .attribution import SHARES, AttributedLinear, measured_shares
 from .factors import FACTORS, factored
 from .file_size import aimed_at, short
 from .fisher import measure
@@ -93,8 +93,9 @@ class RateDistortionCalibrator(SequentialCalibrator):
         whole, parts = quantizer.target_file_bits is not None, self._parts
         alike = quantizer.importance == MOMENTS
         statistics = measure(
-            self.network, selected, self.samples, parts, self.room, remember, progress, lookups=whole, alike=alike
-        )
+            self.network, selected, self.samples, parts, self.room, remember, progress, lookups=whole, alike=alike,
+            journal=self.journal,
+        )  # fmt: skip
         self._gradient_parts = statistics.parts
         states = [self.room.keep(one) for one in statistics.states(len(self.samples))]
         self._teacher = teacher(self.network, self.samples, states, selected)
@@ -148,10 +149,11 @@ class RateDistortionCalibrator(SequentialCalibrator):
             known = {name: weight for name, weight in self._floats.items() if name in rounding.factors}
             linears = {name: AttributedLinear(rounded[name], one, self._biases[name]) for name, one in known.items()}
             teacher, parts = self._teacher.of(chosen), self._gradient_parts
-            shares = measured_shares(self.network, linears, teacher, parts, self.room, progress)
+            shares = measured_shares(self.network, linears, teacher, parts, self.room, progress, self.journal)
             return shares | {name: tables.share(name, rounded[name], teacher) for name in tables.weights}
 
         rounding.correct(bits, lost, self.room)
+        self.journal.forget(SHARES)
 
     def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
         """Round at the slope where the whole quantized model loses `target` on the samples held out."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import Arrays, GradientNetwork, Progress, Remember, Sample
 from slimrun.ops.calibration.blocks import PassedBy
+from slimrun.ops.calibration.journal import Journal, Noted, Tensors
 from slimrun.ops.calibration.wiring import first_readers
 from slimrun.ops.memory import Room, give_back
 
@@ -27,6 +28,8 @@ from .head import CHUNK, head_gradient, surprise
 from .lookups import Lookups
 from .moments import POWER, add_moment, packed_size
 from .statistics import Statistics
+
+FISHER = "fisher"  # the kind of notes in the journal
 
 
 class FisherStatistics:
@@ -44,6 +47,7 @@ class FisherStatistics:
         room: Room,
         progress: Progress,
         lookups: Lookups | None = None,
+        journal: Journal | None = None,
         *,
         alike: bool = False,
     ) -> None:
@@ -61,8 +65,10 @@ class FisherStatistics:
         self._inputs: dict[str, Tensor] = {}  # first -> of the sample that is under way
         self._tokens: dict[tuple[str, int], Tensor] = {}  # first, sample -> weights, until the input is there
         self._part_of: dict[str, int] = {}  # linear -> the part that runs it
-        self._walk = GradientWalk(network, samples, parts, room, self._head_gradient)
-        self._part, self._sample, self._done = parts, 0, 0
+        self.journal = journal or Journal()
+        self._begin = partial(GradientWalk, network, samples, parts, room, self._head_gradient)
+        self._walk = self._begin(Noted(self.journal, FISHER, self._ran, self._has_run))
+        self._part, self._sample, self._done = self._walk.left, 0, self._walk.done
         self._again = False  # what runs is a block once more, for its gradients
         self._generator = torch.Generator().manual_seed(0)
         self._progress = progress
@@ -75,11 +81,15 @@ class FisherStatistics:
         parts, or parts share a linear.
         """
         arrays: Arrays = {}
+        if part >= self._part:  # it was not kept, or is gone from where it was
+            self.journal.forget(FISHER)
+            self._walk = self._begin(Noted(self.journal, FISHER, self._ran, self._has_run))
+            self._part, self._done = self.parts, 0
         while self._part > part:  # one that is known must be passed again all the same
+            self._walk.note()  # arrays that were given are kept by now
             with gradients(self.network.model, again=self.parts == 1) as again:
-                if self._part == self.parts:
-                    for _ in self._walk.forward():
-                        self._step()
+                for _ in self._walk.forward():
+                    self._step()
                 self._part -= 1
                 with self._watching(again):
                     for index in self._walk.back(self._part):
@@ -175,6 +185,14 @@ class FisherStatistics:
         self._sample = (index + 1) % len(self._walk.samples)
         self._again = False
 
+    def _ran(self) -> Tensors:
+        """The part that runs each linear, -1 where none has so far."""
+        return {"part of": torch.tensor([self._part_of.get(name, -1) for name in self.first])}
+
+    def _has_run(self, found: Tensors) -> None:
+        parts = zip(self.first, found["part of"].tolist(), strict=True)
+        self._part_of = {name: part for name, part in parts if part >= 0}
+
     def _step(self) -> None:
         self._done += 1
         self._progress(self._done, self._walk.steps)
@@ -199,19 +217,22 @@ def measure(
     *,
     lookups: bool = False,
     alike: bool = False,
+    journal: Journal | None = None,
 ) -> Statistics:
     """The Fisher statistics of these linears in the float model, which runs in so many parts; of embeddings if asked.
 
     `alike` gives plain second moments of inputs, of all tokens and for all rows.
-    Where gradients flow past the states between parts it runs as a whole. The room has what is made beside it.
+    Where gradients flow past the states between parts it runs as a whole. The room has what is made beside it, the
+    journal how far the samples have come, so that no part is passed again whose arrays are remembered.
     """
+    journal = journal or Journal()
     # an expert that the glance does not reach reads for itself, as far as this shows
     first = {name: name for name in linears}
     first |= first_readers(network.model, linears, partial(network.glance, samples[0]))
 
     def measured(parts: int) -> Statistics:
         own = Lookups() if lookups else None
-        fisher = FisherStatistics(network, first, samples, parts, room, progress, own, alike=alike)
+        fisher = FisherStatistics(network, first, samples, parts, room, progress, own, journal, alike=alike)
         kept = [
             _kept(room, remember(partial(fisher.arrays, part), f"part {part} of {parts}"))
             for part in reversed(range(parts))
@@ -221,7 +242,9 @@ def measure(
     try:
         statistics = measured(parts)
     except PassedBy:
+        journal.forget(FISHER)
         statistics = measured(1)
+    journal.forget(FISHER)
     give_back()
     return statistics
 

@@ -6,15 +6,20 @@ lies in memory beside what each part is given of each sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from slimrun.ops.calibration.base import GradientNetwork, Sample
+from slimrun.ops.calibration.journal import Noted, Tensors
 from slimrun.ops.calibration.states import States
 from slimrun.ops.memory import Room, give_back
 
+log = logging.getLogger(__name__)
+
+GRADIENT, FOUND = "gradient/", "found/"  # before the names of what is noted on the way back
 GIVE_BACK = 12  # runs of a part between two returns of memory, after which it must be had anew
 
 
@@ -24,6 +29,9 @@ class GradientWalk:
     `at_head` makes of a sample's number and its last hidden states [1, T, H] the gradient there, and `room` has what
     parts are given. To be taken within `gradients` of the model. PassedBy where gradients would flow past the states
     between parts.
+
+    A walk that is `noted` goes on where it was stopped: `left` says how many parts gradients have still to go back
+    through, `done` how many steps are. What came of the others it has been given.
     """
 
     def __init__(
@@ -33,19 +41,30 @@ class GradientWalk:
         parts: int,
         room: Room,
         at_head: Callable[[int, Tensor], Tensor],
+        noted: Noted | None = None,
     ) -> None:
         self.network = network
         self.samples = samples
         self.parts = parts
         self.at_head = at_head
         self.steps = (2 * parts - 1) * len(samples)  # that both ways give together
+        self.noted = noted
+        self.left = parts
         self._runs = 0
+        self._through = 0  # parts that all samples have come through
+        self._notes_until = 0  # the part up to which what parts are given is noted
         self._given = [States(len(samples), room) for _ in range(parts)]
         self._gradients = States(len(samples), room)
+        self._find()
+
+    @property
+    def done(self) -> int:
+        """Steps that are behind."""
+        return self.steps - (max(0, self.left - 1 - self._through) + self.left) * len(self.samples)
 
     def forward(self) -> Iterator[int]:
-        """All parts but the last; gives the number of each sample that has come through one."""
-        for part in range(self.parts - 1):
+        """All parts but the last that is left; gives the number of each sample that has come through one."""
+        for part in range(self._through, self.left - 1):
             for index in range(len(self.samples)):
                 with torch.no_grad():
                     state = self._run(part, index, self._given[part][index])
@@ -53,9 +72,11 @@ class GradientWalk:
                 yield index
             self._given[part].leave()
             self.network.leave_part(part)
+            self._through = part + 1
+            self._note_given()
 
     def back(self, part: int) -> Iterator[int]:
-        """One part, with its gradients; gives the number of each sample once they are complete."""
+        """The last part that is left, with its gradients; gives the number of each sample once they are complete."""
         for index in range(len(self.samples)):
             state = self._given[part].take(index)
             if state is not None:
@@ -70,12 +91,59 @@ class GradientWalk:
             del state, out, gradient  # before the next sample's come
             yield index
         self.network.leave_part(part)
+        self.left = part
 
     def both_ways(self) -> Iterator[int]:
         """`forward`, then `back` through every part."""
         yield from self.forward()
-        for part in reversed(range(self.parts)):
-            yield from self.back(part)
+        while self.left:
+            yield from self.back(self.left - 1)
+            self.note()
+
+    def note(self) -> None:
+        """Note, where it is time, how far gradients have come back, and what came of it."""
+        if self.noted is None or self.left == self.parts or not self.noted.journal.due:
+            return
+        gradients = self._gradients.noted() if self.left else {}
+        if gradients is not None:
+            found = _under(FOUND, self.noted.take())
+            state = {**_under(GRADIENT, gradients), **found, "left": torch.tensor(self.left)}
+            self.noted.journal.keep_state(self.noted.kind, state)
+
+    def _note_given(self) -> None:
+        """Note, where it is time, what parts are given; it then lies in the journal's file."""
+        if self.noted is None or not self.noted.journal.due:
+            return
+        given: Tensors = {}
+        for part in range(self._notes_until + 1, self._through + 1):
+            states = self._given[part].noted()
+            if states is None:
+                return
+            given |= _under(f"{part}/", states)
+        span = torch.tensor([self._notes_until, self._through])
+        self._find_given(self.noted.journal.add(self.noted.kind, {**given, "parts": span}))
+
+    def _find_given(self, note: Tensors) -> None:
+        after, until = note.pop("parts").tolist()
+        for part in range(after + 1, until + 1):
+            self._given[part].find(_below(f"{part}/", note))
+        self._notes_until = until
+
+    def _find(self) -> None:
+        """Go on from what is noted."""
+        if self.noted is None:
+            return
+        for note in self.noted.journal.notes(self.noted.kind):
+            self._find_given(note)
+        self._through = self._notes_until
+        state = self.noted.journal.state(self.noted.kind)
+        if state:
+            self.left = int(state["left"])
+            self._gradients.find(_below(GRADIENT, state))
+            self.noted.give(_below(FOUND, state))
+        if self.done:
+            way = f"back at part {self.left}" if state else f"after part {self._through}"
+            log.info("%s: goes on %s of %d, where it was stopped", self.noted.kind, way, self.parts)
 
     def _run(self, part: int, index: int, state: Tensor | None) -> Tensor:
         self._runs += 1
@@ -104,3 +172,11 @@ def run_part(network: GradientNetwork, parts: int, part: int, sample: Sample, st
         return network.states(sample)
     # a part may change its state in place
     return network.states_part(part, sample, None if state is None else state.clone())
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {prefix + key: tensor for key, tensor in tensors.items()}
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

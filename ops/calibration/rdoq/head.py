@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import GradientNetwork, Sample
+from slimrun.ops.calibration.journal import Noted
 from slimrun.ops.memory import Room, give_back
 
 from .gradient_walk import GradientWalk
@@ -89,7 +90,9 @@ def divergence_gradient(head: Callable[[Tensor], Tensor], target: Tensor, logits
     return logits.softmax(dim=-1).sub_(expected)
 
 
-def divergence_walk(network: GradientNetwork, teacher: Teacher, parts: int, room: Room) -> GradientWalk:
+def divergence_walk(
+    network: GradientNetwork, teacher: Teacher, parts: int, room: Room, noted: Noted | None = None
+) -> GradientWalk:
     """A walk whose loss is KL(float || quantized), the mean over the tokens of each sample, summed over samples."""
     head = network.head()
 
@@ -97,4 +100,4 @@ def divergence_walk(network: GradientNetwork, teacher: Teacher, parts: int, room
         target = teacher.states[index]
         return head_gradient(states, head, partial(divergence_gradient, teacher.head, target.to(states))) / len(target)
 
-    return GradientWalk(network, teacher.samples, parts, room, at_head)
+    return GradientWalk(network, teacher.samples, parts, room, at_head, noted)
