@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrun.ops.compress.base import Codec
+from slimrun.ops.format import products
 from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
 from slimrun.ops.format.linear import FLOAT, Int8Linear, quantized_linear
 from slimrun.ops.quant.base import Quantizer
@@ -42,7 +43,7 @@ def _product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type
     x = torch.randn(1, tokens, shape[1], generator=generator).to(dtype)
     if quant_type == FLOAT:
         weight = torch.empty(shape, dtype=dtype).normal_(std=0.02)
-        return _seconds(lambda: nn.functional.linear(x, weight))
+        return _seconds(lambda: products.linear(x, weight))
     values = torch.randint(-8, 9, shape, generator=generator, dtype=torch.int8)
     quantized = QuantizedWeight(values, torch.full((shape[0], 1), 0.01))
     linear: Any = quantized_linear(quant_type, quantized, None, dtype)

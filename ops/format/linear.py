@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from . import products
 from .arithmetic import (
     ActivationGrid,
     QuantizedWeight,
@@ -229,7 +230,7 @@ class Int8Table(WeightOnlyLinear):
         if not x.is_floating_point():
             return self.weight[x] * self.weight_scale[x]
         parts = [
-            nn.functional.linear(x, rows.to(x.dtype)) * steps.reshape(-1).to(x.dtype)
+            products.linear(x, rows.to(x.dtype)) * steps.reshape(-1).to(x.dtype)
             for rows, steps in zip(torch.split(self.weight, TABLE_ROWS), torch.split(self.weight_scale, TABLE_ROWS))
         ]
         logits = torch.cat(parts, dim=-1)
@@ -290,4 +291,4 @@ def restored_linear(quant_type: str, stored: Mapping[str, Tensor], shape: tuple[
 def float_product(linear: QuantizedLinear, x: Tensor) -> Tensor:
     """x [..., k] times the dequantized weight, plus bias: [..., n]."""
     weight, bias = linear.floats()
-    return nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return products.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -1,11 +1,18 @@
-"""The dtype in which large products are taken where bfloat16 says enough: sums are float32 either way."""
+"""The dtypes in which large products are taken: sums are float32 either way."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+AT_ONCE = 2**20  # weights that are widened at once: they stay in the processor's cache
+FEW = 8  # tokens for which widening the weights would take longer than the product
 
 
 def for_products(tensor: Tensor) -> Tensor:
@@ -19,3 +26,42 @@ def fast_bfloat16(device: str) -> bool:
     if device == "cpu":  # no public call says so
         return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return device != "cuda" or torch.cuda.is_bf16_supported()
+
+
+@cache
+def slow(dtype: torch.dtype) -> bool:
+    """Whether torch has no kernel for products of this dtype on this CPU, and multiplies number by number.
+
+    Processors without AVX-512 FP16 (most) have none for float16, those without AVX-512 none for bfloat16.
+    """
+    name = {torch.float16: "_is_mkldnn_fp16_supported", torch.bfloat16: "_is_mkldnn_bf16_supported"}.get(dtype)
+    supported: Any = getattr(torch.ops.mkldnn, name, None) if name else None  # no public call says so
+    return supported is not None and not supported()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., k] times weight [n, k] transposed, plus bias [n]: [..., n] in the dtype of x.
+
+    Where that dtype is slow, of more than a FEW tokens float32 products of the same numbers, rounded once.
+    """
+    if x.device.type != "cpu" or x.numel() < FEW * x.shape[-1] or not slow(x.dtype):
+        return nn.functional.linear(x, weight, bias)
+    wide, rows = x.float(), max(1, AT_ONCE // weight.shape[1])
+    biases: Sequence[Tensor | None] = [None] * len(weight) if bias is None else torch.split(bias.float(), rows)
+    parts = [
+        nn.functional.linear(wide, part.float(), more).to(x.dtype)
+        for part, more in zip(torch.split(weight, rows), biases)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def fast_linears(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Meanwhile whatever calls `torch.nn.functional.linear` gets `linear`; nothing where numbers are not slow there."""
+    return _FastLinears() if device.type == "cpu" and slow(dtype) else nullcontext()
+
+
+class _FastLinears(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (linear if func is nn.functional.linear else func)(*args, **(kwargs or {}))

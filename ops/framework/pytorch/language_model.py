@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from slimrun.ops.calibration.base import Sample
 from slimrun.ops.format.linear import Int8Table, QuantizedLinear, float_product
+from slimrun.ops.format.products import fast_linears
 from slimrun.ops.memory import Room
 from slimrun.ops.model.output_head import output_layer
 from slimrun.ops.model.text import CHECKSUM_PROMPTS, Prefixed, TextModel
@@ -74,7 +75,8 @@ class TorchModel(AsModule, TextModel):
     def hidden(self, ids: IntArray) -> FloatArray:
         """Hidden states [B, T, H] before the output head, of tokens [B, T]."""
         self.check_tokens(ids, "row")
-        states = self._base(input_ids=self._tensor(ids), use_cache=False).last_hidden_state
+        with self._fast_linears():
+            states = self._base(input_ids=self._tensor(ids), use_cache=False).last_hidden_state
         return _float_array(states)
 
     def hiddens(self, batches: Sequence[IntArray]) -> Iterator[FloatArray]:
@@ -85,7 +87,8 @@ class TorchModel(AsModule, TextModel):
         for ids in batches:
             self.check_tokens(ids, "row")
         samples: list[Sample] = [{"input_ids": self._tensor(ids), "use_cache": False} for ids in batches]
-        states = hidden_states(self._network, samples)
+        with self._fast_linears():
+            states = hidden_states(self._network, samples)
         for index in range(len(batches)):
             yield _float_array(states.take(index))
 
@@ -99,7 +102,8 @@ class TorchModel(AsModule, TextModel):
 
         @torch.inference_mode()
         def log_probs(hidden: FloatArray) -> FloatArray:
-            logits = head(torch.from_numpy(hidden).to(device, dtype))
+            with fast_linears(dtype, device):
+                logits = head(torch.from_numpy(hidden).to(device, dtype))
             return _float_array(torch.log_softmax(logits.float(), dim=-1))
 
         return log_probs
@@ -121,16 +125,18 @@ class TorchModel(AsModule, TextModel):
         texts = [tuple(map(self._tensor, padded([questions[i] for i in group]))) for group in groups]
         steps, streamed = self._cached_steps(), None
         if self.room.full and len(questions) > 1 and groups:
-            streamed = states_after(self._network, steps, [(prefix, rows[:, :-1]) for prefix, rows in texts])
+            with self._fast_linears():
+                streamed = states_after(self._network, steps, [(prefix, rows[:, :-1]) for prefix, rows in texts])
         number_of = {index: number for number, group in enumerate(groups) for index in group}
         scored: dict[int, list[FloatArray]] = {}
         for index in range(len(questions)):
             if index not in scored and index in number_of:
                 number = number_of[index]
                 prefix, rows = texts[number]
-                states = streamed.take(number) if streamed else steps.after_prefix(prefix, rows[:, :-1])
                 options = [questions[i][1] for i in groups[number]]
-                scored |= zip(groups[number], _chosen(self._head(states), rows, options))
+                with self._fast_linears():
+                    states = streamed.take(number) if streamed else steps.after_prefix(prefix, rows[:, :-1])
+                    scored |= zip(groups[number], _chosen(self._head(states), rows, options))
             yield scored.pop(index, [])
 
     @or_of_module
@@ -138,7 +144,8 @@ class TorchModel(AsModule, TextModel):
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of all prompts in one batch, stop token not included."""
         self.check_request(prompts, max_new_tokens)
-        return self._cached_steps().greedy(self._head, prompts, max_new_tokens, self.stop_tokens())
+        with self._fast_linears():
+            return self._cached_steps().greedy(self._head, prompts, max_new_tokens, self.stop_tokens())
 
     @contextmanager
     def disturbed(self) -> Iterator[bool]:
@@ -151,7 +158,8 @@ class TorchModel(AsModule, TextModel):
         """sha256 over the logits of a few fixed prompts."""
         digest = hashlib.sha256()
         for prompt in CHECKSUM_PROMPTS:
-            logits = self.module(input_ids=self._tensor([self.encode(prompt)]), use_cache=False).logits
+            with self._fast_linears():
+                logits = self.module(input_ids=self._tensor([self.encode(prompt)]), use_cache=False).logits
             digest.update(np.ascontiguousarray(_float_array(logits)).tobytes())
         return digest.hexdigest()
 
@@ -179,6 +187,9 @@ class TorchModel(AsModule, TextModel):
                 steps.try_out(tokens[: READ + MORE])
             self.notes += steps.lack
         return steps
+
+    def _fast_linears(self) -> AbstractContextManager[object]:
+        return fast_linears(self.module.dtype, self.device)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, dtype=torch.long, device=self.device)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from slimrun.ops.calibration.base import Sample, Watcher
 from slimrun.ops.calibration.wiring import blocks_of
 from slimrun.ops.format.linear import QuantizedLinear
+from slimrun.ops.format.products import fast_linears
 from slimrun.ops.memory import Room, give_back, release
 from slimrun.ops.model.experts import unstack
 from slimrun.ops.model.linears import float_linears
@@ -120,7 +122,8 @@ class TorchNetwork(TorchSmoothable):
 
     def run(self, sample: Sample) -> Any:
         """The model on one sample: `model(*sample)` or `model(**sample)`; compiled parts run as they were written."""
-        with torch.compiler.set_stance("force_eager") if _has_compiled(self.model) else nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if _has_compiled(self.model) else nullcontext()
+        with eager, fast_linears(*_kind(self.model)):
             return self.forward(**sample) if isinstance(sample, Mapping) else self.forward(*sample)
 
     def tell_parts(self, sample: Sample) -> int:
@@ -178,6 +181,13 @@ def _has_compiled(model: nn.Module) -> bool:
         uncompiled(part) is not part or getattr(part, "_compiled_call_impl", None) is not None  # by its own `compile()`
         for part in model.modules()
     )
+
+
+def _kind(model: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device of the first numbers that are no integers; float32 of the processor where there are none."""
+    floats = (one for one in chain(model.parameters(), model.buffers()) if one.is_floating_point())
+    first = next(floats, torch.zeros(0))
+    return first.dtype, first.device
 
 
 def _first_tokens(tokens: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""Linears of half precision where the processor has no kernel for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from slimrun.ops.format import products
+from slimrun.ops.format.products import fast_linears, linear
+
+from ..conftest import tiny
+
+HALVES = [torch.float16, torch.bfloat16]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _all_halves_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "slow", lambda dtype: dtype in HALVES)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("few", [0, 100])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (2, 65, 40)])
+def test_sums_are_rounded_once(
+    shape: tuple[int, int, int], few: int, bias: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "AT_ONCE", 64)
+    monkeypatch.setattr(products, "FEW", few)
+    tokens, rows, columns = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, tokens, columns, generator=generator).to(dtype)
+    weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    more = torch.randn(rows, generator=generator).to(dtype) if bias else None
+    out = linear(x, weight, more)
+    exact = nn.functional.linear(x.double(), weight.double(), None if more is None else more.double())
+    assert out.dtype == dtype
+    assert out.shape == exact.shape
+    half_a_step = torch.finfo(dtype).eps / 2
+    assert bool(((out.double() - exact).abs() <= half_a_step * exact.abs() + 1e-5).all())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_whatever_calls_for_a_linear_meanwhile(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[torch.dtype] = []
+
+    def counted(x: torch.Tensor, *others: Any) -> torch.Tensor:
+        called.append(x.dtype)
+        return linear(x, *others)
+
+    monkeypatch.setattr(products, "linear", counted)
+    module, x = nn.Linear(4, 3, dtype=dtype), torch.ones(2, 4, dtype=dtype)
+    with fast_linears(dtype, CPU):
+        module(x)
+    assert called == [dtype]
+    module(x)
+    with fast_linears(torch.float32, CPU), fast_linears(dtype, torch.device("meta")):
+        module(x)
+    assert called == [dtype]
+    model = tiny(str(dtype).removeprefix("torch."), num_hidden_layers=2)
+    called.clear()
+    states = model.hidden(np.array([model.encode("hi there")]))
+    model.log_probs(states[0])
+    assert called == [dtype] * (2 * 7 + 1)
+    called.clear()
+    model.generate([model.encode("hi")], 2)
+    assert len(called) >= 2 * (2 * 7 + 1)
+    model.continuations(model.encode("hi"), [model.encode(" there")])
+    assert set(called) == {dtype}
