@@ -48,6 +48,10 @@ def quantize_into(x: NDArray[np.float32], scale: float, offset: int, out: NDArra
 def dequantize_into(
     acc: NDArray[np.int32], bias: NDArray[np.int32], scale: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None: ...
+def multiply_into(
+    x: NDArray[np.int8], w: NDArray[np.int8], out: NDArray[np.int32], threads: int, portable: bool = False
+) -> None: ...
+def multiplies_fast() -> bool: ...
 def feedback_into(
     w: NDArray[np.float32],
     factor: NDArray[np.float32],

@@ -14,6 +14,7 @@
 #include "crc32c.hpp"
 #include "feedback.hpp"
 #include "int8.hpp"
+#include "int8_product.hpp"
 #include "kernels.hpp"
 #include "nz.hpp"
 #include "planes.hpp"
@@ -227,6 +228,18 @@ void dequantize_into(const Array<int32_t>& acc, const Array<int32_t>& bias, cons
                scale.data(), scale.size() == 1, to);
 }
 
+void multiply_into(const Array<int8_t>& x, const Array<int8_t>& w, Array<int32_t> out, unsigned threads,
+                   bool portable) {
+    require(x.ndim() == 2 && w.ndim() == 2 && x.shape(1) == w.shape(1),
+            "x, w: must be matrices of equally long rows");
+    require(out.ndim() == 2 && out.shape(0) == x.shape(0) && out.shape(1) == w.shape(0),
+            "out: must have the rows of x, and a column a row of w");
+    int32_t* const to = out.mutable_data();
+    py::gil_scoped_release release;
+    multiply(x.data(), static_cast<size_t>(x.shape(0)), w.data(), static_cast<size_t>(w.shape(0)),
+             static_cast<size_t>(x.shape(1)), to, threads, portable);
+}
+
 void feedback_into(Array<float> w, const Array<float>& factor, const Array<float>& step,
                    const Array<float>& price, const Array<float>& row_price, const Array<float>& bits,
                    int limit, Array<int8_t> q, Array<float> e, unsigned threads) {
@@ -327,5 +340,9 @@ PYBIND11_MODULE(_native, m) {
     m.def("dequantize_into", &dequantize_into, arg("acc").noconvert(), arg("bias").noconvert(),
           arg("scale").noconvert(), arg("out").noconvert(),
           "float(acc + bias) * scale by column; see int8.hpp.");
+    m.def("multiply_into", &multiply_into, arg("x").noconvert(), arg("w").noconvert(), arg("out").noconvert(),
+          arg("threads"), arg("portable") = false,
+          "Exact int32 product of int8 x and w transposed; see int8_product.hpp.");
+    m.def("multiplies_fast", &multiplies_fast, "Whether multiply_into has kernels for this processor.");
     bind_weights(m);
 }

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from slimrun.ops import _native
 from slimrun.ops.format.arithmetic import (
     ActivationGrid,
     QuantizedWeight,
@@ -21,21 +22,40 @@ from slimrun.ops.format.arithmetic import (
     has_int8_product,
     int8_linear,
     int8_matmul,
+    own_matmul,
     quantize_activation,
     reciprocal_miss,
     with_reciprocal,
 )
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 30), st.integers(0, 2**31))
+def portable_matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    out = torch.empty(len(x), len(weight), dtype=torch.int32)
+    _native.multiply_into(x.numpy(), weight.numpy(), out.numpy(), threads=1, portable=True)
+    return out
+
+
+PRODUCTS = [int8_matmul, own_matmul, portable_matmul, exact_matmul]
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 70) | st.integers(750, 1600), st.integers(1, 30), st.integers(0, 2**31))
 def test_integer_products_are_exact(rows: int, depth: int, out: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(-128, 128, (rows, depth), dtype=torch.int8, generator=generator)
     weight = torch.randint(-127, 128, (out, depth), dtype=torch.int8, generator=generator)
     expected = (x.to(torch.int64) @ weight.to(torch.int64).t()).to(torch.int32)
-    assert torch.equal(int8_matmul(x, weight), expected)
-    assert torch.equal(exact_matmul(x, weight), expected)
+    for product in PRODUCTS:
+        assert torch.equal(product(x, weight), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_large_product_by_any_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-128, 128, (67, 1000), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-128, 128, (1001, 700), dtype=torch.int8, generator=generator).repeat(1, 2)[:, 200:1200]
+    assert torch.equal(own_matmul(x, weight), exact_matmul(x, weight))
 
 
 def test_a_product_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +71,7 @@ def test_a_product_that_saturates_is_not_used(monkeypatch: pytest.MonkeyPatch) -
         has_int8_product.cache_clear()
 
 
-def test_a_product_slower_than_float32_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_product_slower_than_our_own_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def detour(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # what oneDNN's is without VNNI
         time.sleep(0.05)
         return exact_matmul(x, weight.t())
@@ -67,8 +87,8 @@ def test_a_product_slower_than_float32_is_not_used(monkeypatch: pytest.MonkeyPat
 def test_products_stay_exact_at_the_extremes_of_a_deep_matrix() -> None:
     x = torch.full((2, 14000), -128, dtype=torch.int8)
     weight = torch.full((3, 14000), 127, dtype=torch.int8)
-    for product in (int8_matmul(x, weight), exact_matmul(x, weight)):
-        assert product.unique().tolist() == [-128 * 127 * 14000]
+    for product in PRODUCTS:
+        assert product(x, weight).unique().tolist() == [-128 * 127 * 14000]
 
 
 @pytest.mark.parametrize(
