@@ -32,8 +32,15 @@ class Command:
 def read(arguments: Namespace) -> Command:
     """The command of Hydra's arguments; CompositionError when it cannot be composed."""
     overrides, source = list(arguments.overrides), (arguments.config_name, arguments.config_dir)
-    if not arguments.multirun and not _multirun_by_config(overrides, *source):
-        return Command([overrides], composed(overrides, *source))
+    if not arguments.multirun:
+        try:
+            config = composed(overrides, *source)
+        except CompositionError:
+            if not _multirun_by_config(overrides, *source):
+                raise
+        else:
+            if config.hydra.mode != RunMode.MULTIRUN:
+                return Command([overrides], config)
     config = composed(overrides, *source, mode=RunMode.MULTIRUN)
     with composing(overrides, *source) as hydra:
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
@@ -53,7 +60,7 @@ def read(arguments: Namespace) -> Command:
 
 
 def _multirun_by_config(overrides: Sequence[str], config_name: str | None, config_dir: str | None) -> bool:
-    """Whether a file or an override sets hydra.mode; what cannot be composed is reported for a single job."""
+    """Whether a file or an override sets hydra.mode, of what cannot be composed as a single job."""
     try:
         config = composed(overrides, config_name, config_dir, mode=RunMode.MULTIRUN, sweeps_allowed=True)
     except CompositionError:
