@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
+#include <memory>
 
 #include "clones.hpp"
 #include "threads.hpp"
@@ -25,7 +25,8 @@ constexpr uint64_t kWork = 1 << 23;  // products that are worth a thread
 size_t up(size_t count, size_t to) { return (count + to - 1) / to * to; }
 
 /// The product of a block: rows of x as int16 [rows, stride], padded with zeros to whole steps, and `depth`
-/// numbers of the rows first...last-1 of w, which lie `apart`; added to out [rows, columns].
+/// numbers of the rows first...last-1 of w, which lie `apart`; in the place of what out [rows, columns]
+/// holds, or `more`: added to it.
 struct Block {
     const int16_t* x;
     size_t rows, stride;
@@ -33,6 +34,7 @@ struct Block {
     size_t apart, depth, first, last;
     int32_t* out;
     size_t columns;
+    bool more;
 };
 
 SLIMRUN_CLONES
@@ -44,7 +46,7 @@ void multiply_block(const Block& b) {
             uint32_t sum = 0;
             for (size_t l = 0; l < b.depth; ++l) sum += static_cast<uint32_t>(int32_t{x[l]} * w[l]);
             int32_t& to = b.out[i * b.columns + j];
-            to = static_cast<int32_t>(static_cast<uint32_t>(to) + sum);
+            to = static_cast<int32_t>((b.more ? static_cast<uint32_t>(to) : 0) + sum);
         }
     }
 }
@@ -84,7 +86,7 @@ SLIMRUN_AVX2 inline void step(const int16_t* x, size_t stride, const int8_t* w, 
 /// R rows of x beside C rows of w.
 template <size_t R, size_t C>
 SLIMRUN_AVX2 inline void tile(const int16_t* x, size_t stride, const int8_t* w, size_t apart, size_t depth,
-                              int32_t* out, size_t columns) {
+                              int32_t* out, size_t columns, bool more) {
     __m256i sums[R][C];
 #pragma GCC unroll 4
     for (size_t i = 0; i < R; ++i)
@@ -102,7 +104,8 @@ SLIMRUN_AVX2 inline void tile(const int16_t* x, size_t stride, const int8_t* w, 
 #pragma GCC unroll 4
         for (size_t j = 0; j < C; ++j) {
             int32_t& to = out[i * columns + j];
-            to = static_cast<int32_t>(static_cast<uint32_t>(to) + static_cast<uint32_t>(sum(sums[i][j])));
+            to = static_cast<int32_t>((more ? static_cast<uint32_t>(to) : 0) +
+                                      static_cast<uint32_t>(sum(sums[i][j])));
         }
 }
 
@@ -112,7 +115,7 @@ template <size_t R, size_t C>
 SLIMRUN_AVX2 size_t tiles(const Block& b, size_t i, size_t j) {
     for (; i + R <= b.rows; i += R)
         tile<R, C>(b.x + i * b.stride, b.stride, b.w + j * b.apart, b.apart, b.depth,
-                   b.out + i * b.columns + j, b.columns);
+                   b.out + i * b.columns + j, b.columns, b.more);
     return i;
 }
 
@@ -147,17 +150,18 @@ bool multiplies_fast() {
 
 void multiply(const int8_t* x, size_t rows, const int8_t* w, size_t columns, size_t depth, int32_t* out,
               size_t threads, bool portable) {
-    std::fill(out, out + rows * columns, 0);
+    if (!depth) std::fill(out, out + rows * columns, 0);
     if (!rows || !columns || !depth) return;
     const BlockProduct product = block_product(portable);
     const size_t blocks = (depth + kBlockDepth - 1) / kBlockDepth;
     const size_t high = up((depth + blocks - 1) / blocks, kStep);  // of a block's rows, in numbers
-    std::vector<int16_t> wide(blocks * rows * high);               // block after block, padded with zeros
+    const std::unique_ptr<int16_t[]> wide(new int16_t[blocks * rows * high]);  // block after block
     for (size_t block = 0; block < blocks; ++block)
         for (size_t i = 0; i < rows; ++i) {
-            const size_t at = std::min(block * high, depth);
-            std::copy_n(x + i * depth + at, std::min(high, depth - at),
-                        wide.data() + (block * rows + i) * high);
+            const size_t at = std::min(block * high, depth), deep = std::min(high, depth - at);
+            int16_t* const to = wide.get() + (block * rows + i) * high;
+            std::copy_n(x + i * depth + at, deep, to);
+            std::fill(to + deep, to + high, int16_t{0});
         }
     const size_t tasks = (columns + kPanel - 1) / kPanel;
     const size_t workers =
@@ -166,9 +170,9 @@ void multiply(const int8_t* x, size_t rows, const int8_t* w, size_t columns, siz
         const size_t first = task * kPanel, last = std::min(first + kPanel, columns);
         for (size_t block = 0; block * high < depth; ++block)
             for (size_t row = 0; row < rows; row += kBlockRows)
-                product({wide.data() + (block * rows + row) * high, std::min(kBlockRows, rows - row), high,
+                product({wide.get() + (block * rows + row) * high, std::min(kBlockRows, rows - row), high,
                          w + block * high, depth, std::min(high, depth - block * high), first, last,
-                         out + row * columns, columns});
+                         out + row * columns, columns, block > 0});
         return nullptr;
     });
 }
