@@ -163,7 +163,6 @@ def test_parallel_jobs_on_a_fresh_database_are_children_of_one_parent(tmp_path: 
     process = start(tmp_path, "-m", *FAST, "quant.fraction=0.02,0.03", *parallel)  # its workers end with it
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert slimrun(tmp_path, "tracking.sync=true")[0] == 0  # what a busy machine's store answered too late
     runs, parent = runs_in(tmp_path / "mlflow.db"), sweep_json(tmp_path)["parent_run_id"]
     assert sorted(runs.values(), key=str) == sorted([("FINISHED", None), *[("FINISHED", parent)] * 2], key=str)
 
