@@ -13,8 +13,6 @@
 #include "codec.hpp"
 #include "crc32c.hpp"
 #include "feedback.hpp"
-#include "int8.hpp"
-#include "int8_product.hpp"
 #include "kernels.hpp"
 #include "nz.hpp"
 #include "planes.hpp"
@@ -206,40 +204,6 @@ double entropy(const py::array& values) {
     return entropy_bits(counts);
 }
 
-void quantize_into(const Array<float>& x, float scale, int32_t offset, Array<int8_t> out) {
-    require(x.size() == out.size(), "out: must have as many elements as x");
-    int8_t* const to = out.mutable_data();
-    const float* const from = x.data();
-    const size_t count = static_cast<size_t>(x.size());
-    py::gil_scoped_release release;
-    quantize(from, count, scale, offset, to);
-}
-
-void dequantize_into(const Array<int32_t>& acc, const Array<int32_t>& bias, const Array<float>& scale,
-                     Array<float> out) {
-    require(acc.ndim() == 2 && acc.size() == out.size(), "out: must have the shape of acc, a matrix");
-    const py::ssize_t columns = acc.shape(1);
-    require(bias.size() == columns, "bias: must have one element a column of acc");
-    require(scale.size() == columns || scale.size() == 1,
-            "scale: must have one element, or one a column of acc");
-    float* const to = out.mutable_data();
-    py::gil_scoped_release release;
-    dequantize(acc.data(), static_cast<size_t>(acc.shape(0)), static_cast<size_t>(columns), bias.data(),
-               scale.data(), scale.size() == 1, to);
-}
-
-void multiply_into(const Array<int8_t>& x, const Array<int8_t>& w, Array<int32_t> out, unsigned threads,
-                   bool portable) {
-    require(x.ndim() == 2 && w.ndim() == 2 && x.shape(1) == w.shape(1),
-            "x, w: must be matrices of equally long rows");
-    require(out.ndim() == 2 && out.shape(0) == x.shape(0) && out.shape(1) == w.shape(0),
-            "out: must have the rows of x, and a column a row of w");
-    int32_t* const to = out.mutable_data();
-    py::gil_scoped_release release;
-    multiply(x.data(), static_cast<size_t>(x.shape(0)), w.data(), static_cast<size_t>(w.shape(0)),
-             static_cast<size_t>(x.shape(1)), to, threads, portable);
-}
-
 void feedback_into(Array<float> w, const Array<float>& factor, const Array<float>& step,
                    const Array<float>& price, const Array<float>& row_price, const Array<float>& bits,
                    int limit, Array<int8_t> q, Array<float> e, unsigned threads) {
@@ -263,17 +227,6 @@ void feedback_into(Array<float> w, const Array<float>& factor, const Array<float
     int8_t* const levels = q.mutable_data();
     py::gil_scoped_release release;
     feedback(block, weights, levels, errors, threads);
-}
-
-void histogram_errors(const Array<double>& centers, const Array<double>& counts, const Array<double>& scales,
-                      const Array<double>& offsets, Array<double> errors) {
-    require(centers.size() == counts.size(), "counts: must have as many elements as centers");
-    require(scales.size() == offsets.size() && scales.size() == errors.size(),
-            "scales, offsets, errors: must have as many elements as each other");
-    double* const to = errors.mutable_data();
-    py::gil_scoped_release release;
-    grid_errors(centers.data(), counts.data(), static_cast<size_t>(centers.size()), scales.data(),
-                offsets.data(), static_cast<size_t>(scales.size()), to);
 }
 
 }  // namespace
@@ -328,21 +281,10 @@ PYBIND11_MODULE(_native, m) {
     m.def("entropy_bits", &entropy, arg("values"), "Order-0 entropy of the bytes in bits per element.");
     m.def("crc32c", &checksum, arg("data"), arg("portable") = false,
           "CRC-32C of the bytes, by the CPU's own instruction unless portable.");
-    m.def("quantize_into", &quantize_into, arg("x").noconvert(), arg("scale"), arg("offset"),
-          arg("out").noconvert(), "Static int8 quantization of float32 values; see int8.hpp.");
-    m.def("grid_errors", &histogram_errors, arg("centers").noconvert(), arg("counts").noconvert(),
-          arg("scales").noconvert(), arg("offsets").noconvert(), arg("errors").noconvert(),
-          "Squared quantization error of a histogram on each grid; see int8.hpp.");
     m.def("feedback_into", &feedback_into, arg("w").noconvert(), arg("factor").noconvert(),
           arg("step").noconvert(), arg("price").noconvert(), arg("row_price").noconvert(),
           arg("bits").noconvert(), arg("limit"), arg("q").noconvert(), arg("e").noconvert(), arg("threads"),
           "Rounding of a block of columns with error feedback; see feedback.hpp.");
-    m.def("dequantize_into", &dequantize_into, arg("acc").noconvert(), arg("bias").noconvert(),
-          arg("scale").noconvert(), arg("out").noconvert(),
-          "float(acc + bias) * scale by column; see int8.hpp.");
-    m.def("multiply_into", &multiply_into, arg("x").noconvert(), arg("w").noconvert(), arg("out").noconvert(),
-          arg("threads"), arg("portable") = false,
-          "Exact int32 product of int8 x and w transposed; see int8_product.hpp.");
-    m.def("multiplies_fast", &multiplies_fast, "Whether multiply_into has kernels for this processor.");
+    bind_int8(m);
     bind_weights(m);
 }

@@ -1,0 +1,73 @@
+#include "bindings.hpp"
+#include "int8.hpp"
+#include "int8_product.hpp"
+
+namespace py = pybind11;
+
+namespace slimrun {
+namespace {
+
+void quantize_into(const Array<float>& x, float scale, int32_t offset, Array<int8_t> out) {
+    require(x.size() == out.size(), "out: must have as many elements as x");
+    int8_t* const to = out.mutable_data();
+    const float* const from = x.data();
+    const size_t count = static_cast<size_t>(x.size());
+    py::gil_scoped_release release;
+    quantize(from, count, scale, offset, to);
+}
+
+void dequantize_into(const Array<int32_t>& acc, const Array<int32_t>& bias, const Array<float>& scale,
+                     Array<float> out) {
+    require(acc.ndim() == 2 && acc.size() == out.size(), "out: must have the shape of acc, a matrix");
+    const py::ssize_t columns = acc.shape(1);
+    require(bias.size() == columns, "bias: must have one element a column of acc");
+    require(scale.size() == columns || scale.size() == 1,
+            "scale: must have one element, or one a column of acc");
+    float* const to = out.mutable_data();
+    py::gil_scoped_release release;
+    dequantize(acc.data(), static_cast<size_t>(acc.shape(0)), static_cast<size_t>(columns), bias.data(),
+               scale.data(), scale.size() == 1, to);
+}
+
+void multiply_into(const Array<int8_t>& x, const Array<int8_t>& w, Array<int32_t> out, unsigned threads,
+                   bool portable) {
+    require(x.ndim() == 2 && w.ndim() == 2 && x.shape(1) == w.shape(1),
+            "x, w: must be matrices of equally long rows");
+    require(out.ndim() == 2 && out.shape(0) == x.shape(0) && out.shape(1) == w.shape(0),
+            "out: must have the rows of x, and a column a row of w");
+    int32_t* const to = out.mutable_data();
+    py::gil_scoped_release release;
+    multiply(x.data(), static_cast<size_t>(x.shape(0)), w.data(), static_cast<size_t>(w.shape(0)),
+             static_cast<size_t>(x.shape(1)), to, threads, portable);
+}
+
+void histogram_errors(const Array<double>& centers, const Array<double>& counts, const Array<double>& scales,
+                      const Array<double>& offsets, Array<double> errors) {
+    require(centers.size() == counts.size(), "counts: must have as many elements as centers");
+    require(scales.size() == offsets.size() && scales.size() == errors.size(),
+            "scales, offsets, errors: must have as many elements as each other");
+    double* const to = errors.mutable_data();
+    py::gil_scoped_release release;
+    grid_errors(centers.data(), counts.data(), static_cast<size_t>(centers.size()), scales.data(),
+                offsets.data(), static_cast<size_t>(scales.size()), to);
+}
+
+}  // namespace
+
+void bind_int8(py::module_& m) {
+    using py::arg;
+    m.def("quantize_into", &quantize_into, arg("x").noconvert(), arg("scale"), arg("offset"),
+          arg("out").noconvert(), "Static int8 quantization of float32 values; see int8.hpp.");
+    m.def("dequantize_into", &dequantize_into, arg("acc").noconvert(), arg("bias").noconvert(),
+          arg("scale").noconvert(), arg("out").noconvert(),
+          "float(acc + bias) * scale by column; see int8.hpp.");
+    m.def("multiply_into", &multiply_into, arg("x").noconvert(), arg("w").noconvert(), arg("out").noconvert(),
+          arg("threads"), arg("portable") = false,
+          "Exact int32 product of int8 x and w transposed; see int8_product.hpp.");
+    m.def("grid_errors", &histogram_errors, arg("centers").noconvert(), arg("counts").noconvert(),
+          arg("scales").noconvert(), arg("offsets").noconvert(), arg("errors").noconvert(),
+          "Squared quantization error of a histogram on each grid; see int8.hpp.");
+    m.def("multiplies_fast", &multiplies_fast, "Whether multiply_into has kernels for this processor.");
+}
+
+}  // namespace slimrun
