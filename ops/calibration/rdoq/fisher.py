@@ -66,8 +66,9 @@ class FisherStatistics:
         self._tokens: dict[tuple[str, int], Tensor] = {}  # first, sample -> weights, until the input is there
         self._part_of: dict[str, int] = {}  # linear -> the part that runs it
         self.journal = journal or Journal()
-        self._begin = partial(GradientWalk, network, samples, parts, room, self._head_gradient)
-        self._walk = self._begin(Noted(self.journal, FISHER, self._ran, self._has_run))
+        noted = Noted(self.journal, FISHER, self._ran, self._has_run)
+        self._begin = partial(GradientWalk, network, samples, parts, room, self._head_gradient, noted)
+        self._walk = self._begin()
         self._part, self._sample, self._done = self._walk.left, 0, self._walk.done
         self._again = False  # what runs is a block once more, for its gradients
         self._generator = torch.Generator().manual_seed(0)
@@ -83,7 +84,7 @@ class FisherStatistics:
         arrays: Arrays = {}
         if part >= self._part:  # it was not kept, or is gone from where it was
             self.journal.forget(FISHER)
-            self._walk = self._begin(Noted(self.journal, FISHER, self._ran, self._has_run))
+            self._walk = self._begin()
             self._part, self._done = self.parts, 0
         while self._part > part:  # one that is known must be passed again all the same
             self._walk.note()  # arrays that were given are kept by now
