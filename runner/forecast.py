@@ -76,7 +76,7 @@ class Forecast:
         key, missing = experiment.model.key(), bool(self.outline.missing)
 
         def counted() -> Arrays:
-            reader = (None if missing else experiment.model.reader()) or Guess(experiment.model.config())
+            reader = (None if missing else experiment.model.reader()) or Guess(experiment.model.sketch())
             prompts = [len(reader.encode(text)) for text in experiment.calibration.texts()]
             counts = {PROMPTS: np.minimum(prompts, experiment.calibration.length)}
             for name, task in experiment.task.items():

@@ -81,6 +81,10 @@ class Model(ABC):
     def config(self) -> Any:
         """The transformers config; Unavailable says in one line why there is none."""
 
+    def sketch(self) -> Any:
+        """What the config says, where that is enough without transformers' own."""
+        return self.config()
+
     @abstractmethod
     def tokenizer(self) -> Any:
         """The transformers tokenizer; Unavailable says in one line why it cannot be used."""

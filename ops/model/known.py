@@ -6,8 +6,12 @@ of it. The skeleton stays the truth: a test holds these names and shapes against
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from slimrun.ops.model.base import Outline
 
@@ -19,6 +23,26 @@ BIASES: dict[str, dict[str, str | bool]] = {
     "qwen2": {ATTENTION: True, OUTPUT: False, MLP: False},
     "qwen3": {ATTENTION: "attention_bias", OUTPUT: "attention_bias", MLP: False},
 }
+
+SIZES = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+MORE_SIZES = {  # which transformers' own classes have defaults of
+    "mistral": ["num_key_value_heads"],
+    "qwen2": ["num_key_value_heads"],
+    "qwen3": ["num_key_value_heads", "head_dim"],
+}
+
+
+def plain_config(told: Mapping[str, Any]) -> Any | None:
+    """What a config.json says, as a config, where that is all that `known_outline` asks of it, else None.
+
+    transformers' own config takes two seconds to import.
+    """
+    kind, dtype = told.get("model_type"), told.get("dtype", told.get("torch_dtype"))
+    if kind not in BIASES or dtype not in (None, "float32", "float16", "bfloat16"):
+        return None
+    if not all(type(told.get(size)) is int for size in SIZES + MORE_SIZES.get(kind, [])):
+        return None
+    return SimpleNamespace(**{"tie_word_embeddings": False, **told, "dtype": getattr(torch, dtype) if dtype else None})
 
 
 def known_outline(config: Any, dtype: Any) -> Outline | None:

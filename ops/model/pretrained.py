@@ -10,9 +10,9 @@ from typing import Any
 from slimrun.ops.errors import Unavailable, first_line
 from slimrun.ops.model.base import Model, Outline, check_dtype
 from slimrun.ops.model.fingerprint import folder_hash, foreign_code, read_object
-from slimrun.ops.model.known import BIASES, known_outline
+from slimrun.ops.model.known import BIASES, known_outline, plain_config
 from slimrun.ops.model.outline import code_hint, description_key, outline_of, parameter_dtype
-from slimrun.ops.weights.folder import NoWeights, check_float, check_folder, check_kind, strays
+from slimrun.ops.weights.folder import NoWeights, check_folder, check_kind, strays
 
 WAY_OUT = (
     "; give a folder (model.path=DIR; ModelScope fetches one: modelscope download --model ID --local_dir DIR), or "
@@ -72,6 +72,14 @@ class Pretrained(Model):
             told = first_line(error).rstrip(".")
             raise Unavailable(f"model.path={self.path}: {told}{_config_hint(error)}") from error
 
+    def sketch(self) -> Any:
+        """As config.json says it, where that tells all that is asked of the config of a folder without weights."""
+        folder = self.folder()
+        if folder is None or self.trust_remote_code:
+            return self.config()
+        check_kind(folder)
+        return plain_config(read_object(folder / "config.json")) or self.config()
+
     def tokenizer(self) -> Any:
         """The transformers tokenizer; Unavailable says in one line why it cannot be used."""
         from slimrun.ops.model.tokenizer import load_tokenizer
@@ -93,8 +101,7 @@ class Pretrained(Model):
         """The outline where the config alone tells it, for a folder whose weights are not here."""
         if self.trust_remote_code:
             return None
-        config = self.config()
-        check_float(config.to_dict(), f"model={self.name}")
+        config = self.sketch()
         return known_outline(config, parameter_dtype(self, config))
 
     def fingerprint(self, *, read: bool = True) -> str | None:
