@@ -51,6 +51,24 @@ def dequantize_into(
 def multiply_into(
     x: NDArray[np.int8], w: NDArray[np.int8], out: NDArray[np.int32], threads: int, portable: bool = False
 ) -> None: ...
+def static_linear_into(
+    x: NDArray[np.float32],
+    scale: float,
+    offset: int,
+    w: NDArray[np.int8],
+    bias: NDArray[np.int32],
+    steps: NDArray[np.float32],
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def dynamic_linear_into(
+    x: NDArray[np.float32],
+    w: NDArray[np.int8],
+    steps: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    out: NDArray[np.float32],
+    threads: int,
+) -> None: ...
 def multiplies_fast() -> bool: ...
 def feedback_into(
     w: NDArray[np.float32],

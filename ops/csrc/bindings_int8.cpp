@@ -1,6 +1,9 @@
+#include <pybind11/stl.h>
+
 #include "bindings.hpp"
 #include "int8.hpp"
 #include "int8_product.hpp"
+#include "int8_tiles.hpp"
 
 namespace py = pybind11;
 
@@ -41,6 +44,40 @@ void multiply_into(const Array<int8_t>& x, const Array<int8_t>& w, Array<int32_t
              static_cast<size_t>(x.shape(1)), to, threads, portable);
 }
 
+/// x [rows, depth], w [columns, depth], out [rows, columns], and one number, or one a column.
+void require_linear(const Array<float>& x, const Array<int8_t>& w, const Array<float>& steps,
+                    const Array<float>& out) {
+    require(x.ndim() == 2 && w.ndim() == 2 && x.shape(1) == w.shape(1),
+            "x, w: must be matrices of equally long rows");
+    require(out.ndim() == 2 && out.shape(0) == x.shape(0) && out.shape(1) == w.shape(0),
+            "out: must have the rows of x, and a column a row of w");
+    require(steps.size() == w.shape(0) || steps.size() == 1,
+            "steps: must have one element, or one a column of out");
+}
+
+void static_linear_into(const Array<float>& x, float scale, int32_t offset, const Array<int8_t>& w,
+                        const Array<int32_t>& bias, const Array<float>& steps, Array<float> out,
+                        unsigned threads) {
+    require_linear(x, w, steps, out);
+    require(bias.size() == w.shape(0), "bias: must have one element a column of out");
+    float* const to = out.mutable_data();
+    py::gil_scoped_release release;
+    static_linear(x.data(), static_cast<size_t>(x.shape(0)), scale, offset, w.data(),
+                  static_cast<size_t>(w.shape(0)), static_cast<size_t>(x.shape(1)), bias.data(), steps.data(),
+                  steps.size() == 1, to, threads);
+}
+
+void dynamic_linear_into(const Array<float>& x, const Array<int8_t>& w, const Array<float>& steps,
+                         const std::optional<Array<float>>& bias, Array<float> out, unsigned threads) {
+    require_linear(x, w, steps, out);
+    require(!bias || bias->size() == w.shape(0), "bias: must have one element a column of out");
+    float* const to = out.mutable_data();
+    py::gil_scoped_release release;
+    dynamic_linear(x.data(), static_cast<size_t>(x.shape(0)), w.data(), static_cast<size_t>(w.shape(0)),
+                   static_cast<size_t>(x.shape(1)), steps.data(), steps.size() == 1,
+                   bias ? bias->data() : nullptr, to, threads);
+}
+
 void histogram_errors(const Array<double>& centers, const Array<double>& counts, const Array<double>& scales,
                       const Array<double>& offsets, Array<double> errors) {
     require(centers.size() == counts.size(), "counts: must have as many elements as centers");
@@ -64,6 +101,12 @@ void bind_int8(py::module_& m) {
     m.def("multiply_into", &multiply_into, arg("x").noconvert(), arg("w").noconvert(), arg("out").noconvert(),
           arg("threads"), arg("portable") = false,
           "Exact int32 product of int8 x and w transposed; see int8_product.hpp.");
+    m.def("static_linear_into", &static_linear_into, arg("x").noconvert(), arg("scale"), arg("offset"),
+          arg("w").noconvert(), arg("bias").noconvert(), arg("steps").noconvert(), arg("out").noconvert(),
+          arg("threads"), "quantize, multiply, dequantize; see int8_product.hpp.");
+    m.def("dynamic_linear_into", &dynamic_linear_into, arg("x").noconvert(), arg("w").noconvert(),
+          arg("steps").noconvert(), arg("bias").noconvert(), arg("out").noconvert(), arg("threads"),
+          "The same with a scale a row of x; see int8_product.hpp.");
     m.def("grid_errors", &histogram_errors, arg("centers").noconvert(), arg("counts").noconvert(),
           arg("scales").noconvert(), arg("offsets").noconvert(), arg("errors").noconvert(),
           "Squared quantization error of a histogram on each grid; see int8.hpp.");

@@ -1,5 +1,9 @@
 #include "int8.hpp"
 
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
 #include "clones.hpp"
 
 namespace slimrun {
@@ -40,6 +44,33 @@ void dequantize(const int32_t* acc, size_t rows, size_t columns, const int32_t* 
             for (size_t c = 0; c < columns; ++c) out[c] = static_cast<float>(add(acc[c], bias[c])) * scale[c];
         }
     }
+}
+
+SLIMRUN_CLONES
+float token_scale(const float* x, size_t count) {
+    int32_t most = 0;  // magnitudes are ordered as their bits are, infinity and NaN above all numbers
+    for (size_t i = 0; i < count; ++i) {
+        int32_t bits;
+        std::memcpy(&bits, x + i, sizeof bits);
+        most = std::max(most, bits & 0x7fffffff);
+    }
+    float largest;
+    std::memcpy(&largest, &most, sizeof largest);
+    if (!(largest <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::quiet_NaN();
+    return std::max(largest / 127.0f, std::numeric_limits<float>::epsilon());
+}
+
+SLIMRUN_CLONES
+void dequantize_token(const int32_t* acc, size_t columns, float scale, const float* steps, bool one_step,
+                      const float* bias, float* out) {
+    if (one_step) {
+        const float step = steps[0];
+        for (size_t c = 0; c < columns; ++c) out[c] = static_cast<float>(acc[c]) * scale * step;
+    } else {
+        for (size_t c = 0; c < columns; ++c) out[c] = static_cast<float>(acc[c]) * scale * steps[c];
+    }
+    if (bias)
+        for (size_t c = 0; c < columns; ++c) out[c] += bias[c];
 }
 
 SLIMRUN_CLONES

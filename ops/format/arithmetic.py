@@ -16,6 +16,7 @@ from __future__ import annotations
 import timeit
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -199,12 +200,16 @@ def has_int8_product(device: str) -> bool:
 
 def own_matmul(x: Tensor, weight: Tensor) -> Tensor:
     """`int8_matmul` without torch's: on a CPU ops/csrc/int8_product.hpp where that is fast, else `exact_matmul`."""
-    if x.device.type != "cpu" or not (len(x) < FEW or _native.multiplies_fast()):
+    if x.device.type != "cpu" or not own_product(len(x)):
         return exact_matmul(x, weight)
     out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.int32)
-    operands = x.contiguous().numpy(), weight.contiguous().numpy()
-    _native.multiply_into(*operands, out.numpy(), torch.get_num_threads())
+    _native.multiply_into(numpy(x), numpy(weight), out.numpy(), torch.get_num_threads())
     return out
+
+
+def own_product(rows: int) -> bool:
+    """Whether a CPU's product of so many rows is worth giving to ops/csrc."""
+    return rows < FEW or _native.multiplies_fast()
 
 
 def exact_matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -217,10 +222,29 @@ def exact_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def int8_linear(x: Tensor, weight: Tensor, grid: ActivationGrid, quant_bias: Tensor, deq_scale: Tensor) -> Tensor:
-    """The deployed linear: float x [..., k] -> float [..., n] in x's dtype, by the formulas of this module."""
-    quantized = quantize_activation(x.reshape(-1, x.shape[-1]), grid)
-    total = int8_matmul(quantized, weight)
-    return dequantize(total, quant_bias, deq_scale).to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+    """The deployed linear: float x [..., k] -> float [..., n] in x's dtype, by the formulas of this module.
+
+    In one pass where our own product is the one to take, else step by step, bits alike.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
+    if one_pass(rows):
+        out = torch.empty(len(rows), weight.shape[0])
+        operands = numpy(weight), numpy(quant_bias), numpy(deq_scale), out.numpy()
+        _native.static_linear_into(numpy(rows), grid.scale, grid.offset, *operands, torch.get_num_threads())
+    else:
+        total = int8_matmul(quantize_activation(rows, grid), weight)
+        out = dequantize(total, quant_bias, deq_scale)
+    return out.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def one_pass(rows: Tensor) -> bool:
+    """Whether the linears of ops/csrc/int8_product.hpp are the fastest for x [m, k]."""
+    return rows.device.type == "cpu" and own_product(len(rows)) and not has_int8_product("cpu")
+
+
+def numpy(tensor: Tensor) -> Any:
+    """A CPU tensor as native code wants it."""
+    return tensor.detach().contiguous().numpy()
 
 
 def token_scales(rows: Tensor) -> Tensor:
@@ -234,9 +258,15 @@ def dynamic_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor
     Each token (row) has its own symmetric scale. Source: msModelSlim's W8A8_DYNAMIC.
     """
     rows = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
-    scale = token_scales(rows)
-    total = int8_matmul((rows / scale).round_().to(torch.int8), weight)
-    out = total.to(torch.float32).mul_(scale).mul_(weight_scale.to(torch.float32).reshape(1, -1))
-    if bias is not None:
-        out += bias
+    steps = weight_scale.to(torch.float32).reshape(-1)
+    if one_pass(rows):
+        out = torch.empty(len(rows), weight.shape[0])
+        operands = numpy(weight), numpy(steps), None if bias is None else numpy(bias.to(torch.float32)), out.numpy()
+        _native.dynamic_linear_into(numpy(rows), *operands, torch.get_num_threads())
+    else:
+        scale = token_scales(rows)
+        total = int8_matmul((rows / scale).round_().to(torch.int8), weight)
+        out = total.to(torch.float32).mul_(scale).mul_(steps)
+        if bias is not None:
+            out += bias
     return out.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])

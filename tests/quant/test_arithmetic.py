@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from slimrun.ops import _native
+from slimrun.ops.format import arithmetic
 from slimrun.ops.format.arithmetic import (
     ActivationGrid,
     QuantizedWeight,
     activation_grid,
     dequantization,
     dequantize,
+    dynamic_linear,
     exact_matmul,
     has_int8_product,
     int8_linear,
@@ -47,6 +49,59 @@ def test_integer_products_are_exact(rows: int, depth: int, out: int, seed: int) 
     expected = (x.to(torch.int64) @ weight.to(torch.int64).t()).to(torch.int32)
     for product in PRODUCTS:
         assert torch.equal(product(x, weight), expected)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(8, 40),
+    st.sampled_from([1, 31, 32, 33, 127, 128, 300, 768, 769, 1600]),
+    st.lists(st.sampled_from([0, 1, 16, 17, 32, 33, 64, 65, 127, 128]), min_size=1, max_size=9),
+    st.integers(0, 2**31),
+)
+def test_products_of_rows_of_small_weights_are_exact_at_their_extremes(
+    rows: int, depth: int, limits: list[int], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.tensor([-128, 127, 0], dtype=torch.int8)[torch.randint(0, 3, (rows, depth), generator=generator)]
+    signs = torch.randint(-1, 2, (len(limits), depth), generator=generator)
+    weight = (signs * torch.tensor(limits)[:, None]).clamp(max=127).to(torch.int8)
+    x[0], weight[0] = 127, min(limits[0], 127)  # nothing cancels
+    assert torch.equal(own_matmul(x, weight), exact_matmul(x, weight))
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 20), st.sampled_from([3, 127]), st.integers(0, 2**31))
+def test_linears_in_one_pass_give_the_bits_of_their_steps(
+    rows: int, depth: int, out: int, limit: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, rows, depth, generator=generator) * 10 ** torch.randn(1, rows, 1, generator=generator)
+    x[0, 0] *= 0
+    weight = torch.randint(-limit, limit + 1, (out, depth), dtype=torch.int8, generator=generator)
+    quant_bias = torch.randint(-(2**31), 2**31 - 1, (out,), dtype=torch.int32, generator=generator)
+    grid, bias = ActivationGrid(0.037, 11), torch.randn(out, generator=generator)
+    for steps in (torch.rand(out, generator=generator), torch.rand(1, generator=generator)):
+        works = [
+            lambda s=steps: int8_linear(x, weight, grid, quant_bias, s),
+            lambda s=steps: dynamic_linear(x, weight, s, bias),
+            lambda s=steps: dynamic_linear(x.bfloat16(), weight, s[:, None], None),
+        ]
+        for work in works:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(arithmetic, "one_pass", lambda _: True)
+                whole = work()
+                patch.setattr(arithmetic, "one_pass", lambda _: False)
+                assert torch.equal(whole, work())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_a_token_that_is_no_number_stays_none(value: float, one_pass: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "one_pass", lambda _: one_pass)
+    x = torch.ones(9, 40)
+    x[3, 7] = value
+    out = dynamic_linear(x, torch.ones(5, 40, dtype=torch.int8), torch.ones(5), None)
+    assert out.isfinite().all(dim=1).tolist() == [row != 3 for row in range(9)]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
