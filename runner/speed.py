@@ -17,7 +17,7 @@ from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
 from slimrun.ops.format.linear import FLOAT, Int8Linear, quantized_linear
 from slimrun.ops.quant.base import Quantizer
 
-LEAST_SECONDS = 0.03  # of repeated work, so that the clock tells
+LEAST_SECONDS = 0.01  # of repeated work, so that the clock tells
 SLICE = 2**20  # weights of which rounding and coding are measured
 MOST_ROWS, MOST_TOKENS = 512, 64  # of a linear, and of what it is given at once
 READ_BYTES = 2**27
@@ -42,7 +42,7 @@ def _product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, tokens, shape[1], generator=generator).to(dtype)
     if quant_type == FLOAT:
-        weight = torch.empty(shape, dtype=dtype).normal_(std=0.02)
+        weight = torch.full(shape, 0.02, dtype=dtype)
         return _seconds(lambda: products.linear(x, weight))
     values = torch.randint(-8, 9, shape, generator=generator, dtype=torch.int8)
     quantized = QuantizedWeight(values, torch.full((shape[0], 1), 0.01))
