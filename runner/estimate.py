@@ -215,8 +215,10 @@ class Estimate:
         """(peak bytes of main memory, whether a recorded run tells them)."""
         if self.same_method:
             return max(record.peak_rss_bytes for record in self.same_method), True
-        held = self.outline.float_bytes + INT8_COPIES * self.weights
-        return round(min(held, self.experiment.device.room) + self.least_memory), False
+        room, floats = self.experiment.device.room, self.outline.float_bytes
+        quantizing = min(floats, room) + self.least_memory  # when few weights are integers yet
+        quantized = min(floats + INT8_COPIES * self.weights, room) + PROCESS_BYTES
+        return round(max(quantizing, quantized)), False
 
     @property
     def least_memory(self) -> int:
@@ -226,16 +228,22 @@ class Estimate:
     @property
     def scratch_bytes(self) -> int:
         """Bytes of files at most while it runs: notes to resume by, what memory has no room for, what rdoq measures."""
-        made = self.weights + self.compressed_bytes + self.weights  # integers, coded, and decoded again
         measured = rdoq.Work(self.covered, 0).disk if self.experiment.quant.needs_gradients else 0
-        return self.weights + round(max(0.0, made - self.experiment.device.room)) + measured
+        return self.weights + self.overflow_bytes + measured
+
+    @property
+    def overflow_bytes(self) -> int:
+        """Bytes of what is made of the weights that memory has no room for."""
+        made = self.weights + self.compressed_bytes + self.weights  # integers, coded, and decoded again
+        return round(max(0.0, made - self.experiment.device.room))
 
     @cached_property
     def forecast(self) -> dict[str, float]:
         """Seconds by stage, from this machine's measured speed; ValueError where nothing tells them."""
         known = self.fingerprint is not None
         missing = self.experiment.baselines_missing(str(self.fingerprint)) if known else list(self.experiment.task)
-        return Forecast(self.experiment, self.outline, self.covered, missing).stages()
+        left = self.disk_bytes, self.overflow_bytes
+        return Forecast(self.experiment, self.outline, self.covered, missing, *left).stages()
 
     @property
     def seconds(self) -> list[float]:

@@ -34,6 +34,8 @@ class Forecast:
     outline: Outline
     covered: dict[str, tuple[int, int]]
     missing: list[str]  # tasks whose float outputs are not known
+    written: int  # bytes that are left on the disk,
+    overflow: int  # and those that memory has no room for
 
     def stages(self) -> dict[str, float]:
         """Seconds by stage. ValueError for a method whose time nothing here tells."""
@@ -61,8 +63,10 @@ class Forecast:
         if quantizer.input_observer:
             seconds["calibrate"] = self._passes(work[PROMPTS], kind)
         encoded, decoded = speed.coding(self.experiment.compress, quantizer, columns)
-        seconds |= {"compress": weights * encoded, "decode": weights * decoded, "reload": weights * decoded}
-        return seconds
+        write = speed.writing(self.experiment.cache.path)
+        seconds["quantize"] += self.overflow * write
+        seconds |= {"compress": weights * encoded, "write": self.written * write}
+        return seconds | {"decode": weights * decoded, "reload": weights * decoded}
 
     def _rate_distortion(self, quantizer: RDOQ, tokens: npt.NDArray[Any]) -> float:
         """Statistics, factors, roundings, corrections and tuning: by their products."""

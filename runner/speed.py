@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from slimrun.ops.quant.base import Quantizer
 LEAST_SECONDS = 0.01  # of repeated work, so that the clock tells
 SLICE = 2**20  # weights of which rounding and coding are measured
 MOST_ROWS, MOST_TOKENS = 512, 64  # of a linear, and of what it is given at once
-READ_BYTES = 2**27
+READ_BYTES, WRITTEN_BYTES = 2**27, 2**25
 LONG = 1024, 2048  # rows, and columns of a long product
 
 
@@ -80,6 +83,18 @@ def reading(file: Path) -> float:
         begin = time.perf_counter()
         size = len(stream.read(READ_BYTES))
         return (time.perf_counter() - begin) / max(1, size)
+
+
+def writing(folder: Path) -> float:
+    """Seconds a byte until what is written to this folder's disk is there; 0 where nobody may write."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    block = os.urandom(WRITTEN_BYTES)
+    with suppress(OSError), TemporaryFile(dir=existing, buffering=0) as stream:
+        begin = time.perf_counter()
+        stream.write(block)
+        os.fsync(stream.fileno())
+        return (time.perf_counter() - begin) / len(block)
+    return 0.0
 
 
 def _rows(columns: int) -> Tensor:
