@@ -21,6 +21,7 @@ from slimrun.ops.format.linear import FLOAT, Int8Linear, quantized_linear
 from slimrun.ops.quant.base import Quantizer
 
 LEAST_SECONDS = 0.01  # of repeated work, so that the clock tells
+ONCE_SECONDS = 0.3  # of work that is not worth repeating
 SLICE = 2**20  # weights of which rounding and coding are measured
 MOST_ROWS, MOST_TOKENS = 512, 64  # of a linear, and of what it is given at once
 READ_BYTES, WRITTEN_BYTES = 2**27, 2**25
@@ -108,7 +109,7 @@ def _seconds(work: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     work()
     first = time.perf_counter() - begin
-    if first > 10 * LEAST_SECONDS:
+    if first > ONCE_SECONDS:
         return first
     calls, times = max(1, round(LEAST_SECONDS / max(first, 1e-6))), []
     for _ in range(3):

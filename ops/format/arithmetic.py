@@ -143,7 +143,7 @@ def quantize_activation(x: Tensor, grid: ActivationGrid) -> Tensor:
     x = x.detach().to(torch.float32)
     if x.device.type == "cpu":
         out = torch.empty(x.shape, dtype=torch.int8)
-        _native.quantize_into(x.contiguous().numpy(), grid.scale, grid.offset, out.numpy())
+        _native.quantize_into(numpy(x), grid.scale, grid.offset, out.numpy())
         return out
     return (x / grid.scale).round_().add_(grid.offset).clamp_(-128, 127).to(torch.int8)
 
