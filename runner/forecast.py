@@ -23,7 +23,9 @@ from slimrun.runner.workload import Guess, work_of
 
 AROUND = 1.25  # what attention, norms and activations take beside the products
 PRODUCTS = 3.6  # times what its products alone take: measured on a layer of LLaMA2-7B's shape
-PROMPTS = "calibration prompts"  # no name of a task
+TOLD = 2  # passes of a first text in which a model's blocks are told: as a whole, and part by part
+LOOKED_THROUGH = 2  # times that loading reads what a file holds
+PROMPTS, STEPS = "calibration prompts", "steps of "  # no names of tasks
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Forecast:
             raise ValueError(f"{type(quantizer).__name__} takes what recorded runs alone tell")
         weights, kind = sum(map(prod, self.covered.values())), quantizer.quant_type
         _, columns = max(self.covered.values(), key=prod, default=(1, 1))
-        seconds = {"load": self.outline.float_bytes * self._read(), "quantize": 0.0, "calibrate": 0.0}
-        work = self._work()
-        seconds["evaluate"] = sum(self._passes(work[name], kind) for name in self.experiment.task)
-        seconds["evaluate"] += sum(self._passes(work[name], FLOAT) for name in self.missing)
+        read, work = self._read(), self._work()
+        seconds = {"load": LOOKED_THROUGH * self.outline.float_bytes * read, "quantize": 0.0, "calibrate": 0.0}
+        seconds["evaluate"] = self._evaluated(work, list(self.experiment.task), kind, read)
+        seconds["evaluate"] += self._evaluated(work, self.missing, FLOAT, read)
         if not self.covered:
             return seconds
         if isinstance(quantizer, RDOQ):
@@ -60,6 +62,8 @@ class Forecast:
             seconds["quantize"] += self._passes(work[PROMPTS][:FLOAT_SAMPLES], FLOAT)
         if quantizer.smooths_norms:
             seconds["quantize"] += self._passes(work[PROMPTS], FLOAT)
+        if quantizer.fallback_level or quantizer.smooths_norms or quantizer.input_observer:
+            seconds["quantize"] += (1 + TOLD) * self._passes(work[PROMPTS][:1], FLOAT)  # one to see which linears run
         if quantizer.input_observer:
             seconds["calibrate"] = self._passes(work[PROMPTS], kind)
         encoded, decoded = speed.coding(self.experiment.compress, quantizer, columns)
@@ -68,6 +72,15 @@ class Forecast:
         seconds |= {"compress": weights * encoded, "write": self.written * write}
         return seconds | {"decode": weights * decoded, "reload": weights * decoded}
 
+    def _evaluated(self, work: Arrays, tasks: list[str], kind: str, read: float) -> float:
+        """One model's passes in tasks; where memory has no room for it, it is told and read block by block too."""
+        seconds = sum(self._passes(work[name], kind) for name in tasks)
+        if not tasks or self.outline.float_bytes <= self.experiment.device.room:
+            return seconds
+        weights = self.outline.float_bytes if kind == FLOAT else sum(map(prod, self.covered.values()))
+        walks = TOLD + len(tasks) + sum(int(work[STEPS + name]) for name in tasks)
+        return seconds + TOLD * self._passes(work[tasks[0]][:1], kind) + walks * weights * read
+
     def _rate_distortion(self, quantizer: RDOQ, tokens: npt.NDArray[Any]) -> float:
         """Statistics, factors, roundings, corrections and tuning: by their products."""
         work = rdoq.work_of(quantizer, self.covered, tokens.tolist())
@@ -75,7 +88,7 @@ class Forecast:
         return PRODUCTS * (work.products / speed.operations(fast) + work.factors / speed.operations(torch.float32))
 
     def _work(self) -> Arrays:
-        """Tokens of each pass, by task and of calibration; counting them takes seconds, and is done once."""
+        """Tokens of each pass, by task and of calibration, and steps by task: counted once, since it takes seconds."""
         experiment = self.experiment
         key, missing = experiment.model.key(), bool(self.outline.missing)
 
@@ -86,11 +99,12 @@ class Forecast:
             for name, task in experiment.task.items():
                 work = work_of(task, reader)
                 counts[name] = np.array(work.read + work.written)
+                counts[STEPS + name] = np.array(len(work.written))
             return counts
 
         if key is None:
             return counted()
-        what = {"kind": "tokens of tasks", "model": experiment.model.name}
+        what = {"kind": "tokens and steps of tasks", "model": experiment.model.name}
         calibration = experiment.calibration
         known = (missing, calibration.texts(), calibration.length, experiment.protocols())
         return experiment.cache.arrays(what, key, *known)(counted)
@@ -110,7 +124,7 @@ class Forecast:
         return AROUND * seconds
 
     def _read(self) -> float:
-        """Seconds a byte of the weight files, which are read and looked through."""
+        """Seconds a byte of the weight files."""
         folder = self.experiment.model.folder()
         files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")) if folder else []
-        return 2 * speed.reading(files[0]) if files else 0.0
+        return speed.reading(files[0]) if files else 0.0

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 
-from slimrun.runner.config import HOW_SMALL, ConfigError, composed, typed
+from slimrun.runner.config import HOW_SMALL, CompositionError, ConfigError, composed, typed
 
 KEY = re.compile(r"(?<![\w./-])[a-z_]+(?:\.\w+)+")
 PRESET = "experiment"
@@ -23,7 +23,13 @@ def origins_told(config: DictConfig, config_name: str | None = None, config_dir:
         overrides = typed(config.hydra.overrides.task)
         # without the preset there is nothing below how_small
         rest = [item for item in overrides if not item.startswith((f"{PRESET}=", f"{HOW_SMALL}."))]
-        plain = composed(rest, config_name, config_dir) if len(rest) < len(overrides) else config
+        plain = config
+        if len(rest) < len(overrides):
+            try:
+                plain = composed(rest, config_name, config_dir)
+            except CompositionError:  # a key that only the preset's choice has
+                choices = [item for item in rest if "." not in item.partition("=")[0]]
+                plain = composed(choices, config_name, config_dir)
         told = origins(str(error), config, plain, overrides)
         if not told:
             raise

@@ -23,8 +23,8 @@ from slimrun.ops.quant.base import Quantizer
 LEAST_SECONDS = 0.01  # of repeated work, so that the clock tells
 ONCE_SECONDS = 0.3  # of work that is not worth repeating
 SLICE = 2**20  # weights of which rounding and coding are measured
-MOST_ROWS, MOST_TOKENS = 512, 64  # of a linear, and of what it is given at once
-READ_BYTES, WRITTEN_BYTES = 2**27, 2**25
+MOST_ROWS, MOST_TOKENS = 256, 64  # of a linear, and of what it is given at once
+READ_BYTES, WRITTEN_BYTES = 2**27, 2**24
 LONG = 1024, 2048  # rows, and columns of a long product
 
 

@@ -16,10 +16,11 @@ from slimrun.ops.calibration.rdoq.work import Work
 from slimrun.ops.errors import Unavailable
 from slimrun.ops.model.fingerprint import folder_hash
 from slimrun.ops.model.pretrained import Pretrained
-from slimrun.runner import plan
+from slimrun.runner import plan, speed
 from slimrun.runner.config import ConfigError, build, composed
 from slimrun.runner.display import Stages
 from slimrun.runner.estimate import Estimate, facts
+from slimrun.runner.forecast import AROUND, TOLD, Forecast
 from slimrun.runner.plan import rows, show
 from slimrun.runner.report import run as report
 from slimrun.runner.workload import work_of
@@ -192,6 +193,20 @@ def test_memory_follows_the_bound(tmp_path: Path) -> None:
     whole, bounded = (planned(tmp_path / "cache", *bound) for bound in ([], ["device.max_memory.cpu=100KB"]))
     assert bounded.memory[0] == bounded.least_memory + 100_000
     assert whole.memory[0] > bounded.memory[0]
+
+
+def test_what_memory_has_no_room_for_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "product", lambda *_: 1.0)
+    monkeypatch.setattr(Forecast, "_read", lambda _: 1.0)
+    own = ["task=[perplexity,translation]", "task.translation.limit=3", "task.translation.max_new_tokens=5",
+           "task.translation.batch=2"]  # fmt: skip
+    for tasks, steps in (own[:0], 0), (own, 10):
+        cache = tmp_path / f"cache{steps}"
+        whole, bounded = (planned(cache, *tasks, *bound) for bound in ([], ["device.max_memory.cpu=100KB"]))
+        walks = TOLD + len(whole.experiment.task) + steps
+        of_one = TOLD * AROUND * len(whole.outline.linears)
+        more = 2 * of_one + walks * (whole.outline.float_bytes + whole.weights)
+        assert bounded.forecast["evaluate"] - whole.forecast["evaluate"] == pytest.approx(more)
 
 
 def test_a_counting_model_reads_what_the_tasks_give(tmp_path: Path) -> None:

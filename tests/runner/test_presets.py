@@ -65,6 +65,9 @@ def test_what_was_not_typed_says_where_it_comes_from(slimrun: Console, tmp_path:
     status, _, err = slimrun("experiment=llama2_7b", f"calibration.path={text}", "calibration.prompts=[a]")
     assert status == 2
     assert "comes from" not in err
+    status, _, err = slimrun("experiment=llama2_7b", f"model.path={tmp_path / 'none'}")  # no key of the default model
+    assert status == 2
+    assert err == f"slimrun: model.path={tmp_path / 'none'}: no such folder; give a folder or a hub id (owner/name)\n"
 
 
 def test_a_plan_loads_nothing_and_writes_nothing(slimrun: Console) -> None:
