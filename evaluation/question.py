@@ -45,6 +45,10 @@ class Question:
         """The item with examples before it."""
         return replace(self, prompts=["\n\n".join([*examples, own]) for own in self.prompts])
 
+    def described(self, text: str) -> "Question":
+        """The item with this text before all else."""
+        return replace(self, prompts=[text + own for own in self.prompts])
+
 
 @dataclass(frozen=True)
 class Asked:

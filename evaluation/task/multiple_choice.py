@@ -52,6 +52,7 @@ class MultipleChoice:
     continuation: str = " {{ option }}"
     prefix: str | None = None
     chat: bool = False
+    description: str = ""
     shots: int = 0
     shots_path: str | None = None
     shots_by: str | None = None
@@ -70,7 +71,7 @@ class MultipleChoice:
         one_of("judged_by", self.judged_by, JUDGES)
         if not isinstance(self.options, str | list):
             raise ValueError(f"options={self.options} is neither a template of a list nor a list of templates")
-        for key in ("prompt", "answer", "continuation"):
+        for key in ("prompt", "answer", "continuation", "description"):
             prompt.check(key, getattr(self, key))
         for option in [self.options] if isinstance(self.options, str) else self.options:
             prompt.check("options", str(option))
@@ -95,7 +96,7 @@ class MultipleChoice:
         return []
 
     def texts(self) -> list[str]:
-        """The questions as they are asked, without examples."""
+        """The questions as they are asked, without description and examples."""
         return [item.prompts[0] for item in self._questions(shots=False)]
 
     def protocol(self) -> str:
@@ -146,6 +147,7 @@ class MultipleChoice:
         return (
             f"judged:{self.judged_by}|items:{count}|shots:{self.shots}|norm:{rule}|"
             f"score:{self.continuation!r} of {self.options}|"
+            f"{f'description:{self.description!r}|' if self.description else ''}"
             f"{'chat' if self.chat else front}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
         )
 
@@ -160,10 +162,16 @@ class MultipleChoice:
         return Asked(self.prompt, self.options, self.answer, self.continuation)
 
     def _questions(self, shots: bool = True) -> list[Question]:
-        """The items, with the examples before them."""
+        """The items, with description and examples before them."""
         selected = self._items().selected(self.limit)
         questions = selected.made(self._asked.question)
-        examples = self._shots() if shots else None
+        if not shots:
+            return questions
+        described = selected.made(lambda row: prompt.filled("description", self.description, row))
+        return [item.described(text) for item, text in zip(self._after_examples(questions, selected), described)]
+
+    def _after_examples(self, questions: list[Question], selected: Items) -> list[Question]:
+        examples = self._shots()
         if examples is None:
             return questions
         kinds, theirs = self._kinds(selected), self._kinds(examples)

@@ -32,8 +32,8 @@ def task(name: str, folder: Path, **changes: Any) -> Any:
 
 
 ASKED = {  # the second item of four, evenly over six, with what is scored and which option is right
-    "ceval": ("第1题：一加1等于几？\nA. 1\nB. 2\nC. 3\nD. 4\n答案：", ["A", "B", "C", "D"], 1),
-    "cmmlu": ("第1题：一加1等于几？\nA. 1\nB. 2\nC. 3\nD. 4\n答案：", ["A", "B", "C", "D"], 1),
+    "ceval": ("第1题：一加1等于几？\nA. 1\nB. 2\nC. 3\nD. 4\n答案：", [" A", " B", " C", " D"], 1),
+    "cmmlu": ("第1题：一加1等于几？\nA. 1\nB. 2\nC. 3\nD. 4\n答案：", [" A", " B", " C", " D"], 1),
     "mmlu": ("What is 1 + 1?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:", [" A", " B", " C", " D"], 1),
     "boolq": ("The number 1.\nQuestion: is 1 even?\nAnswer:", [" no", " yes"], 0),
     "arc": ("Question: Which is the metal, 1?\nAnswer:", [" wood", " iron", " wool"], 1),
@@ -44,13 +44,17 @@ ASKED = {  # the second item of four, evenly over six, with what is scored and w
 
 @pytest.mark.parametrize("name", ASKED)
 def test_what_a_multiple_choice_asks(name: str, tmp_path: Path) -> None:
-    question = task(name, tmp_path, shots=0)._questions()[1]
+    question = task(name, tmp_path, shots=0, description="")._questions()[1]
     assert (question.prompts[0], question.continuations, question.answer) == ASKED[name]
 
 
 def test_examples_stand_before_the_question(tmp_path: Path) -> None:
     own = task("mmlu", tmp_path, shots=2, shots_path=str(shapes.written(tmp_path, "mmlu")))
-    asked = own._questions()[1].prompts[0].split("\n\n")
+    described, *asked = own._questions()[1].prompts[0].split("\n\n")
+    assert described == "The following are multiple choice questions (with answers) about s1."
+    assert own.protocol() != task("mmlu", tmp_path, shots=2, shots_path=own.shots_path, description="").protocol()
+    with pytest.raises(ValueError, match=r"row 1: description: 'topic' is undefined; it has question"):
+        task("mmlu", tmp_path, shots=0, description="{{ topic }}").check()
     assert [text.splitlines()[0] for text in asked] == ["What is 1 + 1?", "What is 3 + 1?", "What is 1 + 1?"], "subject"
     assert [text.splitlines()[-1] for text in asked] == ["Answer: B", "Answer: B", "Answer:"]
     assert own.texts() == task("mmlu", tmp_path, shots=0).texts()
