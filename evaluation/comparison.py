@@ -106,9 +106,14 @@ class Score:
         return f"{told}; {self.margin:g} takes about {math.ceil(self.items * (least / self.margin) ** 2)}"
 
     def judged(self, margin: float) -> str:
-        """A word or two from the interval: does the loss stay within a margin? And why, in brackets."""
-        word = "inconclusive"
-        if self.loss and self.loss[0] > margin:
+        """A word or two from the interval: does the loss stay within a margin? And why, in brackets.
+
+        Worse is only what neither rounding alone nor the number of tasks explains.
+        """
+        word, lost = "inconclusive", self.loss is not None and self.loss[0] > margin
+        if lost and self.within_noise:
+            return f"{word} (rounding alone moves it by {self.noise:.3g})"
+        if lost and (self.p_holm is None or self.p_holm < statistics.ALPHA):
             word = "worse"
         elif self.withheld:
             return self.withheld
@@ -145,20 +150,35 @@ class Report:
     scores: list[Score]
     samples: list[dict[str, str]] = field(default_factory=list)  # all items: input, reference, float, quantized
 
+    def told(self) -> Report:
+        """The same, its metrics saying of p and verdict what its rows do."""
+        rows = [row for row in self.scores if row.verdict]
+        verdicts: Metrics = {f"{row.task}/verdict": row.verdict for row in rows}
+        corrected: Metrics = {f"{row.task}/p_holm": row.p_holm for row in rows if row.p_holm is not None}
+        return replace(self, metrics=self.metrics | verdicts | corrected)
+
 
 def corrected(reports: Mapping[str, Report]) -> dict[str, Report]:
     """The reports with p-values corrected for each other: of several tasks one is below 0.05 by chance soon enough."""
-    judged = [(score, score.p_value) for report in reports.values() for score in report.scores if score.verdict]
-    told = [(score, p_value) for score, p_value in judged if p_value is not None]
-    by_task = {score.task: p for (score, _), p in zip(told, statistics.holm([p_value for _, p_value in told]))}
+    told = [
+        (score.task, score.p_value)
+        for report in reports.values()
+        for score in report.scores
+        if score.verdict and score.p_value is not None
+    ]
+    by_task = dict(zip([task for task, _ in told], statistics.holm([p_value for _, p_value in told])))
     return {
-        name: replace(
-            report,
-            metrics=report.metrics | {f"{task}/p_holm": p for task, p in by_task.items() if task == name},
-            scores=[replace(row, p_holm=by_task.get(row.task) if row.verdict else None) for row in report.scores],
-        )
+        name: replace(report, scores=[_read_together(row, by_task) for row in report.scores]).told()
         for name, report in reports.items()
     }
+
+
+def _read_together(row: Score, p_holm: Mapping[str, float]) -> Score:
+    """The row with its corrected p-value, and the verdict that this one leaves."""
+    if (margin := row.margin) is None:
+        return row
+    row = replace(row, p_holm=p_holm.get(row.task))
+    return replace(row, verdict=row.judged(margin))
 
 
 def scored(

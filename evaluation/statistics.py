@@ -190,9 +190,7 @@ def proportion_interval(right: int, items: int) -> tuple[float, float]:
 
 def mcnemar(lost: int, gained: int) -> float:
     """Exact two-sided p-value of McNemar's test: flips are tosses of a fair coin."""
-    flips = lost + gained
-    tail = sum(math.comb(flips, k) for k in range(min(lost, gained) + 1))
-    return min(1.0, 2.0 * tail / float(2**flips))
+    return min(1.0, 2 * float(scipy.special.bdtr(min(lost, gained), lost + gained, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,6 +1,5 @@
 """Accuracy of two models on the same items, and which answers flipped."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -51,21 +50,33 @@ def accuracy(
 
 
 def answer_probability(
-    task: str, was: Values, now: Values, chance: Values, *, margin_points: float, signature: str = ""
+    task: str, was: Values, now: Values, chance: Values, *, right: Hits, margin_points: float, signature: str = ""
 ) -> Score:
     """The row with the verdict of how probable either model finds the right option among an item's options: [n], [n].
 
     It is the accuracy of a model that draws its answers, so its margin is one of accuracy, and it moves long before an
-    answer flips. `chance` [n] is one over the number of options.
+    answer flips. `chance` [n] is what a guess has; where so skewed a sample does not say whether the float model has
+    more, its answers that are `right` [n] do.
     """
     above = statistics.mean(was - chance)
-    low = -math.inf if above.doubt else above.low
-    floor = f"baseline {was.mean():.2f} is not above chance, {chance.mean():.2f}" if low <= 0 else ""
+    floor = at_chance(right, float(chance.mean())) if above.doubt else ""
+    if not above.doubt and above.low <= 0:
+        floor = f"baseline {was.mean():.2f} is not above chance, {chance.mean():.2f}"
     margin = Margin(margin_points, POINTS, 100)
     return paired(task, "probability of the answer", was, now, margin=margin, floor=floor, signature=signature)
 
 
 def at_chance(was: Hits, chance: float) -> str:
-    """Why the float model's answers say nothing; "" when they are better than guesses."""
+    """Why the float model's answers say nothing; "" when they are better than guesses, or too few to tell."""
     low, _ = statistics.proportion_interval(int(was.sum()), len(was))
-    return f"baseline accuracy {was.mean():.2f} is not above chance, {chance:.2f}" if low <= chance else ""
+    if low > chance or len(was) < statistics.LEAST_ITEMS:
+        return ""
+    return f"baseline accuracy {was.mean():.2f} is not above chance, {chance:.2f}"
+
+
+def within_margin(was: Hits, margin_points: float) -> str:
+    """Why the float model's answers say nothing where none is right by chance: too few are, for a margin to be lost."""
+    low, _ = statistics.proportion_interval(int(was.sum()), len(was))
+    if 100 * low > margin_points or len(was) < statistics.LEAST_ITEMS:
+        return ""
+    return f"baseline accuracy {was.mean():.2f} may be within the margin"

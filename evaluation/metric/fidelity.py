@@ -16,6 +16,7 @@ from slimrun.evaluation.statistics import Clusters
 HEAD_ROWS = 128  # rows of one call of the output head: enough for a fast product, 25 MB at 49152 tokens
 CACHE_ROWS = 4  # rows whose log-probabilities stay in the processor's cache while several passes read them
 
+MOST_NATS = 700.0  # that a loss is told by: exp of more is no float
 KL_SHARES = (90, 95, 99, 99.9)  # percentiles
 CHANGE_SHARES = (1, 5, 25, 50, 75, 95, 99)
 
@@ -122,18 +123,19 @@ def perplexities(
 
     Items of one cluster [n] are alike.
 
-    `margin_pct` gives it a verdict, unless the float model's perplexity is not below `chance`: models that guess differ
-    in nothing that a perplexity measures; `floor` names another reason. `moves`: by how many nats rounding alone moved
-    the loss of a few items [k].
+    `margin_pct` gives it a verdict, unless the float model's perplexity is not below half of `chance`: models that
+    guess differ in nothing that a perplexity measures, and may be a little off chance; `floor` names another reason.
+    `noise`: by how many nats rounding alone moves the loss.
     """
     sides = (before, after)
     # items are equally long, so the mean over items is the mean over tokens
     losses = [-side.mean(axis=tuple(range(1, side.ndim)), dtype=np.float64) for side in sides]
     change = statistics.paired_difference(losses[0], losses[1], clusters)
-    percent = change.mapped(lambda nats: 100 * math.expm1(nats))
-    intervals = [statistics.clustered_mean(loss, clusters).mapped(math.exp).interval for loss in losses]
-    if not floor and intervals[0] and intervals[0][1] >= chance:
-        floor = f"baseline perplexity {perplexity(before):.4g} is not below chance, {chance:g}"
+    percent = change.mapped(_percent)
+    own = [statistics.clustered_mean(loss, clusters) for loss in losses]
+    intervals = [side.mapped(lambda nats: math.exp(min(nats, MOST_NATS))).interval for side in own]
+    if not floor and intervals[0] and intervals[0][1] >= chance / 2:
+        floor = f"baseline perplexity {perplexity(before):.4g} is not below half of chance, {chance:g}"
     row = scored(
         task,
         name,
@@ -147,7 +149,7 @@ def perplexities(
         floor=floor,
         signature=signature,
     )
-    return row if noise is None else replace(row, noise=100 * math.expm1(noise))
+    return row if noise is None else replace(row, noise=_percent(noise))
 
 
 def divergences(task: str, before: Outputs, after: Outputs, clusters: Clusters | None) -> list[Score]:
@@ -190,6 +192,11 @@ def token_metrics(group: str, before: Outputs, after: Outputs, clusters: Cluster
 
 def _digits(share: float) -> str:
     return f"{share:g}".replace(".", "")
+
+
+def _percent(nats: float) -> float:
+    """By how much a perplexity grows when its loss does by so many nats."""
+    return 100 * math.expm1(min(nats, MOST_NATS))
 
 
 def _by_window(tokens: npt.NDArray[Any]) -> statistics.Values:

@@ -9,7 +9,7 @@ from slimrun.evaluation import prompt
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, at_least, protocol_of
 from slimrun.evaluation.comparison import Report
 from slimrun.evaluation.generation import Generation, examples, flaws
-from slimrun.evaluation.metric.accuracy import Hits, accuracy
+from slimrun.evaluation.metric.accuracy import Hits, accuracy, within_margin
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.source.table import Row
@@ -77,7 +77,7 @@ class ExactMatch(Generation):
         problems = self._problems()
         sides = [outputs["texts"].tolist() for outputs in (float_outputs, quant_outputs)]
         was, now = (self._hits(texts, problems) for texts in sides)
-        floor = "" if was.any() else "the float model answers none"
+        floor = within_margin(was, self.margin_points)
         signature = self._signature(float_outputs)
         own, metrics = accuracy(name, was, now, margin_points=self.margin_points, floor=floor, signature=signature)
         if "again" in quant_outputs:

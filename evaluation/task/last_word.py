@@ -8,7 +8,7 @@ from slimrun.evaluation import prompt, tokens
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, finite, protocol_of
 from slimrun.evaluation.comparison import Report
 from slimrun.evaluation.metric import fidelity
-from slimrun.evaluation.metric.accuracy import accuracy
+from slimrun.evaluation.metric.accuracy import accuracy, within_margin
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.source.items import Items
@@ -76,7 +76,7 @@ class LastWord:
         """Accuracy with a verdict, and the perplexity of the word."""
         finite(name, float_outputs, quant_outputs, "log_probs")
         was, now = float_outputs["right"], quant_outputs["right"]
-        floor = "" if was.any() else "the float model predicts none"
+        floor = within_margin(was, self.margin_points)
         how = f"last-word|items:{len(was)}|{tokens.told(float_outputs)}|text:{self.text!r}"
         signature = f"{how}|data:{self._items().sha256[:12]}"
         own, metrics = accuracy(name, was, now, margin_points=self.margin_points, floor=floor, signature=signature)

@@ -1,5 +1,6 @@
 """Multiple choice by likelihood: the answer is the option the model finds most likely after the question."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -192,7 +193,7 @@ def _rows(
 ) -> tuple[list[Score], Metrics]:
     """The row with the verdict, the other beside it, and the keys of both; outputs and hits of float and quantized."""
     questions, (before, after), (was, now) = task._questions(), outputs, right
-    chance = np.array([1 / len(item.options) for item in questions])
+    chance = _chance(questions)
     floor, own_margin = at_chance(was, float(chance.mean())), task.judged_by == ACCURACY
     margin = task.margin_points if own_margin else None
     hits, metrics = accuracy(name, was, now, margin_points=margin, floor=floor, signature=signature)
@@ -202,12 +203,21 @@ def _rows(
     if own_margin:
         return [hits], metrics | hits.metrics("accuracy")
     first, second = (_probabilities(questions, side["log_probs"], task.normalize) for side in (before, after))
-    own = answer_probability(name, first, second, chance, margin_points=task.margin_points, signature=signature)
+    own = answer_probability(
+        name, first, second, chance, right=was, margin_points=task.margin_points, signature=signature
+    )
     if moves is not None:
         again = after["log_probs"][: len(moves)] + moves
         moved = _probabilities(questions[:NOISE_ITEMS], again, task.normalize) - second[:NOISE_ITEMS]
         own = replace(own, noise=noise_of_mean(moved, len(questions)))
     return [own, hits], metrics | own.metrics("answer_probability")
+
+
+def _chance(questions: list[Question]) -> Values:
+    """[n]: what a guess has of each item: one of its options, or always the text that is most often right."""
+    texts = [item.options[item.answer] for item in questions]
+    commonest = max(Counter(texts).values(), default=0) / max(1, len(texts))
+    return np.array([max(1 / len(item.options), commonest) for item in questions])
 
 
 def _sums(options: Iterable[FloatArray]) -> list[float]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimrun.evaluation import statistics
-from slimrun.evaluation.comparison import Margin, scored
+from slimrun.evaluation.comparison import Margin, Report, corrected, scored
 
 
 @pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1), (5, 0, 0.0625), (3, 3, 1), (10, 2, 2 * 79 / 4096)])
@@ -23,6 +24,14 @@ def test_mcnemar_is_symmetric_and_a_probability(lost: int, gained: int) -> None:
     p = statistics.mcnemar(lost, gained)
     assert 0 < p <= 1
     assert p == statistics.mcnemar(gained, lost)
+
+
+def test_mcnemar_takes_the_flips_of_a_whole_benchmark() -> None:
+    assert statistics.mcnemar(600, 600) == 1
+    assert statistics.mcnemar(5000, 5200) == pytest.approx(
+        0.0487, abs=1e-3
+    )  # normal with a continuity correction: z = 1.97
+    assert statistics.proportion_difference(1000, 900, 14042).p_value < 0.05
 
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:
@@ -156,6 +165,20 @@ def test_verdict(low: float, high: float, word: str) -> None:
     assert judged(change, higher_is_better=False) == f"{word} (margin 5 %)"
     gain = statistics.Difference(-(low + high) / 2, -high, -low, 0.5, 1)
     assert judged(gain) == f"{word} (margin 5 %)"
+
+
+def test_worse_is_neither_rounding_nor_the_number_of_tasks() -> None:
+    row = scored("t", "x", (50, 40), (None, None), statistics.Difference(-10, -13, -7, 0.03, 4),
+                 margin=Margin(5, "points"), items=100)  # fmt: skip
+    assert row.verdict == "worse (margin 5 points)"
+    noisy = replace(row, noise=15.0)
+    assert noisy.judged(5) == "inconclusive (rounding alone moves it by 15)"
+    assert noisy.judged(20) == "non-inferior (margin 20 points)"
+    four = {name: Report({}, [replace(row, task=name)]) for name in ("a", "b", "c", "d")}
+    [together] = corrected(four)["a"].scores
+    assert (together.p_holm, together.verdict) == (0.12, "inconclusive (margin 5 points)")
+    assert corrected(four)["a"].metrics["a/verdict"] == together.verdict
+    assert corrected({"a": four["a"]})["a"].scores[0].word == "worse"
 
 
 def test_no_verdict_where_nothing_can_be_said() -> None:

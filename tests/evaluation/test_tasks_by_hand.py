@@ -41,7 +41,7 @@ def test_perplexity_report_by_hand() -> None:
     assert Perplexity().compare("p", few, few).metrics["p/verdict"] == ("too few to say (4 items; 12 are the least)")
     guesses = before | {"vocabulary": np.array([2])}
     assert Perplexity().compare("p", guesses, guesses).metrics["p/verdict"] == (
-        "inconclusive (baseline perplexity 2.718 is not below chance, 2)"
+        "inconclusive (baseline perplexity 2.718 is not below half of chance, 2)"
     )
 
 
@@ -132,10 +132,11 @@ def test_an_answer_that_rounding_may_change_is_noise() -> None:
 
 def test_the_probability_of_the_answer_moves_before_answers_flip(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
-    rows = [{"question": f"q{i}", "options": ["no", "yes"], "answer": 0} for i in range(40)]
+    rows = [{"question": f"q{i}", "options": ["no", "yes"], "answer": i % 2} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own, lead = MultipleChoice(path=str(path), limit=40), np.random.default_rng(0).uniform(1, 3, size=40)
-    sides = [{"log_probs": np.stack([scale * lead, np.zeros(40)], axis=1).ravel()} for scale in (1, 0.2)]
+    right = np.tile(np.eye(2), (20, 1))  # the first option, then the second
+    sides = [{"log_probs": (scale * lead[:, None] * right).ravel()} for scale in (1, 0.2)]
     [own_row, accuracy] = own.compare("mc", *sides).scores
     assert own_row.float_value == pytest.approx(float((1 / (1 + np.exp(-lead))).mean()))
     assert (own_row.word, accuracy.verdict, accuracy.difference) == ("worse", "", 0)
