@@ -15,7 +15,7 @@ Encode = Callable[[str], list[int]]
 
 # where a document begins in a text that does not say: a line of `<doc ...>`, as corpora of web pages have them; without
 # any the line after an empty one
-DOCUMENTS = (r"^<doc\b", r"(?<=\n\n)(?!\n)")
+MARKED, AFTER_EMPTY = DOCUMENTS = (r"^<doc\b", r"(?<=\n\n)(?!\n)")
 SECONDS = 10.0  # for a pattern of the user on the whole text
 
 
@@ -42,6 +42,11 @@ def documents(text: str, beginning: str | None) -> list[str]:
             ends = [0, *starts, len(text)]
             return [part for start, end in pairwise(ends) if (part := text[start:end]).strip()]
     return [text]
+
+
+def by_empty_lines(text: str) -> list[str]:
+    """The documents of a text where nothing but empty lines tells them, none of another."""
+    return [] if regex.search(MARKED, text, regex.MULTILINE) else documents(text, AFTER_EMPTY)
 
 
 def first_of_each(encode: Encode, texts: Sequence[str], size: int, limit: int) -> Windows:

@@ -69,9 +69,23 @@ class Perplexity:
         self.texts()
 
     def fit(self, model: Reader) -> list[str]:
-        """ValueError when a window is longer than the model's context or the text; a note on windows that lack."""
+        """ValueError when a window is longer than the model's context or the text; notes on windows and documents."""
         given = len(self._windows(model).ids)
-        return [f"windows={self.windows} asked for, the text gives {given}"] if given < self.windows else []
+        notes = [f"windows={self.windows} asked for, the text gives {given}"] if given < self.windows else []
+        return notes + self._paragraphs(model)
+
+    def _paragraphs(self, model: Reader) -> list[str]:
+        """A note where what was taken for documents may be the paragraphs of one."""
+        if not self.path or self.document:
+            return []
+        whole = table.read_rows_or_text(self.path)
+        parts = windows.by_empty_lines(whole) if isinstance(whole, str) else []
+        if len(parts) < 2 or len(model.encode(str(whole))) >= self.window * len(parts):
+            return []
+        return [
+            f"path={self.path}: its {len(parts)} documents, each of which counts for itself, are shorter than a window"
+            "; if an empty line begins a paragraph only, say where a document begins: document=PATTERN"
+        ]
 
     def texts(self) -> list[str]:
         """The documents that are cut into windows."""

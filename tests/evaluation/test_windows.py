@@ -41,6 +41,21 @@ def test_documents_are_told_by_their_marks(text: str, beginning: str | None, exp
     assert documents == expected or len(documents) == expected
 
 
+def test_paragraphs_that_may_be_taken_for_documents_are_told(tmp_path: Path) -> None:
+    path, line = tmp_path / "novel.txt", "A paragraph of one long story. "
+    path.write_text("\n\n".join([line] * 40))
+    [_, note] = Perplexity(path=str(path), window=60).fit(FakeModel())
+    assert note.startswith(f"path={path}: its 40 documents, each of which counts for itself, are shorter than a window")
+    for text, document in (
+        ("\n\n".join([line] * 40), "^Chapter"),
+        ("\n\n".join([line * 4] * 40), None),
+        ("\n\n".join([f"<doc>\n\n{line}"] * 40), None),
+        (line * 40, None),
+    ):
+        path.write_text(text)
+        assert not Perplexity(path=str(path), window=60, windows=8, document=document).fit(FakeModel())
+
+
 def test_windows_of_one_document_are_one_observation() -> None:
     rng = np.random.default_rng(0)
     of_document = rng.normal(size=8)
