@@ -2,11 +2,11 @@
 
 `{{ question }}`, nested `{{ choices.text[0] }}`, with all that jinja2 can do to them and, of regular expressions,
 `sub('PATTERN', 'text')`; a column whose name is no identifier is `{{ row["the name"] }}`. What a template leaves out is
-left out.
+left out; what is neither a text nor a number, null or a list, is refused.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 SHOWN_COLUMNS = 8  # of an item that lacks the right one
 SECONDS = 1.0  # for a pattern on one text
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+class _Environment(ImmutableSandboxedEnvironment):
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """A column before the method of a dict that is called the same: `items`, `values`, `keys`."""
+        return obj[attribute] if isinstance(obj, Mapping) and attribute in obj else super().getattr(obj, attribute)
+
+
+def _printable(value: Any) -> Any:
+    """Refuse what Python would write in its own way: None, ['a', 'b'], <built-in method ...>."""
+    if isinstance(value, str | Undefined):  # the latter says itself what it lacks
+        return value
+    if value is None or isinstance(value, Iterable) or callable(value):
+        raise ValueError(f"{'null' if value is None else type(value).__name__} where a text or a number is needed")
+    return value
+
+
+_ENVIRONMENT = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_printable)
 _ENVIRONMENT.filters["sub"] = lambda text, pattern, other: regex.sub(pattern, other, text, timeout=SECONDS)
 _ONE_EXPRESSION = re.compile(r"\{\{((?:(?!\}\}|\{\{).)*)\}\}", re.DOTALL)
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -57,7 +73,7 @@ def value(key: str, template: str, columns: Mapping[str, Any]) -> Any:
     if expression is None:
         return filled(key, template, columns)
     try:
-        result = _expression(expression[1])(**columns, row=columns)
+        result = _expression(expression[1])({**columns, "row": columns})
         if isinstance(result, Undefined):
             str(result)  # raises what it lacks
     except Exception as error:
@@ -68,7 +84,10 @@ def value(key: str, template: str, columns: Mapping[str, Any]) -> Any:
 def texts(key: str, template: str, columns: Mapping[str, Any]) -> list[str]:
     """The texts that a template gives: one, or those of a list; ValueError when one is empty."""
     result = value(key, template, columns)
-    listed = [str(text) for text in result] if isinstance(result, list | tuple) else [str(result)]
+    try:
+        listed = [str(_printable(text)) for text in (result if isinstance(result, list | tuple) else [result])]
+    except ValueError as error:
+        raise _refusal(key, error, columns) from None
     if not listed or not all(text.strip() for text in listed):
         raise ValueError(f"{key} is empty")
     return listed

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slimrun.evaluation import prompt
 from slimrun.evaluation.base import Task
 from slimrun.evaluation.source import hub
 from slimrun.evaluation.source.hub import Hub
@@ -185,13 +184,6 @@ def test_a_table_is_no_text_for_perplexity(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^path=.*own.csv, line 2: text: 'text' is undefined; it has id, body"):
         Perplexity(path=str(path)).check()
     assert task("wikitext2", tmp_path).texts()[0].startswith(" = Head = \n\nwords of")
-
-
-def test_braces_of_old_templates_are_refused_and_those_of_formulas_are_not() -> None:
-    with pytest.raises(ValueError, match=r"write \{\{ question \}\} instead of \{question\}"):
-        prompt.check("prompt", "Q: {question}")
-    prompt.check("prompt", "{{ question }} Put it into \\boxed{answer}.")
-    assert prompt.filled("prompt", "{{ row['the name'] }}", {"the name": 3}) == "3"
 
 
 OF_NOBODY = Hub("nobody/nothing")
