@@ -1,5 +1,7 @@
 """Generation whose answer has to be one exact text: a number, a name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -98,11 +100,8 @@ class ExactMatch(Generation):
 
         ArithmeticError when an expression takes too long on it.
         """
-        try:
+        with self._in_time():
             return self._matches(text, answers)
-        except TimeoutError:
-            told = f"extract={self.extract} or ignore={self.ignore} takes more than {SECONDS} s on an answer"
-            raise ArithmeticError(f"{told}; repeat less inside of what is repeated") from None
 
     def _matches(self, text: str, answers: list[str]) -> bool:
         for mark in self.stop:
@@ -111,7 +110,16 @@ class ExactMatch(Generation):
             matches = regex.findall(self.extract, text, timeout=SECONDS)
             last = matches[-1] if matches else ""
             text = next((group for group in last if group), "") if isinstance(last, tuple) else last
-        return bool(text.strip()) and self._plain(text) in {self._plain(answer) for answer in answers}
+        plain = self._plain(text)
+        return bool(plain) and plain in map(self._plain, answers)
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            told = f"extract={self.extract} or ignore={self.ignore} takes more than {SECONDS} s on an answer"
+            raise ArithmeticError(f"{told}; repeat less inside of what is repeated") from None
 
     def _plain(self, text: str) -> str:
         return str(regex.sub(self.ignore, "", text, timeout=SECONDS) if self.ignore else text).strip()
@@ -133,7 +141,11 @@ class ExactMatch(Generation):
         return [Problem("\n\n".join([*before, item.prompt]), item.answers) for item in problems]
 
     def _problem(self, row: Row) -> Problem:
-        return Problem(prompt.text("prompt", self.prompt, row), prompt.texts("answer", self.answer, row))
+        answers = prompt.texts("answer", self.answer, row)
+        with self._in_time():
+            if not any(map(self._plain, answers)):
+                raise ValueError(f"answer {answers[0]!r} is empty without what ignore={self.ignore} leaves out")
+        return Problem(prompt.text("prompt", self.prompt, row), answers)
 
     def _example(self, row: Row) -> str:
         return f"{prompt.text('prompt', self.prompt, row)} {prompt.text('example', self.example, row)}"

@@ -155,6 +155,15 @@ def test_any_of_several_answers_is_right(tmp_path: Path) -> None:
     assert own._right(" one man. ", ["a man", "one man"])
 
 
+def test_what_is_ignored_is_no_answer(tmp_path: Path) -> None:
+    path = str(shapes.written(tmp_path, "gsm8k", [{"question": "q", "answer": ["none", "0"]}]))
+    own = ExactMatch(path=path, ignore=r"[^\d]")
+    assert not own._right("I do not know", own._problems()[0].answers)
+    assert own._right("It is 0.", own._problems()[0].answers)
+    with pytest.raises(ValueError, match=r"line 1: answer 'none' is empty without what ignore=\[\^\\d\] leaves out"):
+        ExactMatch(path=path, ignore=r"[^\d]", answer="{{ answer[0] }}").check()
+
+
 def test_several_references(tmp_path: Path) -> None:
     path = str(shapes.written(tmp_path, "boolq", [{"text": "a", "refs": ["one two", "two one"]}]))
     assert Summarization(path=path, limit=1, reference="{{ refs }}")._pairs()[0][1] == ["one two", "two one"]
