@@ -46,7 +46,7 @@ class Generation:
         return self.encoded(model)[1]
 
     def encoded(self, model: Reader) -> tuple[list[list[int]], list[str]]:
-        """The tokens of every prompt, and a note on those that lost their beginning.
+        """The tokens of every prompt, and a note on those that lost the beginning of their text.
 
         Raises ValueError when a prompt with its answer does not fit into the model's context, unless it is to be cut:
         cutting it silently would score an answer to another question.
@@ -56,14 +56,15 @@ class Generation:
             raise ValueError("prompt: the tokenizer makes no token of one of the prompts")
         room = model.context - max(self.max_new_tokens, self.spare(model) if self.too_long == CUT else 0)
         beyond = sum(len(ids) > room for ids in tokens)
-        if self.too_long == CUT and beyond and room > 0:
+        if self.too_long == CUT and beyond and room > len(around := self._turn(model, "")):
             note = f"too_long={CUT}: {beyond} of {len(tokens)} prompts lose their beginning, to {room} tokens"
-            return [ids[-room:] for ids in tokens], [note]
+            return [_shortened(ids, around, room) for ids in tokens], [note]
         longest = max(map(len, tokens))
         if longest >= model.context:
+            shorter = "a shorter system prompt" if self.too_long == CUT else f"too_long={CUT}"
             raise ValueError(
                 f"prompt: {beyond} of {len(tokens)} are too long, the longest has {longest} tokens, the model's "
-                f"context {model.context}; leave the task out, give shorter texts with path=FILE, or too_long={CUT}"
+                f"context {model.context}; leave the task out, give shorter texts with path=FILE, or {shorter}"
             )
         if longest + self.max_new_tokens > model.context:
             raise ValueError(
@@ -125,6 +126,12 @@ class Generation:
         if self.chat:
             return model.encode_prompt(text, self.system or "")
         return [*model.opening, *model.encode(f"{self.system}\n\n{text}" if self.system else text)]
+
+
+def _shortened(ids: list[int], around: list[int], room: int) -> list[int]:
+    """A prompt that lost the beginning of its text; what stands before any text, opening and system prompt, stays."""
+    head = next((i for i, pair in enumerate(zip(ids, around)) if pair[0] != pair[1]), len(around))
+    return ids[:head] + ids[head + max(0, len(ids) - room) :]
 
 
 def flaws(task: str, before: Outputs, after: Outputs) -> list[Score]:

@@ -96,5 +96,11 @@ def test_prompts_beyond_the_context_are_refused_or_cut_and_counted(tmp_path: Pat
     assert own.fit(model) == ["too_long=cut: 2 of 3 prompts lose their beginning, to 32 tokens"]
     assert [len(ids) for ids in own.encoded(model)[0]] == [5, 32, 32]
     assert own.evaluate(model, None, silent)["texts"].shape == (3,)
+    turn = Summarization(**plain | {"chat": True, "prompt": "A: {{ text }}", "system": "Be brief. "}, too_long="cut")
+    with pytest.raises(ValueError, match=r"^prompt: 3 of 3 are too long, .* 82 tokens, .* or a shorter system"):
+        turn.fit(FakeModel(context=36))
+    cut = turn.encoded(FakeModel(context=64))[0]
+    assert bytes(cut[0]) == b"Be brief. question: A: aaaaa\nanswer: "
+    assert bytes(cut[2]) == b"Be brief. question: " + b"a" * 27 + b"\nanswer: "
     with pytest.raises(ValueError, match=r"^too_long=shorten is unknown; allowed: refuse, cut"):
         Summarization(too_long="shorten")
