@@ -7,7 +7,10 @@ from typing import Any
 
 from slimrun.evaluation import prompt, tokens
 from slimrun.evaluation.base import Prefixed, Reader
+from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.source.table import Row
+
+TEXT, LETTER, NUMBER = WAYS = ("text", "letter", "number")  # that an answer may name its option in
 
 
 @dataclass(frozen=True)
@@ -59,27 +62,59 @@ class Asked:
     answer: str
     continuation: str
 
-    def question(self, row: Row) -> Question:
+    def way(self, items: Items) -> str:
+        """How the answers of the items name an option, all of them alike: as most do, `question` refuses the others.
+
+        ValueError when all fit two ways that do not name the same options.
+        """
+        named = items.made(lambda row: _named(prompt.value("answer", self.answer, row), self._options(row)))
+        best = max(WAYS, key=lambda way: sum(way in ways for ways in named))
+        for other in WAYS:
+            both = all(best in ways and other in ways for ways in named)
+            for (place, _), ways in zip(items.rows, named if both else ()):
+                if ways[other] != ways[best]:
+                    raise ValueError(
+                        f"{items.origin}, {place}: answer is the {best} of option {ways[best]} and the {other} of "
+                        f"option {ways[other]}, and in all items both fit; allowed: a template that gives a number"
+                    )
+        return best
+
+    def question(self, row: Row, way: str) -> Question:
         """The row as it is asked; ValueError names the template that does not fit it."""
+        options = self._options(row)
+        sides = [{**row, "option": option} for option in options]
+        prompts = [prompt.text("prompt", self.prompt, columns) for columns in sides]
+        continuations = [prompt.text("continuation", self.continuation, columns) for columns in sides]
+        answer = prompt.value("answer", self.answer, row)
+        named = _named(answer, options)
+        if way not in named:
+            raise ValueError(f"answer {answer!r} is no {way}, as those of other items are; allowed: one way for all")
+        return Question(prompts, continuations, options, named[way])
+
+    def _options(self, row: Row) -> list[str]:
         templates = [self.options] if isinstance(self.options, str) else map(str, self.options)
         options = [text for template in templates for text in prompt.texts("options", template, row)]
         if len(options) < 2:
             raise ValueError("options are fewer than two")
-        sides = [{**row, "option": option} for option in options]
-        prompts = [prompt.text("prompt", self.prompt, columns) for columns in sides]
-        continuations = [prompt.text("continuation", self.continuation, columns) for columns in sides]
-        return Question(prompts, continuations, options, _index(prompt.value("answer", self.answer, row), options))
+        return options
 
 
-def _index(answer: Any, options: list[str]) -> int:
-    """Which option is right: its number from 0 on, its text, or its letter."""
+def _named(answer: Any, options: list[str]) -> dict[str, int]:
+    """Which option is right, by each way in which the answer may name it; a cell of a table has numbers as text."""
+    letters, numbers = string.ascii_uppercase[: len(options)], range(len(options))
+    named = {}
     if isinstance(answer, str):
         if options.count(answer) == 1:
-            return options.index(answer)
-        if answer not in tuple(string.ascii_uppercase[: len(options)]):
-            last = string.ascii_uppercase[len(options) - 1]
-            raise ValueError(f"answer {answer!r} is no option; allowed: a number from 0, a letter to {last}, its text")
-        return string.ascii_uppercase.index(answer)
-    if not isinstance(answer, int) or not 0 <= answer < len(options):
-        raise ValueError(f"answer {answer} is out of range; allowed: 0 to {len(options) - 1}")
-    return int(answer)
+            named[TEXT] = options.index(answer)
+        if answer in tuple(letters):
+            named[LETTER] = letters.index(answer)
+        if answer.isdecimal() and int(answer) in numbers:
+            named[NUMBER] = int(answer)
+    elif isinstance(answer, int) and answer in numbers:
+        named[NUMBER] = int(answer)
+    if not named and isinstance(answer, str):
+        allowed = f"a number from 0 to {numbers[-1]}, a letter to {letters[-1]}, its text"
+        raise ValueError(f"answer {answer!r} is no option; allowed: {allowed}")
+    if not named:
+        raise ValueError(f"answer {answer} is out of range; allowed: 0 to {numbers[-1]}")
+    return named

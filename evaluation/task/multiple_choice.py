@@ -165,13 +165,14 @@ class MultipleChoice:
     def _questions(self, shots: bool = True) -> list[Question]:
         """The items, with description and examples before them."""
         selected = self._items().selected(self.limit)
-        questions = selected.made(self._asked.question)
+        way = self._asked.way(selected)
+        questions = selected.made(lambda row: self._asked.question(row, way))
         if not shots:
             return questions
         described = selected.made(lambda row: prompt.filled("description", self.description, row))
-        return [item.described(text) for item, text in zip(self._after_examples(questions, selected), described)]
+        return [item.described(text) for item, text in zip(self._after_examples(questions, selected, way), described)]
 
-    def _after_examples(self, questions: list[Question], selected: Items) -> list[Question]:
+    def _after_examples(self, questions: list[Question], selected: Items, way: str) -> list[Question]:
         examples = self._shots()
         if examples is None:
             return questions
@@ -180,7 +181,7 @@ class MultipleChoice:
         for kind in dict.fromkeys(kinds):
             alike = [example for example, own in zip(examples.rows, theirs) if own == kind]
             shown = replace(examples, rows=alike).first(self.shots)
-            before[kind] = shown.made(lambda row: self._asked.question(row).example)
+            before[kind] = shown.made(lambda row: self._asked.question(row, way).example)
         return [item.after(before[kind]) for item, kind in zip(questions, kinds)]
 
     def _kinds(self, rows: Items) -> list[str]:

@@ -80,44 +80,6 @@ def test_winogrande_scores_the_rest_after_each_name(tmp_path: Path) -> None:
     assert own.evaluate(model, None, silent)["log_probs"].tolist() == by_hand
 
 
-@pytest.mark.parametrize(
-    ("answer", "index"), [(2, 2), (True, 1), ("B", 1), ("wool", 2), ("A", 0)], ids=["number", "bool", "B", "text", "A"]
-)
-def test_an_answer_is_a_number_a_letter_or_a_text(answer: object, index: int, tmp_path: Path) -> None:
-    rows = [{"question": "q", "options": ["wood", "iron", "wool"], "answer": answer}]
-    path = shapes.written(tmp_path, "boolq", rows)
-    assert MultipleChoice(path=str(path), limit=1)._questions()[0].answer == index
-
-
-@pytest.mark.parametrize(
-    ("row", "changes", "message"),
-    [
-        ({"answer": "D"}, {}, r"answer 'D' is no option; allowed: a number from 0, a letter to C, its text"),
-        ({"answer": "1"}, {}, r"answer '1' is no option"),
-        ({"answer": 3}, {}, r"answer 3 is out of range; allowed: 0 to 2"),
-        ({"answer": 1.0}, {}, r"answer 1.0 is out of range"),
-        ({"options": ["a"]}, {}, r"options are fewer than two"),
-        ({"options": ["a", " "]}, {}, r"options is empty"),
-        ({"question": ""}, {"prompt": "{{ question }}"}, r"prompt is empty"),
-        ({}, {"prompt": "{{ frage }}"}, r"prompt: 'frage' is undefined; it has question, options, answer"),
-        ({}, {"options": "{{ options.text }}"}, r"options: 'list object' has no attribute 'text'; it has question"),
-        ({}, {"answer": "{{ options.index('x') }}"}, r"answer: 'x' is not in list; it has question"),
-        (
-            {},
-            {"prompt": "{{ question.__class__ }}"},
-            r"prompt: access to attribute '__class__' of 'str'",
-        ),
-    ],
-)
-def test_what_an_item_lacks_is_named_with_its_line(
-    row: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    whole = {"question": "q", "options": ["wood", "iron", "wool"], "answer": 0}
-    path = shapes.written(tmp_path, "boolq", [whole, whole | row])
-    with pytest.raises(ValueError, match=f"^path=.*boolq.jsonl, line [12]: {message}"):
-        MultipleChoice(path=str(path), limit=2, **changes).check()
-
-
 def test_the_last_word_is_scored_whole(tmp_path: Path) -> None:
     own, model = task("lambada", tmp_path, limit=2), FakeModel()
     assert own._pairs()[0] == ("The cat saw 0 mice, and soon there was no", " mouse")
