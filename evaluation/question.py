@@ -44,8 +44,9 @@ class Question:
             return [(prefixes[0], options)]
         return [(prefix, [option]) for prefix, option in zip(prefixes, options)]
 
-    def after(self, examples: Sequence[str]) -> "Question":
-        """The item with examples before it."""
+    def after(self, solved: Sequence["Question"]) -> "Question":
+        """The item with solved ones before it."""
+        examples = [other.example for other in solved]
         return replace(self, prompts=["\n\n".join([*examples, own]) for own in self.prompts])
 
     def described(self, text: str) -> "Question":

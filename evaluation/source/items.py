@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,11 +31,29 @@ class Items:
             raise ValueError(f"limit={limit} is out of range; allowed: 1 to {len(self.rows)}, the items of {name}")
         return replace(self, rows=[self.rows[i] for i in evenly(len(self.rows), limit)])
 
-    def first(self, shots: int) -> "Items":
-        """The first `shots` of these examples; ValueError when they are fewer."""
-        if len(self.rows) < shots:
-            raise ValueError(f"shots={shots} is out of range; allowed: 0 to {len(self.rows)}, the examples there are")
-        return replace(self, rows=self.rows[:shots])
+    def before(self, items: "Items", shots: int, make: Callable[[Row], T], by: str | None = None) -> list[list[T]]:
+        """What is made of the first `shots` of these examples for each item, which is itself none of them.
+
+        `by` names a column that item and examples have to be equal in. ValueError when there are fewer, or no such
+        column.
+        """
+        for rows in (items, self) if by else ():
+            for place, row in rows.rows:
+                if by not in row:
+                    raise ValueError(f"shots_by={by} is no column of {rows.origin}, {place}; allowed: {', '.join(row)}")
+        made: dict[str, T] = {}
+        before = []
+        for _, item in items.rows:
+            others = (placed for placed in self.rows if (not by or placed[1][by] == item[by]) and placed[1] != item)
+            shown = list(islice(others, shots))
+            if len(shown) < shots:
+                there = f"the examples there are{f' of {by}={item[by]}' if by else ''} beside the item itself"
+                raise ValueError(f"shots={shots} is out of range; allowed: 0 to {len(shown)}, {there}")
+            for place, row in shown:
+                if place not in made:
+                    [made[place]] = replace(self, rows=[(place, row)]).made(make)
+            before.append([made[place] for place, _ in shown])
+        return before
 
     def made(self, make: Callable[[Row], T]) -> list[T]:
         """What is made of every row; a ValueError names it."""

@@ -135,10 +135,12 @@ class ExactMatch(Generation):
 
     def _problems(self) -> list[Problem]:
         """The items, with the examples before them."""
-        shots = self._shots()
-        before = shots.first(self.shots).made(self._example) if shots else []
-        problems = self.items().selected(self.limit).made(self._problem)
-        return [Problem("\n\n".join([*before, item.prompt]), item.answers) for item in problems]
+        examples, selected = self._shots(), self.items().selected(self.limit)
+        problems = selected.made(self._problem)
+        if examples is None:
+            return problems
+        before = examples.before(selected, self.shots, self._example)
+        return [Problem("\n\n".join([*shown, item.prompt]), item.answers) for item, shown in zip(problems, before)]
 
     def _problem(self, row: Row) -> Problem:
         answers = prompt.texts("answer", self.answer, row)

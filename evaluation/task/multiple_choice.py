@@ -176,17 +176,8 @@ class MultipleChoice:
         examples = self._shots()
         if examples is None:
             return questions
-        kinds, theirs = self._kinds(selected), self._kinds(examples)
-        before = {}
-        for kind in dict.fromkeys(kinds):
-            alike = [example for example, own in zip(examples.rows, theirs) if own == kind]
-            shown = replace(examples, rows=alike).first(self.shots)
-            before[kind] = shown.made(lambda row: self._asked.question(row, way).example)
-        return [item.after(before[kind]) for item, kind in zip(questions, kinds)]
-
-    def _kinds(self, rows: Items) -> list[str]:
-        """What rows have to share with their examples."""
-        return [repr(row.get(self.shots_by)) if self.shots_by else "" for _, row in rows.rows]
+        solved = examples.before(selected, self.shots, lambda row: self._asked.question(row, way), self.shots_by)
+        return [item.after(shown) for item, shown in zip(questions, solved)]
 
 
 def _rows(

@@ -126,3 +126,14 @@ def written(folder: Path, name: str, rows: Rows | None = None) -> Path:
                 writer.writeheader()
                 writer.writerows(content)
     return path
+
+
+def others(rows: Rows) -> Rows:
+    """Rows to make examples of: no item is among them."""
+    return [row | {key: f"Before: {row[key]}" for key in ("question", "Question") if key in row} for row in rows]
+
+
+def examples(folder: Path, name: str) -> Path:
+    """Another file of a data set's shape, of other rows."""
+    (folder / "examples").mkdir(exist_ok=True)
+    return written(folder / "examples", name, others(SHAPES[name][1]))

@@ -48,13 +48,14 @@ def test_what_a_multiple_choice_asks(name: str, tmp_path: Path) -> None:
 
 
 def test_examples_stand_before_the_question(tmp_path: Path) -> None:
-    own = task("mmlu", tmp_path, shots=2, shots_path=str(shapes.written(tmp_path, "mmlu")))
+    own = task("mmlu", tmp_path, shots=2, shots_path=str(shapes.examples(tmp_path, "mmlu")))
     described, *asked = own._questions()[1].prompts[0].split("\n\n")
     assert described == "The following are multiple choice questions (with answers) about s1."
     assert own.protocol() != task("mmlu", tmp_path, shots=2, shots_path=own.shots_path, description="").protocol()
     with pytest.raises(ValueError, match=r"row 1: description: 'topic' is undefined; it has question"):
         task("mmlu", tmp_path, shots=0, description="{{ topic }}").check()
-    assert [text.splitlines()[0] for text in asked] == ["What is 1 + 1?", "What is 3 + 1?", "What is 1 + 1?"], "subject"
+    shown = ["Before: What is 1 + 1?", "Before: What is 3 + 1?"]
+    assert [text.splitlines()[0] for text in asked] == [*shown, "What is 1 + 1?"], "of its subject"
     assert [text.splitlines()[-1] for text in asked] == ["Answer: B", "Answer: B", "Answer:"]
     assert own.texts() == task("mmlu", tmp_path, shots=0).texts()
     assert own.protocol() != task("mmlu", tmp_path, shots=1, shots_path=own.shots_path).protocol()
@@ -62,11 +63,31 @@ def test_examples_stand_before_the_question(tmp_path: Path) -> None:
         task("mmlu", tmp_path, shots=4, shots_path=own.shots_path).check()
     with pytest.raises(ValueError, match=r"^shots=5 needs examples: allowed: shots_path=FILE, or hub.shots_split"):
         task("cmmlu", tmp_path).check()
-    sums = task("gsm8k", tmp_path, shots=1, shots_path=str(shapes.written(tmp_path, "gsm8k")))
+    sums = task("gsm8k", tmp_path, shots=1, shots_path=str(shapes.examples(tmp_path, "gsm8k")))
     assert sums._problems()[1].prompt == (
-        "Question: Ann has 0 eggs and gets 1000 more.\nAnswer: 0 + 1000\n#### 1,000\n\n"
+        "Question: Before: Ann has 0 eggs and gets 1000 more.\nAnswer: 0 + 1000\n#### 1,000\n\n"
         "Question: Ann has 1 eggs and gets 1000 more.\nAnswer:"
     )
+
+
+def test_an_item_is_no_example_of_itself(tmp_path: Path) -> None:
+    same = str(shapes.written(tmp_path, "mmlu"))
+    own = task("mmlu", tmp_path, shots=2, shots_path=same, description="", limit=6)
+    asked = [[text[8] for text in question.prompts[0].split("\n\n")] for question in own._questions()]
+    assert asked == [list(numbers) for numbers in ("240", "351", "042", "153", "024", "135")]
+    with pytest.raises(ValueError, match=r"^shots=3 .*; allowed: 0 to 2, the examples there are of subject=s0 beside"):
+        task("mmlu", tmp_path, shots=3, shots_path=same).check()
+    same = str(shapes.written(tmp_path, "gsm8k"))
+    sums = task("gsm8k", tmp_path, shots=5, shots_path=same, limit=6)._problems()
+    assert [problem.prompt.count(f"Ann has {i} eggs") for i, problem in enumerate(sums)] == [1] * 6
+    with pytest.raises(
+        ValueError, match=r"^shots=6 .*; allowed: 0 to 5, the examples there are beside the item itself"
+    ):
+        task("gsm8k", tmp_path, shots=6, shots_path=same).check()
+    with pytest.raises(
+        ValueError, match=r"^shots_by=topic is no column of path=.*, row 1; allowed: question, subject, "
+    ):
+        task("mmlu", tmp_path, shots=1, shots_path=str(shapes.examples(tmp_path, "mmlu")), shots_by="topic").check()
 
 
 def test_winogrande_scores_the_rest_after_each_name(tmp_path: Path) -> None:

@@ -45,9 +45,11 @@ def test_lm_eval_asks_and_scores_the_same(name: str, manager: Any, tmp_path: Pat
 
     shots = 2 if name in ("ceval", "cmmlu", "mmlu") else 0  # others draw their examples at random
     rows = [row | {"subject": "anatomy", "label": int(row.get("answer") is True)} for row in shapes.SHAPES[name][1]]
-    file = tmp_path / f"{name}.jsonl"
+    file, examples = tmp_path / f"{name}.jsonl", tmp_path / "examples.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    splits = dict.fromkeys(("train", "dev", "val", "validation", "test"), str(file))
+    # lm-eval shows an item to itself where it is among the examples
+    examples.write_text("".join(f"{json.dumps(row)}\n" for row in shapes.others(rows)))
+    splits = dict.fromkeys(("train", "val", "validation", "test"), str(file)) | {"dev": str(examples)}
     yaml = {"task": "own", "include": str(manager.task_index[THEIRS[name]].yaml_path), "num_fewshot": shots,
             "dataset_path": "json", "dataset_name": None,
             "dataset_kwargs": {"data_files": splits, "cache_dir": str(tmp_path / "cache")}}  # fmt: skip
@@ -58,7 +60,7 @@ def test_lm_eval_asks_and_scores_the_same(name: str, manager: Any, tmp_path: Pat
 
     given = {key: value for key, value in test_tasks.keys_of(name).items() if key not in ("_target_", "hub")}
     own = {"path": str(file), "limit": len(rows)} | (
-        {"shots": shots, "shots_path": str(file)} if "shots" in given else {}
+        {"shots": shots, "shots_path": str(examples)} if "shots" in given else {}
     )
     if name in ("ceval", "cmmlu"):  # theirs names the subject, which no column does
         own["description"] = theirs.config.description
