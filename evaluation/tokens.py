@@ -6,6 +6,9 @@ import numpy as np
 
 from slimrun.evaluation.base import Outputs, Reader
 
+# of them no tokenizer joins all; one that marks each beginning gives none of them as it gives their halves
+UNSPACED = (("a", "1"), ("：", "A"), (")", "b"))
+
 
 def front(model: Reader, prefix: str | None) -> list[int]:
     """The tokens before each text: those of a prefix ("[gMASK] sop", "" for none); None: what the tokenizer puts there.
@@ -29,10 +32,14 @@ def continued(model: Reader, before: str, after: str) -> list[int]:
     """The tokens of a text that goes on after another one.
 
     Encoded together and cut where the tokenizer marks the beginning of a text (SentencePiece puts a space there, which
-    would come twice); apart elsewhere.
+    would come twice, or where there is none); apart elsewhere.
     """
-    if model.encode("a b") == model.encode("a") + model.encode(" b"):
+    if _apart(model, "a", " b") and any(_apart(model, *pair) for pair in UNSPACED):
         return model.encode(after)
     start, whole = model.encode(before), model.encode(before + after)
     # the first tokens of `after` may have changed the last one of `before`: then it is no continuation of its tokens
     return whole[len(start) :] if whole[: len(start)] == start else model.encode(after)
+
+
+def _apart(model: Reader, before: str, after: str) -> bool:
+    return model.encode(before + after) == model.encode(before) + model.encode(after)

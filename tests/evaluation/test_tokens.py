@@ -4,6 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace, PreTokenizer
+from tokenizers.trainers import BpeTrainer
 
 from slimrun.evaluation import tokens
 from slimrun.evaluation.task.exact_match import ExactMatch
@@ -28,10 +32,36 @@ class Marked(FakeModel):
         return list(f"_{text}".replace(" ", "_").encode())
 
 
+class MarkedOnce(FakeModel):
+    """One that takes a space at the beginning for the mark, as Metaspace of the library tokenizers does."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(f"_{text.removeprefix(' ')}".replace(" ", "_").encode())
+
+
 def test_an_option_goes_on_after_its_prompt() -> None:
     assert tokens.continued(FakeModel(), "Answer:", " B") == [32, 66]
     assert tokens.continued(Marked(), "Answer:", " B") == [SPACE, 66], "encoded apart it would begin with two marks"
     assert tokens.continued(Marked(), "答案：", "B") == [66], "and here with one that is not in the text"
+    assert tokens.continued(MarkedOnce(), "Answer:", " B") == [SPACE, 66]
+    assert tokens.continued(MarkedOnce(), "答案：", "B") == [66]
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        *(Metaspace(prepend_scheme=scheme) for scheme in ("always", "first", "never")),
+        *(ByteLevel(add_prefix_space=spaced) for spaced in (True, False)),
+    ],
+)
+def test_so_it_does_with_the_tokenizers_there_are(split: PreTokenizer) -> None:
+    read, model = Tokenizer(BPE()), FakeModel()
+    read.pre_tokenizer = split
+    read.train_from_iterator(["Answer: A B", "案 ： A a 1 b )"] * 9, BpeTrainer(show_progress=False))
+    model.encode = lambda text: read.encode(text).ids  # type: ignore[method-assign]
+    [spaced] = tokens.continued(model, "Answer:", " B")
+    assert read.id_to_token(spaced) in ("▁B", "ĠB")
+    assert [read.id_to_token(token) for token in tokens.continued(model, "案：", "A")] == ["A"]
 
 
 def test_what_the_tokenizer_puts_before_a_text_is_there_and_in_the_signature() -> None:
