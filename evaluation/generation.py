@@ -125,7 +125,10 @@ class Generation:
         """The tokens of a prompt: as a user's turn after a system's, or as plain text."""
         if self.chat:
             return model.encode_prompt(text, self.system or "")
-        return [*model.opening, *model.encode(f"{self.system}\n\n{text}" if self.system else text)]
+        return [*model.opening, *model.encode(self._without_turn(text))]
+
+    def _without_turn(self, text: str) -> str:
+        return f"{self.system}\n\n{text}" if self.system else text
 
 
 def _shortened(ids: list[int], around: list[int], room: int) -> list[int]:

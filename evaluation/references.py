@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from slimrun.evaluation import statistics
+from slimrun.evaluation import statistics, tokens
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, at_least, batches
 from slimrun.evaluation.comparison import Margin, Metrics, Score
 from slimrun.evaluation.generation import NOISE_ITEMS, Generation, examples
@@ -41,13 +41,12 @@ class Referenced(Generation):
     def fit(self, model: Reader) -> list[str]:
         """ValueError when a prompt with its answer or its reference is longer than the model's context."""
         prompts, notes = self.encoded(model)
-        for asked, (reference, *_) in zip(prompts, self.references()):
-            tokens = model.encode(reference)
-            if not tokens:
-                raise ValueError(f"prompt: the tokenizer makes no token of {reference!r}")
-            if len(asked) + len(tokens) > model.context:
+        for asked, reference, (text, *_) in zip(prompts, self._expected(model), self.references()):
+            if not reference:
+                raise ValueError(f"prompt: the tokenizer makes no token of {text!r}")
+            if len(asked) + len(reference) > model.context:
                 raise ValueError(
-                    f"prompt: one with its reference has {len(asked) + len(tokens)} tokens, the model's context "
+                    f"prompt: one with its reference has {len(asked) + len(reference)} tokens, the model's context "
                     f"{model.context}; leave the task out, or give shorter texts with path=FILE"
                 )
         return notes
@@ -58,7 +57,7 @@ class Referenced(Generation):
 
     def spare(self, model: Reader) -> int:
         """Those of the longest reference."""
-        return max(len(model.encode(several[0])) for several in self.references())
+        return max(map(len, self._expected(model)))
 
     def references(self) -> list[list[str]]:
         """The texts that count as right, item by item."""
@@ -84,8 +83,7 @@ class Referenced(Generation):
         Also vocabulary [1], the number of tokens that the head chooses from; and moves [k], what the first ones change
         by when the model is disturbed, if that is asked for.
         """
-        prompts = self.encoded(model)[0]
-        texts = list(zip(prompts, (model.encode(several[0]) for several in self.references())))
+        texts = list(zip(self.encoded(model)[0], self._expected(model)))
         means, vocabulary = _mean_log_probs(model, texts)
         outputs: Outputs = {"reference_log_probs": means, "vocabulary": np.array([vocabulary])}
         outputs["reference_tokens"] = np.array([len(reference) for _, reference in texts])
@@ -95,6 +93,13 @@ class Referenced(Generation):
             if moved:
                 outputs["moves"] = means[: len(again)] - again
         return outputs
+
+    def _expected(self, model: Reader) -> list[list[int]]:
+        """The tokens of each item's first reference, after its prompt or as the answer to a turn."""
+        first = [several[0] for several in self.references()]
+        if self.chat:
+            return [model.encode(text) for text in first]
+        return [tokens.continued(model, self._without_turn(asked), text) for asked, text in zip(self.prompts(), first)]
 
     def likelihood_row(self, name: str, before: Outputs, after: Outputs, signature: str) -> Score:
         """The perplexity of the references, over their tokens: those of one reference are alike."""

@@ -116,6 +116,13 @@ def test_a_prompt_is_a_turn_or_plain_text_with_a_system_prompt_or_without(tmp_pa
     assert bytes(ExactMatch(**plain, chat=False, system="S").encoded(model)[0][0]) == b"S\n\na"
 
 
+def test_a_reference_goes_on_after_a_plain_prompt(tmp_path: Path) -> None:
+    path = str(shapes.written(tmp_path, "boolq", [{"text": "a", "summary": "b"}]))
+    own = Summarization(path=path, limit=1, prompt="{{ text }}：", chat=False)
+    assert own._expected(Marked()) == [[98]]
+    assert Summarization(path=path, limit=1)._expected(Marked()) == [[SPACE, 98]], "the template may end in anything"
+
+
 def test_prompts_beyond_the_context_are_refused_or_cut_and_counted(tmp_path: Path) -> None:
     rows = [{"text": "a" * length, "summary": "b"} for length in (5, 40, 50)]
     path, model = str(shapes.written(tmp_path, "boolq", rows)), FakeModel(context=40)
