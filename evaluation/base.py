@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from itertools import chain, islice, repeat
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +26,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 Prefixed = tuple[Sequence[int], Sequence[Sequence[int]]]  # tokens of a prefix, and of the options after it
 
 T = TypeVar("T")
-PROTOCOL_VERSION = 5  # raise it when the same settings begin to give other outputs
+PROTOCOL_VERSION = 6  # raise it when the same settings begin to give other outputs
 
 
 class Reader(Protocol):
@@ -172,6 +173,11 @@ def protocol_of(task: Any, data_sha256: str, *, without: Sequence[str]) -> str:
         "sha256": data_sha256,
     }
     return json.dumps({**kept, **facts}, sort_keys=True)
+
+
+def signed(signature: str, protocol: str) -> str:
+    """A signature that ends with the hash of the protocol: scores of equal ones come of the same settings and data."""
+    return f"{signature}|protocol:{sha256(protocol.encode()).hexdigest()[:12]}"
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]:

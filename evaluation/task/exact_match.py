@@ -8,7 +8,7 @@ import numpy as np
 import regex
 
 from slimrun.evaluation import prompt
-from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, at_least, protocol_of
+from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, at_least, protocol_of, signed
 from slimrun.evaluation.comparison import Report
 from slimrun.evaluation.generation import Generation, examples, flaws
 from slimrun.evaluation.metric.accuracy import Hits, accuracy, within_margin
@@ -80,7 +80,7 @@ class ExactMatch(Generation):
         sides = [outputs["texts"].tolist() for outputs in (float_outputs, quant_outputs)]
         was, now = (self._hits(texts, problems) for texts in sides)
         floor = within_margin(was, self.margin_points)
-        signature = self._signature(float_outputs)
+        signature = signed(self._signature(float_outputs), self.protocol())
         own, metrics = accuracy(name, was, now, margin_points=self.margin_points, floor=floor, signature=signature)
         if "again" in quant_outputs:
             again = self._hits(quant_outputs["again"].tolist(), problems)

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimrun.evaluation import prompt, tokens
-from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, Reference, at_least, finite, protocol_of
+from slimrun.evaluation.base import (
+    LanguageModel,
+    Outputs,
+    Progress,
+    Reader,
+    Reference,
+    at_least,
+    finite,
+    protocol_of,
+    signed,
+)
 from slimrun.evaluation.comparison import Report
 from slimrun.evaluation.metric import fidelity
 from slimrun.evaluation.metric.accuracy import accuracy, within_margin
@@ -78,7 +88,7 @@ class LastWord:
         was, now = float_outputs["right"], quant_outputs["right"]
         floor = within_margin(was, self.margin_points)
         how = f"last-word|items:{len(was)}|{tokens.told(float_outputs)}|text:{self.text!r}"
-        signature = f"{how}|data:{self._items().sha256[:12]}"
+        signature = signed(f"{how}|data:{self._items().sha256[:12]}", self.protocol())
         own, metrics = accuracy(name, was, now, margin_points=self.margin_points, floor=floor, signature=signature)
         word = fidelity.perplexities(name, "word perplexity", float_outputs["log_probs"], quant_outputs["log_probs"])
         metrics |= {f"{name}/word_ppl_float": word.float_value, f"{name}/word_ppl_quant": word.quant_value}

@@ -21,6 +21,7 @@ from slimrun.evaluation.base import (
     finite,
     one_of,
     protocol_of,
+    signed,
 )
 from slimrun.evaluation.comparison import Metrics, Report, Score
 from slimrun.evaluation.metric.accuracy import Hits, accuracy, answer_probability, at_chance
@@ -134,7 +135,7 @@ class MultipleChoice:
         chosen = {rule: [_choices(questions, side, rule) for side in sides] for rule in (False, True)}
         answers = np.array([item.answer for item in questions])
         right = {rule: [choice == answers for choice in pair] for rule, pair in chosen.items()}
-        signature = self._signature(len(questions), tokens.told(float_outputs))
+        signature = signed(self._signature(len(questions), tokens.told(float_outputs)), self.protocol())
         rows, metrics = _rows(self, name, (float_outputs, quant_outputs), right[self.normalize], signature)
         for rule, label in ((False, "plain"), (True, "normalized")):
             for side, hits in zip(("float", "quant"), right[rule]):

@@ -19,6 +19,7 @@ from slimrun.evaluation.base import (
     batches,
     one_of,
     protocol_of,
+    signed,
 )
 from slimrun.evaluation.comparison import Report
 from slimrun.evaluation.metric import fidelity
@@ -151,7 +152,7 @@ class Perplexity:
             margin_pct=self.margin_pct,
             chance=float(float_outputs.get("vocabulary", [np.inf])[0]),
             noise=noise,
-            signature=self._signature(float_outputs),
+            signature=signed(self._signature(float_outputs), self.protocol()),
             clusters=clusters,
         )
         if "kl" not in quant_outputs:

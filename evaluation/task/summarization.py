@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from slimrun.evaluation import prompt, statistics
-from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, finite, one_of, protocol_of
+from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, finite, one_of, protocol_of, signed
 from slimrun.evaluation.comparison import Report, paired
 from slimrun.evaluation.generation import flaws
 from slimrun.evaluation.metric import rouge
@@ -64,9 +64,8 @@ class Summarization(Referenced):
         finite(name, float_outputs, quant_outputs, "reference_log_probs")
         was, now = float_outputs["texts"].tolist(), quant_outputs["texts"].tolist()
         before, after = rouge.rouge(was, references), rouge.rouge(now, references)
-        signature = (
-            f"{rouge.rouge_signature()}|judged:{self.judged_by}|prompt:{self.prompt!r}|{self.how(float_outputs)}"
-        )
+        how = f"judged:{self.judged_by}|prompt:{self.prompt!r}|{self.how(float_outputs)}"
+        signature = signed(f"{rouge.rouge_signature()}|{how}", self.protocol())
         likelihood = self.likelihood_row(name, float_outputs, quant_outputs, signature)
         text = paired(
             name,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from slimrun.evaluation import language, prompt, statistics
-from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, finite, one_of, protocol_of
+from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reference, finite, one_of, protocol_of, signed
 from slimrun.evaluation.comparison import Margin, Report, Score, scored
 from slimrun.evaluation.generation import flaws
 from slimrun.evaluation.language import normalized
@@ -101,7 +101,7 @@ class Translation(Referenced):
             told[f"{name}/{key}_quant"], signature = bleu.corpus_score(scorer, now, references)
             signatures.append(f"{key}={signature}")
         how = f"direction:{self.source}-{self.target}|judged:{self.judged_by}|prompt:{self.prompt!r}"
-        signature = "; ".join([*signatures, f"{how}|{self.how(float_outputs)}"])
+        signature = signed("; ".join([*signatures, f"{how}|{self.how(float_outputs)}"]), self.protocol())
         likelihood = self.likelihood_row(name, float_outputs, quant_outputs, signature)
         again = quant_outputs["again"].tolist() if "again" in quant_outputs else None
         text, chance = _bleu(name, scorers["bleu"], (was, now, again), references, self.margin("BLEU"), signature)

@@ -27,5 +27,5 @@ def test_a_template_that_reads_the_clock_asks_the_same_of_both_models_and_says_t
     with Stages() as stages:
         result = experiment.run(tmp_path / "out", stages, outline)
     assert result.metrics["translation/reference_ppl_float"] == result.metrics["translation/reference_ppl_quant"]
-    assert str(result.metrics["translation/signature"]).endswith("|date:2024-07-26")
+    assert "|date:2024-07-26|" in str(result.metrics["translation/signature"])
     assert result.warnings.count(note) == 1
