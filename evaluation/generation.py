@@ -10,6 +10,7 @@ from slimrun.evaluation.comparison import Score, paired
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.source.items import Items
+from slimrun.evaluation.tokens import dated, told_date
 
 REFUSE, CUT = TOO_LONG = ("refuse", "cut")
 NOISE_ITEMS = 4  # that are answered again by the disturbed model, and whose references it reads
@@ -99,7 +100,7 @@ class Generation:
         texts = [model.decode(ids).strip() for ids in written]
         cut = [len(ids) >= self.max_new_tokens for ids in written]
         outputs: Outputs = {"texts": np.array(texts, dtype=np.str_), "cut": np.array(cut)}  # saved without pickle
-        return outputs | ({"date": np.array([model.prompt_date])} if model.prompt_date else {})
+        return outputs | (dated(model) if self.chat else {})
 
     def disturbed_answers(self, model: LanguageModel) -> Outputs:
         """again [k]: what the first items are answered when the model is disturbed; nothing where it cannot be."""
@@ -111,10 +112,10 @@ class Generation:
 
     def how(self, outputs: Outputs) -> str:
         """What a signature says of how the answers came about, with the date that a chat template put into prompts."""
-        dated = f"|date:{outputs['date'][0]}" if "date" in outputs else ""
         return (
             f"answers:{len(outputs['texts'])}|greedy|max_new_tokens:{self.max_new_tokens}|batch:{self.batch}|"
-            f"chat:{self.chat}|too_long:{self.too_long}|system:{self.system!r}|data:{self.items().sha256[:12]}{dated}"
+            f"chat:{self.chat}|too_long:{self.too_long}|system:{self.system!r}|data:{self.items().sha256[:12]}"
+            f"{told_date(outputs)}"
         )
 
     def items(self) -> Items:

@@ -28,6 +28,16 @@ def told(outputs: Outputs) -> str:
     return f"front:{','.join(map(str, outputs['front']))}" if "front" in outputs else "bos:no"
 
 
+def dated(model: Reader) -> Outputs:
+    """date: the one that prompts through the chat template state; nothing where they state none."""
+    return {"date": np.array([model.prompt_date])} if model.prompt_date else {}
+
+
+def told_date(outputs: Outputs) -> str:
+    """What a signature says of the date in prompts."""
+    return f"|date:{outputs['date'][0]}" if "date" in outputs else ""
+
+
 def continued(model: Reader, before: str, after: str) -> list[int]:
     """The tokens of a text that goes on after another one.
 

@@ -116,7 +116,8 @@ class MultipleChoice:
         for done, parts in enumerate(asked, start=1):
             sums += _sums(chain(*islice(log_probs, len(parts))))
             progress(done, len(questions))
-        outputs: Outputs = {"log_probs": np.array(sums)} | tokens.kept([] if self.chat else front)
+        outputs: Outputs = {"log_probs": np.array(sums)}
+        outputs |= tokens.dated(model) if self.chat else tokens.kept(front)
         return outputs | (self._moves(model, asked[:NOISE_ITEMS], outputs["log_probs"]) if reference else {})
 
     def _moves(self, model: LanguageModel, asked: list[list[Prefixed]], log_probs: Values) -> Outputs:
@@ -135,7 +136,7 @@ class MultipleChoice:
         chosen = {rule: [_choices(questions, side, rule) for side in sides] for rule in (False, True)}
         answers = np.array([item.answer for item in questions])
         right = {rule: [choice == answers for choice in pair] for rule, pair in chosen.items()}
-        signature = signed(self._signature(len(questions), tokens.told(float_outputs)), self.protocol())
+        signature = signed(self._signature(len(questions), float_outputs), self.protocol())
         rows, metrics = _rows(self, name, (float_outputs, quant_outputs), right[self.normalize], signature)
         for rule, label in ((False, "plain"), (True, "normalized")):
             for side, hits in zip(("float", "quant"), right[rule]):
@@ -144,13 +145,14 @@ class MultipleChoice:
             metrics[f"{name}/answer_log_prob_{side}"] = _answer_log_prob(questions, log_probs)
         return Report(metrics, rows, _samples(questions, *chosen[self.normalize]))
 
-    def _signature(self, count: int, front: str) -> str:
+    def _signature(self, count: int, outputs: Outputs) -> str:
         rule = "per-character" if self.normalize else "sum"
         return (
             f"judged:{self.judged_by}|items:{count}|shots:{self.shots}|norm:{rule}|"
             f"score:{self.continuation!r} of {self.options}|"
             f"{f'description:{self.description!r}|' if self.description else ''}"
-            f"{'chat' if self.chat else front}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
+            f"{'chat' if self.chat else tokens.told(outputs)}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
+            f"{tokens.told_date(outputs)}"
         )
 
     def _items(self) -> Items:

@@ -237,15 +237,16 @@ def test_fewer_windows_than_asked_for_are_said(tmp_path: Path) -> None:
     assert note == "windows=9 asked for, the text gives 3"
 
 
-@pytest.mark.parametrize("name", ["summarization", "translation"])
+@pytest.mark.parametrize("name", ["summarization", "translation", "multiple_choice"])
 def test_a_date_that_stands_in_the_prompts_stands_in_the_signature(name: str) -> None:
-    task, model = small(name), FakeModel()
+    task, model = small(name, chat=True), FakeModel()
     undated = task.evaluate(model, None, silent)
     model.prompt_date = "2001-02-03"
     dated = task.evaluate(model, None, silent)
     signatures = [str(task.compare(name, side, side).metrics[f"{name}/signature"]) for side in (undated, dated)]
     assert "date:" not in signatures[0]
     assert signatures[0] == signatures[1].replace("|date:2001-02-03|", "|")
+    assert "date" not in small(name, chat=False).evaluate(model, None, silent), "of prompts of another task"
 
 
 def signature(name: str, **changes: Any) -> str:
