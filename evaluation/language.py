@@ -14,6 +14,11 @@ NAMES = {
     "ru": "Russian",
     "ko": "Korean",
     "th": "Thai",
+    "lo": "Lao",
+    "my": "Burmese",
+    "km": "Khmer",
+    "bo": "Tibetan",
+    "yue": "Cantonese",
 }
 _OF_THREE = {
     "eng": "en",
@@ -31,6 +36,12 @@ _OF_THREE = {
     "rus": "ru",
     "kor": "ko",
     "tha": "th",
+    "lao": "lo",
+    "mya": "my",
+    "bur": "my",
+    "khm": "km",
+    "bod": "bo",
+    "tib": "bo",
 }  # ISO 639-3 and 639-2/B
 
 

@@ -83,6 +83,30 @@ def test_korean_and_thai_are_guarded_too(language: str, text: str, allowed: str)
     assert {float(values[0]) for values in rouge([text], [[text]]).values()} == {100}
 
 
+@pytest.mark.parametrize(
+    ("code", "language", "text"),
+    [
+        ("lao_Laoo", "Lao", "ມະນຸດທຸກຄົນເກີດມາມີກຽດສັກສີ"),
+        ("mya_Mymr", "Burmese", "လူတိုင်းသည်တူညီလွတ်လပ်သော"),
+        ("bur", "Burmese", "လူတိုင်းသည်တူညီလွတ်လပ်သော"),
+        ("khm_Khmr", "Khmer", "មនុស្សទាំងអស់កើតមកមានសេរីភាព"),
+    ],
+)
+def test_a_language_without_spaces_goes_by_any_of_its_codes_too(code: str, language: str, text: str) -> None:
+    assert (name(code), bleu.bleu_tokenizer(code)) == (language, "char")
+    bleu.require_tokenizer(bleu.bleu_tokenizer(code), [text])
+    with pytest.raises(ValueError, match=r"^tokenizer=13a cannot score text with"):
+        bleu.require_tokenizer("13a", [text])
+
+
+def test_tibetan_is_never_scored_between_spaces() -> None:
+    text = "འགྲོ་བ་མིའི་རིགས་རྒྱུད་ཡོངས་ལ་སྐྱེས་ཙམ་ཉིད་ནས་ཆེ་མཐོངས་དང༌།"
+    with pytest.raises(ValueError, match=r"^tokenizer=13a cannot score text with .*; allowed: char"):
+        bleu.require_tokenizer("13a", [text])
+    assert "་" not in words(text)
+    assert (normalized("bod_Tibt"), name("bo"), name("yue_Hant")) == ("bo", "Tibetan", "Cantonese")
+
+
 @pytest.mark.parametrize("code", ["zh", "zh-CN", "zh_Hant", "ZH", "zho_Hans", "cmn"])
 def test_languages_by_any_of_their_codes(code: str) -> None:
     assert (normalized(code), name(code), bleu.bleu_tokenizer(code)) == ("zh", "Chinese", "zh")
