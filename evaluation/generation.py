@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slimrun.evaluation import tokens
 from slimrun.evaluation.base import LanguageModel, Outputs, Progress, Reader, at_least, batches, one_of
 from slimrun.evaluation.comparison import Score, paired
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.source.items import Items
-from slimrun.evaluation.tokens import dated, told_date
 
 REFUSE, CUT = TOO_LONG = ("refuse", "cut")
 NOISE_ITEMS = 4  # that are answered again by the disturbed model, and whose references it reads
@@ -24,6 +24,7 @@ class Generation:
     hub: Hub | None = None
     limit: int | None = 20
     chat: bool = True
+    prefix: str | None = None
     system: str | None = None
     too_long: str = REFUSE
     max_new_tokens: int = 128
@@ -37,6 +38,8 @@ class Generation:
                 at_least(key, getattr(self, key), 1)
         at_least("margin_points", self.margin_points, 0)
         one_of("too_long", self.too_long, TOO_LONG)
+        if self.chat and self.prefix is not None:
+            raise ValueError(f"prefix={self.prefix} is for plain text; allowed: null, or chat=false")
 
     def prompts(self) -> list[str]:
         """What the model is asked, item by item."""
@@ -52,19 +55,19 @@ class Generation:
         Raises ValueError when a prompt with its answer does not fit into the model's context, unless it is to be cut:
         cutting it silently would score an answer to another question.
         """
-        tokens = [self._turn(model, prompt) for prompt in self.prompts()]
-        if not all(tokens):
+        every = [self._turn(model, prompt) for prompt in self.prompts()]
+        if not all(every):
             raise ValueError("prompt: the tokenizer makes no token of one of the prompts")
         room = model.context - max(self.max_new_tokens, self.spare(model) if self.too_long == CUT else 0)
-        beyond = sum(len(ids) > room for ids in tokens)
+        beyond = sum(len(ids) > room for ids in every)
         if self.too_long == CUT and beyond and room > len(around := self._turn(model, "")):
-            note = f"too_long={CUT}: {beyond} of {len(tokens)} prompts lose their beginning, to {room} tokens"
-            return [_shortened(ids, around, room) for ids in tokens], [note]
-        longest = max(map(len, tokens))
+            note = f"too_long={CUT}: {beyond} of {len(every)} prompts lose their beginning, to {room} tokens"
+            return [_shortened(ids, around, room) for ids in every], [note]
+        longest = max(map(len, every))
         if longest >= model.context:
             shorter = "a shorter system prompt" if self.too_long == CUT else f"too_long={CUT}"
             raise ValueError(
-                f"prompt: {beyond} of {len(tokens)} are too long, the longest has {longest} tokens, the model's "
+                f"prompt: {beyond} of {len(every)} are too long, the longest has {longest} tokens, the model's "
                 f"context {model.context}; leave the task out, give shorter texts with path=FILE, or {shorter}"
             )
         if longest + self.max_new_tokens > model.context:
@@ -72,7 +75,7 @@ class Generation:
                 f"max_new_tokens={self.max_new_tokens} is out of range; allowed: 1 to {model.context - longest}, "
                 f"the model's context of {model.context} less the longest prompt"
             )
-        return tokens, []
+        return every, []
 
     def spare(self, model: Reader) -> int:
         """Tokens that have to fit behind a prompt beside those of its answer."""
@@ -88,34 +91,35 @@ class Generation:
         date: the one that the prompts state, if any. Prompts of about one length go together: less is padding.
         """
         every, _ = self.encoded(model)
-        tokens = [every[i] for i in self.answered(len(every))]
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        written: list[list[int]] = [[] for _ in tokens]
+        asked = [every[i] for i in self.answered(len(every))]
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
+        written: list[list[int]] = [[] for _ in asked]
         done = 0
         for group, count in batches(order, self.batch):
-            for i, ids in zip(group[:count], model.generate([tokens[i] for i in group], self.max_new_tokens)):
+            for i, ids in zip(group[:count], model.generate([asked[i] for i in group], self.max_new_tokens)):
                 written[i] = ids
             done += count
-            progress(done, len(tokens))
+            progress(done, len(asked))
         texts = [model.decode(ids).strip() for ids in written]
         cut = [len(ids) >= self.max_new_tokens for ids in written]
         outputs: Outputs = {"texts": np.array(texts, dtype=np.str_), "cut": np.array(cut)}  # saved without pickle
-        return outputs | (dated(model) if self.chat else {})
+        return outputs | (tokens.dated(model) if self.chat else tokens.kept(tokens.front(model, self.prefix)))
 
     def disturbed_answers(self, model: LanguageModel) -> Outputs:
         """again [k]: what the first items are answered when the model is disturbed; nothing where it cannot be."""
         every = self.encoded(model)[0]
-        tokens = [every[i] for i in self.answered(len(every))[:NOISE_ITEMS]]
+        asked = [every[i] for i in self.answered(len(every))[:NOISE_ITEMS]]
         with model.disturbed() as moved:
-            texts = [model.decode(ids).strip() for ids in model.generate(tokens, self.max_new_tokens)] if moved else []
+            texts = [model.decode(ids).strip() for ids in model.generate(asked, self.max_new_tokens)] if moved else []
         return {"again": np.array(texts, dtype=np.str_)} if moved else {}
 
     def how(self, outputs: Outputs) -> str:
         """What a signature says of how the answers came about, with the date that a chat template put into prompts."""
+        front = "" if self.chat else f"{tokens.told(outputs)}|"
         return (
             f"answers:{len(outputs['texts'])}|greedy|max_new_tokens:{self.max_new_tokens}|batch:{self.batch}|"
-            f"chat:{self.chat}|too_long:{self.too_long}|system:{self.system!r}|data:{self.items().sha256[:12]}"
-            f"{told_date(outputs)}"
+            f"chat:{self.chat}|{front}too_long:{self.too_long}|system:{self.system!r}|"
+            f"data:{self.items().sha256[:12]}{tokens.told_date(outputs)}"
         )
 
     def items(self) -> Items:
@@ -126,7 +130,7 @@ class Generation:
         """The tokens of a prompt: as a user's turn after a system's, or as plain text."""
         if self.chat:
             return model.encode_prompt(text, self.system or "")
-        return [*model.opening, *model.encode(self._without_turn(text))]
+        return [*tokens.front(model, self.prefix), *model.encode(self._without_turn(text))]
 
     def _without_turn(self, text: str) -> str:
         return f"{self.system}\n\n{text}" if self.system else text

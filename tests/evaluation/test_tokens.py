@@ -116,6 +116,24 @@ def test_a_prompt_is_a_turn_or_plain_text_with_a_system_prompt_or_without(tmp_pa
     assert bytes(ExactMatch(**plain, chat=False, system="S").encoded(model)[0][0]) == b"S\n\na"
 
 
+def test_a_plain_prompt_has_a_prefix_and_says_so(tmp_path: Path) -> None:
+    path = str(shapes.written(tmp_path, "boolq", [{"text": "a", "summary": "b", "question": "a", "answer": "b"}]))
+    plain = {"path": path, "limit": 1, "prompt": "{{ text }}", "chat": False}
+    model = FakeModel()
+    model.opening = [1]
+    for prefix, before, told in (
+        (None, b"\1", "|front:1|"),
+        ("", b"", "|bos:no|"),
+        ("<s>", b"<s>", "|front:60,115,62|"),
+    ):
+        for own in (Summarization(**plain, prefix=prefix), ExactMatch(**plain, prefix=prefix)):
+            assert bytes(own.encoded(model)[0][0]) == before + b"a"
+            outputs = own.evaluate(model, None, silent)
+            assert told in str(own.compare("t", outputs, outputs).metrics["t/signature"])
+    with pytest.raises(ValueError, match=r"^prefix=<s> is for plain text; allowed: null, or chat=false"):
+        Summarization(prefix="<s>")
+
+
 def test_a_reference_goes_on_after_a_plain_prompt(tmp_path: Path) -> None:
     path = str(shapes.written(tmp_path, "boolq", [{"text": "a", "summary": "b"}]))
     own = Summarization(path=path, limit=1, prompt="{{ text }}：", chat=False)
