@@ -44,9 +44,9 @@ def accuracy(
     beside = {
         f"{task}/accuracy_float": row.float_value,
         f"{task}/accuracy_quant": row.quant_value,
-        f"{task}/accuracy_p_value": statistics.mcnemar(lost, gained),
+        f"{task}/accuracy_p_value": row.p_value,
     }
-    return row, beside | flips
+    return row, {key: value for key, value in beside.items() if value is not None} | flips
 
 
 def answer_probability(

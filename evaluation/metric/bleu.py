@@ -22,20 +22,20 @@ LIMIT = 0.2
 SCRIPTS = {  # what they are called, their characters, the tokenizers that can split them
     "Chinese or Japanese": (CJK, "zh, char, ja-mecab"),
     "Korean": (HANGUL, "ko-mecab, char"),
-    "Thai, Lao, Burmese or Khmer": (SOUTH_EAST, "char"),
+    "Thai, Lao, Burmese, Khmer or Tibetan": (SOUTH_EAST, "char"),
 }
 
 
 def bleu_tokenizer(language: str) -> str:
     """sacrebleu's tokenizer for a target language; it never chooses one by itself from Python."""
     match normalized(language):
-        case "zh":
+        case "zh" | "yue":
             return "zh"
         case "ja":
             return "ja-mecab" if find_spec("MeCab") else "char"
         case "ko":
             return "ko-mecab" if find_spec("mecab_ko") else "char"
-        case "th" | "lo" | "my" | "km":
+        case "th" | "lo" | "my" | "km" | "bo":
             return "char"
         case _:
             return "13a"
@@ -43,7 +43,7 @@ def bleu_tokenizer(language: str) -> str:
 
 def translation_metrics(language: str, tokenizer: str) -> dict[str, Any]:
     """The four metrics by their key, each with the settings the language needs."""
-    asian = normalized(language) in ("zh", "ja")
+    asian = normalized(language) in ("zh", "yue", "ja")
     return {
         "bleu": BLEU(tokenize=tokenizer),
         "chrf": CHRF(),

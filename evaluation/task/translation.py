@@ -106,10 +106,9 @@ class Translation(Referenced):
         again = quant_outputs["again"].tolist() if "again" in quant_outputs else None
         text, chance = _bleu(name, scorers["bleu"], (was, now, again), references, self.margin("BLEU"), signature)
         rows, metrics = self.rows(likelihood, text, "bleu")
-        told |= {
-            f"{name}/p_randomization": chance,
-            f"{name}/bleu_self": float(scorers["bleu"].corpus_score(now, [was]).score),
-        }
+        told[f"{name}/bleu_self"] = float(scorers["bleu"].corpus_score(now, [was]).score)
+        if text.p_value is not None:
+            told[f"{name}/p_randomization"] = chance
         rows += flaws(name, float_outputs, quant_outputs)
         return Report(told | metrics, rows, self.samples(self.texts(), float_outputs, quant_outputs))
 

@@ -104,7 +104,13 @@ def test_tibetan_is_never_scored_between_spaces() -> None:
     with pytest.raises(ValueError, match=r"^tokenizer=13a cannot score text with .*; allowed: char"):
         bleu.require_tokenizer("13a", [text])
     assert "་" not in words(text)
-    assert (normalized("bod_Tibt"), name("bo"), name("yue_Hant")) == ("bo", "Tibetan", "Cantonese")
+    bleu.require_tokenizer(bleu.bleu_tokenizer("bod_Tibt"), [text])
+    assert (normalized("bod_Tibt"), name("bo")) == ("bo", "Tibetan")
+
+
+def test_cantonese_is_another_language_than_chinese_and_split_as_it_is() -> None:
+    assert (normalized("yue_Hant"), name("yue_Hant"), bleu.bleu_tokenizer("yue_Hant")) == ("yue", "Cantonese", "zh")
+    assert "asian:yes" in bleu.corpus_score(bleu.translation_metrics("yue", "zh")["ter"], ["中文"], [["中文"]])[1]
 
 
 @pytest.mark.parametrize("code", ["zh", "zh-CN", "zh_Hant", "ZH", "zho_Hans", "cmn"])
