@@ -23,13 +23,13 @@ from slimrun.evaluation.comparison import Report, Score, corrected
 from slimrun.evaluation.gate import Policy, decide
 from slimrun.runner import policy
 from slimrun.runner.config import construct
-from slimrun.runner.display import print_anything, print_table
+from slimrun.runner.display import print_anything
 from slimrun.runner.folder import OUTPUTS, RESULTS, SCORES, flat, read_outputs, read_scores
 from slimrun.runner.report import run as report
-from slimrun.runner.report.table import COLUMNS, SIZES, cells
+from slimrun.runner.report.table import SIZES, Table, sizes
 from slimrun.runner.status import DONE, GATED, WRONG
 
-HEADINGS = ["", "A", "B", "B - A", *COLUMNS[1:-1], "verdict on B"]
+SIDES = ("A", "B", "B - A")
 NOT_COMPARED = ("tracking", "cache", "sweep", "plan", "gate")
 # all that a run's config.yaml may have constructed
 OWN_TASK = re.compile(r"slimrun\.evaluation\.(task\.[a-z_]+\.[A-Za-z]+|source\.hub\.Hub)")
@@ -92,13 +92,13 @@ def read(folder: Path) -> Run:
 
 def show(a: Run, b: Run) -> list[Score]:
     """Print what tells the runs apart, and the table of these rows; ValueError when they were not measured alike."""
-    sizes, tasks = exact_rows(a, b), common_tasks(a, b)
+    exact, tasks = Table(["size", *SIDES], exact_rows(a, b)), common_tasks(a, b)
     reports = corrected({name: compared(name, a, b) for name in tasks})
     scores = [score for report in reports.values() for score in report.scores]
     print(f"A: {a.folder}\nB: {b.folder}")
     for line in changes(a, b):
         print(f"   {line}")
-    print_table("B against A, paired", HEADINGS, [*sizes, *map(cells, scores)])
+    report.show("verdicts on B, paired with A", scores, exact, SIDES)
     return scores
 
 
@@ -107,7 +107,7 @@ def beside_float(run: Run) -> list[Score]:
     scores = read_scores(run.folder / SCORES)
     if scores is None:
         raise ValueError(f"{run.folder / SCORES} is missing or damaged; run it again")
-    print_table(f"{run.folder}", ["", "float", "quantized", *COLUMNS], [cells(score) for score in scores])
+    report.show(f"{run.folder}", scores, sizes(run.results))
     return scores
 
 

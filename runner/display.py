@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,17 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import psutil
+from rich.cells import cell_len
+from rich.columns import Columns
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-WIDE = 200  # columns
+WIDE = 200  # characters of a line
+WIDEST = 10_000  # that a table may ask for
+READABLE = 14  # characters of a column that is folded
 QUIET_SECONDS = 60.0  # between two lines about one stage
 Tick = Callable[[int, int], None]  # (done, total)
 log = logging.getLogger("slimrun")
@@ -102,13 +108,23 @@ def _duration(seconds: float) -> str:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout."""
+    """A table on stdout; where folding the widest column does not make it narrow enough, a paragraph a row."""
+    console = Console()
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console.width = WIDE  # nobody's window: do not fold cells for it
     table = Table(title=Text(title, style="table.title") if title else None, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # as text: [perplexity] is no markup
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDE  # nobody's window: do not fold cells for it
-    console.print(table)
+    whole = console.measure(table, options=console.options.update_width(WIDEST)).maximum
+    widest = max(cell_len(cell) for row in (columns, *rows) for cell in row)
+    if whole - max(0, widest - READABLE) <= console.width:
+        console.print(table)
+        return
+    if title:
+        console.print(Text(title, style="table.title"))
+    for first, *others in rows:
+        console.print(Text(f"{columns[0]} {first}".lstrip(), style="table.header"))
+        told = [Text(f"{column} {cell}") for column, cell in zip(columns[1:], others) if cell]
+        console.print(Padding(Columns(told, padding=(0, 2)), (0, 0, 0, 4)))

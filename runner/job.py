@@ -31,7 +31,7 @@ from slimrun.runner.config import (
     checked,
     typed,
 )
-from slimrun.runner.display import Stages, print_table
+from slimrun.runner.display import Stages
 from slimrun.runner.estimate import facts
 from slimrun.runner.experiment import Experiment
 from slimrun.runner.folder import RESULTS, UPLOADED, read_json, write_json
@@ -39,6 +39,7 @@ from slimrun.runner.interrupt import interruptible
 from slimrun.runner.output import LOG
 from slimrun.runner.overrides import short_name
 from slimrun.runner.report import run as report
+from slimrun.runner.report.table import sizes
 from slimrun.runner.result import Result
 from slimrun.runner.share import share_of_machine
 
@@ -156,10 +157,7 @@ def show(result: Result, experiment: Experiment, output: Path) -> None:
     """The final table on stdout, with where to look next as its last line."""
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
-    print_table(f"slimrun {experiment.model.name}", report.HEADINGS, report.headlines(result))
-    for score in result.scores:
-        if score.decides and score.word == "inconclusive":
-            print(f"{score.task}: {score.decides}")
+    report.show(f"slimrun {experiment.model.name}", result.scores, sizes(result.metrics))
     for exported in result.exports:
         export.show(exported)
     if result.gate:

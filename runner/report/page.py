@@ -17,7 +17,7 @@ from slimrun.runner.report.table import SIZES
 
 Cell = tuple[str, object, str]  # html, what the column is sorted by, class
 FILES = {"report": "report.md", "numbers": "results.json", "layers": "layers.png", "log": "run.log"}
-TEXTS = ("overrides", "verdict", "status", "files", "name", "observer", "")
+TEXTS = ("overrides", "verdict", "status", "files", "name", "observer", "task", "size", "other score")
 HOW_TO_READ = """<p class="quiet">A score's bar is the 95 % interval of its paired difference from the float model.
 Marked jobs are on a front: no other job measured alike has both fewer bits and a better score. Click a heading to
 sort. Jobs are told apart by their items, paired, with p corrected for all comparisons of the sweep (Holm).</p>"""

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from slimrun.evaluation.comparison import Score
 from slimrun.evaluation.gate import Decision
 from slimrun.ops.calibration.base import Layer
 from slimrun.runner.display import print_table
 from slimrun.runner.folder import OUTPUTS, RESULTS, SAMPLES, SCORES, write_json, write_outputs, write_scores
 from slimrun.runner.report import run_page
-from slimrun.runner.report.table import COLUMNS, SIZES, cells
+from slimrun.runner.report.table import HOW_TO_READ, SIDES, Table, beside, overall, sizes, verdicts
 from slimrun.runner.result import Result
 
 SHOWN = 5  # items of each task, for a look; report.html has all
-HEADINGS = ["", "float", "quantized", "difference", "verdict"]
 GATE_HEADINGS = ["task", "tier", "verdict", "gate"]
 
 
@@ -41,10 +41,16 @@ def write(result: Result, output: Path, command: str, record: Mapping[str, objec
     write_json(output / RESULTS, content)
 
 
-def headlines(result: Result) -> list[list[str]]:
-    """Rows of the final table, sizes first: what was asked, in one look."""
-    sizes = [[size.label, "", size.shown(result.metrics), "", ""] for size in SIZES if size.key in result.metrics]
-    return sizes + [[*cells(score)[:4], score.word] for score in result.scores]
+def show(title: str, scores: Sequence[Score], sizes: Table, sides: Sequence[str] = SIDES) -> None:
+    """Verdicts, one line over them and what more items would tell, sizes and the other scores, on stdout."""
+    print_table(title, *verdicts(scores, sides))
+    print(overall(scores))
+    for score in scores:
+        if score.decides and score.word == "inconclusive":
+            print(f"{score.task}: {score.decides}")
+    for table in (sizes, beside(scores, sides)):
+        if table.rows:
+            print_table("", *table)
 
 
 def show_gate(decision: Decision) -> None:
@@ -60,11 +66,13 @@ def rulings(decision: Decision) -> list[list[str]]:
 
 def report(result: Result, command: str) -> str:
     """The report for a person, in markdown."""
-    lines = ["# slimrun report", "", *(f"- note: {warning}" for warning in result.warnings), ""]
-    lines += ["Reproduce it with:", "", "```sh", command, "```", ""]
+    lines = ["# slimrun report", "", *_table(*verdicts(result.scores)), f"**{overall(result.scores)}**", ""]
+    lines += [f"{score.task}: {score.decides}\n" for score in result.scores if score.decides]
     if result.gate:
         lines += [f"**Gate {result.gate.line}**", "", *_table(GATE_HEADINGS, rulings(result.gate))]
-    lines += _table(HEADINGS, headlines(result))
+    lines += [HOW_TO_READ, "", *(f"note: {warning}\n" for warning in result.warnings)]
+    lines += [*_table(*sizes(result.metrics)), *_table(*beside(result.scores)), "![scores](scores.png)", ""]
+    lines += ["Reproduce it with:", "", "```sh", command, "```", ""]
     for export in result.exports:
         lines += [f"## Export: {export.target}", "", f"`{export.command}`", ""]
         lines += _table(["changed", "where", "why"], [[item.what, item.where, item.why] for item in export.changes])
@@ -82,12 +90,9 @@ def report(result: Result, command: str) -> str:
     columns = ["name", "bits", "entropy", "sqnr_db", "input_low", "input_high", "observer"]
     lines += _table(columns, [[_plain(row[column]) for column in columns] for row in worst])
     lines += _ranking(result.layers)
-    lines += ["## Scores", "", "![scores](scores.png)", ""]
-    lines += _table(["", "float", "quantized", *COLUMNS], [cells(score) for score in result.scores])
-    lines += [*(f"- {score.task}: {score.decides}" for score in result.scores if score.decides), ""]
     for name, task in result.reports.items():
         if task.samples:
-            lines += [f"### Samples of {name}", ""]
+            lines += [f"## Samples of {name}", ""]
             for sample in task.samples[:SHOWN]:
                 lines += [f"- {key}: {_plain(value)}" for key, value in sample.items()] + [""]
     lines += [f"Configuration hash: `{result.config_hash}`", ""]

@@ -6,25 +6,22 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from slimrun.evaluation.comparison import Score
-from slimrun.runner.report.page import Cell, image, number, page, row, table, text
-from slimrun.runner.report.table import COLUMNS, SIZES, cells
+from slimrun.runner.report.page import TEXTS, Cell, image, number, page, row, table, text
+from slimrun.runner.report.table import HOW_TO_READ, Table, beside, overall, sizes, verdicts
 from slimrun.runner.result import Result
 
 LAYER_COLUMNS = ("name", "shape", "bits", "entropy", "sqnr_db", "input_low", "input_high", "observer", "note")
-HOW_TO_READ = """<p class="quiet">A difference is quantized minus float on the same items, with its 95 % interval;
-detectable is the smallest one that these items would have shown, noise how far the score
-moves when nothing but rounding does: a difference within it is no finding. Click a heading to sort.</p>"""
 
 
 def render(result: Result, folder: Path, command: str) -> str:
     """The page, with the pictures of the run's folder inside."""
-    body = [f"<p><strong>gate {escape(result.gate.line)}</strong></p>"] if result.gate else []
-    body += [f"<p>{escape(overall(result.scores))}</p>", *(f"<p>note: {escape(note)}</p>" for note in result.warnings)]
-    body += [table(["", "float", "quantized", *COLUMNS], [_score(score) for score in result.scores]), HOW_TO_READ]
+    body = [_table(verdicts(result.scores)), f"<p><strong>{escape(overall(result.scores))}</strong></p>"]
+    body += [f"<p><strong>gate {escape(result.gate.line)}</strong></p>"] if result.gate else []
     body += [f"<p>{escape(f'{score.task}: {score.decides}')}</p>" for score in result.scores if score.decides]
-    sizes = [(text(size.label), number(size.of(result.metrics), size.form)) for size in SIZES]
-    body += [table(["", "size"], [row(pair) for pair in sizes]), image("scores", (folder / "scores.png").read_bytes())]
+    body += [f'<p class="quiet">{escape(HOW_TO_READ)} Click a heading to sort.</p>']
+    body += [f"<p>note: {escape(note)}</p>" for note in result.warnings]
+    body += [_table(sizes(result.metrics)), _table(beside(result.scores))]
+    body += [image("scores", (folder / "scores.png").read_bytes())]
     for name, report in result.reports.items():
         if report.samples:
             body += [f"<details><summary>samples of {escape(name)}</summary>", _samples(report.samples), "</details>"]
@@ -37,18 +34,13 @@ def render(result: Result, folder: Path, command: str) -> str:
     return page(f"slimrun {folder.name}", body)
 
 
-def overall(scores: Sequence[Score]) -> str:
-    """One line over all verdicts, the worst first."""
-    judged = [score for score in scores if score.verdict]
-    words = {word: [score.task for score in judged if score.word == word]
-             for word in ("worse", "too few to say", "inconclusive", "non-inferior")}  # fmt: skip
-    return "; ".join(f"{word}: {', '.join(tasks)}" for word, tasks in words.items() if tasks) or "nothing was judged"
+def _table(shown: Table) -> str:
+    """A table that sorts by the numbers which its cells begin with."""
+    return table(shown.columns, [row(list(map(_told, shown.columns, cells))) for cells in shown.rows])
 
 
-def _score(score: Score) -> str:
-    label, *numbers, verdict = cells(score)
-    return row([text(label), *((escape(cell), cell.partition(" ")[0].lstrip("<"), "") for cell in numbers),
-                text(verdict)])  # fmt: skip
+def _told(column: str, cell: str) -> Cell:
+    return text(cell) if column in TEXTS else (escape(cell), cell.partition(" ")[0].strip("<%"), "")
 
 
 def _samples(samples: Sequence[Mapping[str, str]]) -> str:

@@ -1,10 +1,10 @@
-"""Rows of tables: the sizes of a run, and its scores."""
+"""The tables of a run on the console, in report.md and in report.html: verdicts, sizes, other score."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from slimrun.evaluation.comparison import Score
 
@@ -36,27 +36,78 @@ SIZES = (
     Size("compression ratio", "compress/ratio", "{:.3f}"),
     Size("artifact, MB", "size/artifact_bytes", "{:.1f}", 1e6),
 )
-# after the score's name and its two values; p corrected for the run's other tasks where the score has a verdict
-COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "detectable", "noise", "margin", "verdict"]
+SIDES = ("float", "quantized", "difference")
+HOW_TO_READ = (
+    "A difference is quantized minus float on the same items, with its 95 % interval; detectable is the smallest one "
+    "that these items would have shown, noise how far the score moves when nothing but rounding does: a difference "
+    "within it is no finding. The margin is what may be lost; p is corrected for the run's other tasks (Holm)."
+)
 
 
-def cells(score: Score) -> list[str]:
-    """Name, both values, and what the columns say."""
-    unit = f" {score.unit}" if score.unit else ""
+class Table(NamedTuple):
+    """What a table says, wherever it is shown."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def verdicts(scores: Sequence[Score], sides: Sequence[str] = SIDES) -> Table:
+    """The judged scores, one a task; `sides` are what the two models and their difference are called."""
+    columns = ["task", *sides, "95 % interval", "p (Holm)", "detectable", "noise", "margin", "verdict"]
+    rows = [
+        [
+            *_paired(score),
+            _probability(score.p_holm),
+            _number(score, score.detectable, ".3g"),
+            _number(score, score.noise, ".2g"),
+            _number(score, None if score.margin is None else score.margin / score.margin_scale, "g"),
+            score.word,
+        ]
+        for score in scores
+        if score.verdict
+    ]
+    return Table(columns, rows)
+
+
+def beside(scores: Sequence[Score], sides: Sequence[str] = SIDES) -> Table:
+    """The scores without a verdict."""
+    columns = ["other score", *sides, "95 % interval", "p", "noise"]
+    others = [score for score in scores if not score.verdict]
+    rows = [[*_paired(score), _probability(score.p_value), _number(score, score.noise, ".2g")] for score in others]
+    return Table(columns, rows)
+
+
+def sizes(results: Mapping[str, Any]) -> Table:
+    """The sizes that the results have."""
+    return Table(["size", "value"], [[size.label, size.shown(results)] for size in SIZES if size.key in results])
+
+
+def overall(scores: Sequence[Score]) -> str:
+    """One line over all verdicts, the worst first, with the reason of those that the items do not bear."""
+    told: dict[str, list[str]] = {word: [] for word in ("worse", "too few to say", "inconclusive", "non-inferior")}
+    for score in scores:
+        if score.verdict:
+            why = score.verdict.removeprefix(score.word) if score.verdict == score.withheld else ""
+            told[score.word].append(score.task + why)
+    said = "; ".join(f"{word} in {', '.join(tasks)}" for word, tasks in told.items() if tasks)
+    return f"overall: {said or 'nothing was judged'}"
+
+
+def _paired(score: Score) -> list[str]:
+    """Name, both values, their difference and its interval."""
     low, high = score.interval or (None, None)
     return [
         score.label,
         f"{score.float_value:.4g}",
         f"{score.quant_value:.4g}",
-        f"{score.difference:+.4g}{unit}{' (noise)' if score.within_noise else ''}",
-        "" if low is None else f"{low:+.4g} to {high:+.4g}{unit}",
-        _probability(score.p_value),
-        _probability(score.p_holm),
-        "" if score.detectable is None else f"{score.detectable:.3g}{unit}",
-        "" if score.noise is None else f"{score.noise:.2g}{unit}",
-        "" if score.margin is None else f"{score.margin:g} {score.margin_unit}",
-        score.withheld if score.verdict == score.withheld else score.word,
+        _number(score, score.difference, "+.4g") + (" (noise)" if score.within_noise else ""),
+        "" if low is None else f"{low:+.4g} to {_number(score, high, '+.4g')}",
     ]
+
+
+def _number(score: Score, value: float | None, form: str) -> str:
+    """A number in the unit of the difference, "" where there is none."""
+    return "" if value is None else f"{value:{form}} {score.unit}".rstrip()
 
 
 def _probability(p_value: float | None) -> str:

@@ -44,6 +44,24 @@ def test_a_terminal_that_lacks_a_character_ends_nothing(
     assert read_json(tmp_path / "results.json") == {"repro": name}
 
 
+COLUMNS = ["task", "float", "difference", "95 % interval", "verdict"]
+ROW = ["multiple_choice: probability of the answer", "0.5096", "-0.07334", "-0.1238 to -0.02293", "inconclusive"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_narrow_terminal_loses_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width) if width < 200 else "")  # nobody's window is wide
+    print_table("", COLUMNS, [ROW])
+    out = capfd.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    assert {word for cell in (*COLUMNS, *ROW) for word in cell.split()} <= set(out.split())
+    if width != 80:  # where the widest column is folded
+        assert all(cell in out for cell in ROW)
+    assert (max(ROW, key=len) in out.splitlines()[0]) == (width == 60)  # a paragraph a row
+
+
 def test_where_nobody_looks_a_stage_says_a_line_a_minute(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
