@@ -20,7 +20,7 @@ from slimrun.runner import checks, export
 from slimrun.runner.checks import as_typed, named_as_typed
 from slimrun.runner.choices import Choices
 from slimrun.runner.display import Stages
-from slimrun.runner.folder import ARTIFACT
+from slimrun.runner.folder import ARTIFACT, FLOAT, QUANT
 from slimrun.runner.result import Result, covered_share, not_finite, size_metrics
 
 
@@ -91,11 +91,13 @@ class Experiment(Choices):
         else:
             final = model
 
-        compared, quant_outputs = {}, {}
+        compared, kept = {}, {}
         for name, task in tasks.items():
-            outputs = self._evaluate(stages, name, "quantized", task, final, references.pop(name))()
-            compared[name] = task.compare(name, float_outputs.pop(name), outputs)
-            quant_outputs[name] = outputs
+            after = self._evaluate(stages, name, "quantized", task, final, references.pop(name))()
+            before = float_outputs.pop(name)
+            compared[name] = task.compare(name, before, after)
+            # what only the float side has (states of each token) was for the measurement, and is large
+            kept[name] = {FLOAT: {key: array for key, array in before.items() if key in after}, QUANT: after}
         reports = corrected(compared)
         rows = [score for report in reports.values() for score in report.scores]
         decision = decide(self.gate, rows) if self.gate else None
@@ -103,7 +105,7 @@ class Experiment(Choices):
             config_hash=self.identity(),
             layers=sizes.layers,
             reports=reports,
-            outputs=quant_outputs,
+            outputs=kept,
             weight_file=weight_file,
             exports=exports,
             gate=decision,

@@ -22,6 +22,8 @@ RESULTS = "results.json"
 SCORES = "scores.json"
 SAMPLES = "samples.json"  # every item of each task, changed answers first
 OUTPUTS = "outputs.npz"
+FLOAT, QUANT = "float", "quant"  # its sides
+Sides = Mapping[str, Outputs]
 UPLOADED = (
     "config.yaml",
     "report.md",
@@ -69,21 +71,27 @@ def read_scores(path: Path) -> list[Score] | None:
         return None
 
 
-def write_outputs(path: Path, outputs: Mapping[str, Outputs]) -> None:
-    """What the quantized model answered, item by item, as `<task>/<array>`: what two runs are paired by."""
-    named = {f"{task}/{name}": array for task, arrays in outputs.items() for name, array in arrays.items()}
+def write_outputs(path: Path, outputs: Mapping[str, Sides]) -> None:
+    """What both models answered, item by item, as `<task>/<side>/<array>`: what the comparison is made of."""
+    named = {
+        f"{task}/{side}/{name}": array
+        for task, sides in outputs.items()
+        for side, arrays in sides.items()
+        for name, array in arrays.items()
+    }
     with replacing(path, 0o644) as scratch, scratch.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **named)
 
 
-def read_outputs(path: Path) -> dict[str, Outputs]:
-    """Task -> arrays, as `write_outputs` left them; ValueError when the file is missing or damaged."""
+def read_outputs(path: Path, side: str = QUANT) -> dict[str, Outputs]:
+    """Task -> arrays of one side, as `write_outputs` left them; ValueError when the file is missing or damaged."""
     outputs: dict[str, Outputs] = {}
     try:
         with np.load(path, allow_pickle=False) as stored:
-            for key, array in stored.items():
-                task, _, name = key.rpartition("/")
-                outputs.setdefault(task, {})[name] = array
+            for key in stored.files:
+                task, *of, name = key.split("/")
+                if (of or [QUANT]) == [side]:  # older files hold the quantized side alone, and do not say so
+                    outputs.setdefault(task, {})[name] = stored[key]
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); run it again") from error
     return outputs

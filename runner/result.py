@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from slimrun.evaluation.base import Outputs
 from slimrun.evaluation.comparison import Report, Score
 from slimrun.evaluation.gate import Decision
 from slimrun.ops import bundle
@@ -20,6 +19,7 @@ from slimrun.ops.compress.base import Parts
 from slimrun.ops.export import Exported
 from slimrun.ops.memory import release
 from slimrun.ops.model.base import Outline
+from slimrun.runner.folder import Sides
 
 Metrics = dict[str, float | int | str]
 
@@ -43,7 +43,7 @@ class Result:
     metrics: Metrics
     layers: list[dict[str, object]]
     reports: Mapping[str, Report]
-    outputs: Mapping[str, Outputs]  # of the quantized model, by task
+    outputs: Mapping[str, Sides]  # by task, what its comparison is made of
     weight_file: Path
     warnings: list[str] = field(default_factory=list)
     exports: list[Exported] = field(default_factory=list)

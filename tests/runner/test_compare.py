@@ -30,8 +30,9 @@ def finished(folder: Path, noise: float, windows: int = 12, fingerprint: str = "
     for name, values in settings.items():
         task = TASKS[name](**values)
         before = task.evaluate(model, None, silent)
-        outputs[name] = task.evaluate(quantized, Reference(before, model.log_probs), silent)
-        metrics |= task.compare(name, before, outputs[name]).metrics
+        after = task.evaluate(quantized, Reference(before, model.log_probs), silent)
+        outputs[name] = {"float": before, "quant": after}
+        metrics |= task.compare(name, before, after).metrics
     sizes = {"size/bits_per_weight": 3.5 + noise, "size/covered_share": 1.0, "size/artifact_bytes": 1_000_000,
              "size/bits_per_parameter": 8.0}  # fmt: skip
     write_outputs(folder / OUTPUTS, outputs)
@@ -76,6 +77,15 @@ def test_differences_are_paired_and_signed(
     assert "multiple_choice: accuracy" in lines
     assert "quant.noise: 0.1 -> 0.5" in out
     assert "tracking" not in out
+
+
+def test_outputs_without_a_float_side_are_still_read(tmp_path: Path) -> None:
+    kept = read_outputs(finished(tmp_path / "a", 0.1) / OUTPUTS)
+    older = {f"{task}/{name}": array for task, arrays in kept.items() for name, array in arrays.items()}
+    np.savez(tmp_path / OUTPUTS, allow_pickle=False, **older)
+    again = read_outputs(tmp_path / OUTPUTS)
+    assert {task: arrays.keys() for task, arrays in again.items()} == {task: kept[task].keys() for task in kept}
+    assert read_outputs(tmp_path / OUTPUTS, "float") == {}
 
 
 def test_a_run_does_not_differ_from_itself(

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from slimrun.evaluation.comparison import corrected
+from slimrun.runner import compare
 from slimrun.runner.checks import as_typed
 from slimrun.runner.config import build, composed
 from slimrun.runner.display import Stages
+from slimrun.runner.folder import OUTPUTS, SCORES, read_outputs, read_scores
 from slimrun.runner.report.run import write_layers
 from slimrun.runner.result import size_metrics
 from tests.runner.console import FAST, TINY, results, slimrun, start
@@ -53,6 +56,13 @@ def test_one_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
     assert "effective configuration" in (run / "run.log").read_text()
     assert out.splitlines()[-1] == f"look next: mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
     assert "bits per weight" in out
+
+    kept = compare.read(run)  # outputs.npz and config.yaml alone give the scores again
+    before = read_outputs(run / OUTPUTS, "float")
+    again = corrected({name: compare.task_of(kept, name).compare(name, before[name], kept.outputs[name])
+                       for name in kept.config.task})  # fmt: skip
+    assert [score for report in again.values() for score in report.scores] == read_scores(run / SCORES)
+    assert sum(array.nbytes for array in before["perplexity"].values()) < 8 * before["perplexity"]["log_probs"].size
 
 
 def test_sizes_add_up_from_the_files(tmp_path: Path) -> None:
