@@ -46,23 +46,30 @@ def layers(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def scores(path: Path, shown: Sequence[Score]) -> None:
-    """What each judged task lost, with its 95 % interval, counted in its margin: zero and the margin are lines."""
+    """What each judged task lost, with its 95 % interval, counted in its margin: zero and the margin are lines.
+
+    A margin of 0 counts nothing: there the loss is in the margin's unit, and the margin's line is at zero.
+    """
     judged = [score for score in shown if score.verdict]
     figure, axis = plt.subplots(figsize=(9, 1.4 + 0.55 * max(1, len(judged))), layout="constrained")
     for place, score in enumerate(reversed(judged)):
         margin, sign = score.margin or 1.0, -1 if score.higher_is_better else 1
+        axis.vlines(1 if score.margin else 0, place - 0.5, place + 0.5, colors="black", ls="--", lw=1)
         if score.loss is not None:
             lost, ends = sign * score.margin_scale * score.difference / margin, [end / margin for end in score.loss]
             error = [[max(0.0, lost - ends[0])], [max(0.0, ends[1] - lost)]]
             axis.errorbar(lost, place, xerr=error, fmt="o", ms=6, color=QUANT_COLOR, ecolor=QUANT_COLOR, capsize=4)
         told = f"{score.float_value:.4g} to {score.quant_value:.4g}: {score.word}"
         axis.annotate(told, (0.01, place + 0.22), xycoords=("axes fraction", "data"), fontsize=8, color="0.3")
-    names = [f"{score.label}\nmargin {score.margin:g} {score.margin_unit}" for score in reversed(judged)]
+    names = [
+        f"{score.label}\nmargin {score.margin:g}{'' if score.margin else ', loss in'} {score.margin_unit}"
+        for score in reversed(judged)
+    ]
     axis.set_yticks(range(len(judged)), names, fontsize=8)
-    axis.set_ylim(-0.5, len(judged) - 0.4)
+    axis.set_ylim(-0.5, max(1, len(judged)) - 0.5)
     axis.set_xscale("symlog", linthresh=2)
     axis.axvline(0, color=FLOAT_COLOR, lw=1, label="the float model")
-    axis.axvline(1, color="black", ls="--", lw=1, label="the margin")
+    axis.plot([], [], color="black", ls="--", lw=1, label="the margin")
     axis.set_xlim(min(-2, axis.get_xlim()[0]), max(3, axis.get_xlim()[1]))
     axis.set_xlabel("loss, in margins; an interval left of the margin is non-inferior, right of it worse")
     axis.xaxis.set_major_formatter(ScalarFormatter())
