@@ -12,7 +12,8 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import hypot
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Run:
     results: dict[str, Any]
     config: Any  # DictConfig of its config.yaml
     outputs: dict[str, Outputs]  # task -> per-item arrays of the quantized model
+    noise: dict[str, float | None]  # score -> how far rounding alone moves the quantized model's
 
     def signatures(self) -> dict[str, str]:
         """Task -> how its score came about."""
@@ -87,7 +89,8 @@ def read(folder: Path) -> Run:
         raise ValueError(f"{config_file} is not what a run writes: keys with plain values; run it again")
     if results.get("status") != "ok":
         raise ValueError(f"{folder} holds a run that failed: {results.get('error', 'no reason recorded')}")
-    return Run(folder, results, config, read_outputs(folder / OUTPUTS))
+    noise = {score.label: score.noise for score in read_scores(folder / SCORES) or ()}
+    return Run(folder, results, config, read_outputs(folder / OUTPUTS), noise)
 
 
 def show(a: Run, b: Run) -> list[Score]:
@@ -162,11 +165,16 @@ def exact_rows(a: Run, b: Run) -> list[list[str]]:
 
 
 def compared(name: str, a: Run, b: Run) -> Report:
-    """A task's scores, those of A in the place of the float model's."""
+    """A task's scores, those of A in the place of the float model's; rounding moves both."""
     report = task_of(a, name).compare(name, a.outputs[name], b.outputs[name])
     if report.metrics[f"{name}/signature"] != a.results[f"{name}/signature"]:
         raise ValueError(f"task {name}: its data changed since the runs; put the file back, or run both again")
-    return report
+    return replace(report, scores=[_with_noise_of(a, score) for score in report.scores])
+
+
+def _with_noise_of(a: Run, score: Score) -> Score:
+    own = a.noise.get(score.label)
+    return score if own is None or score.noise is None else replace(score, noise=hypot(own, score.noise))
 
 
 def task_of(run: Run, name: str) -> Task:

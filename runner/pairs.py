@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from math import comb
 from pathlib import Path
 
 from slimrun.evaluation.statistics import ALPHA, holm
@@ -16,33 +17,30 @@ from slimrun.runner.report.pareto import Job, Panel
 Pair = tuple[int, int, int]  # number of the panel, two jobs of it
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A pair, and the p-value of its difference; None where the items bear none, or rounding makes as much."""
-
-    pair: Pair
-    p_value: float | None
-
-
 def told_apart(folder: Path, jobs: Sequence[Job], panels: Sequence[Panel]) -> list[Panel]:
-    """The panels, saying which jobs are not told apart from the best, and which neighbours on a front are not.
-
-    p-values are corrected for all of these comparisons of the sweep (Holm).
-    """
+    """The panels, saying which jobs are not told apart from the best, and which neighbours on a front are not."""
     folders = {job.number: folder / job.folder for job in jobs}
     read = cache(compare.read)
     wanted = [(at, *pair) for at, panel in enumerate(panels) for pair in _pairs(panel)]
-    done = []
+    p_values: dict[Pair, float | None] = {}
     for at, one, two in wanted:
         try:
-            p_value = _p_value(panels[at].task, read(folders[one]), read(folders[two]))
+            p_values[at, one, two] = _p_value(panels[at].task, read(folders[one]), read(folders[two]))
         except ValueError as error:
             print(f"note: jobs {one} and {two} are not compared ({error})", file=sys.stderr)
-            p_value = None
-        done.append(Compared((at, one, two), p_value))
-    known = [item for item in done if item.p_value is not None]
-    corrected = holm([item.p_value for item in known if item.p_value is not None])
-    real = {item.pair for item, p_value in zip(known, corrected) if p_value < ALPHA}
+    return told_by(p_values, panels)
+
+
+def told_by(p_values: Mapping[Pair, float | None], panels: Sequence[Panel]) -> list[Panel]:
+    """The same from the p-values of these pairs, None where nothing is known.
+
+    They are corrected (Holm) for all pairs of jobs of the panels: the same items choose which job is best and which
+    ones lie on a front, so that any two might have been compared.
+    """
+    family = sum(comb(len(panel.points), 2) for panel in panels)
+    known = {pair: p_value for pair, p_value in p_values.items() if p_value is not None}
+    corrected = holm([*known.values(), *[1.0] * (family - len(known))])
+    real = {pair for pair, p_value in zip(known, corrected) if p_value < ALPHA}
     return [_told(at, panel, real) for at, panel in enumerate(panels)]
 
 
@@ -55,6 +53,7 @@ def _pairs(panel: Panel) -> list[tuple[int, int]]:
 
 
 def _p_value(task: str, a: compare.Run, b: compare.Run) -> float | None:
+    """None where the items bear none, or rounding makes as much."""
     own = next(score for score in compare.compared(task, a, b).scores if score.verdict)
     return None if own.within_noise else own.p_value
 

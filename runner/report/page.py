@@ -20,7 +20,7 @@ FILES = {"report": "report.md", "numbers": "results.json", "layers": "layers.png
 TEXTS = ("overrides", "verdict", "status", "files", "name", "observer", "task", "size", "other score")
 HOW_TO_READ = """<p class="quiet">A score's bar is the 95 % interval of its paired difference from the float model.
 Marked jobs are on a front: no other job measured alike has both fewer bits and a better score. Click a heading to
-sort. Jobs are told apart by their items, paired, with p corrected for all comparisons of the sweep (Holm).</p>"""
+sort. Jobs are told apart by their items, paired, with p corrected for all pairs of jobs (Holm).</p>"""
 
 
 def render(sweep_folder: Path, jobs: Sequence[Job], panels: Sequence[Panel], picture: bytes) -> str:

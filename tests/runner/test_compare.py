@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from slimrun.evaluation.base import Reference
 from slimrun.evaluation.task.multiple_choice import MultipleChoice
 from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.runner import compare
-from slimrun.runner.folder import OUTPUTS, read_outputs, write_json, write_outputs
+from slimrun.runner.folder import OUTPUTS, SCORES, read_outputs, write_json, write_outputs, write_scores
 
 from ..evaluation.fake import FakeModel, silent
 
@@ -86,6 +87,15 @@ def test_outputs_without_a_float_side_are_still_read(tmp_path: Path) -> None:
     again = read_outputs(tmp_path / OUTPUTS)
     assert {task: arrays.keys() for task, arrays in again.items()} == {task: kept[task].keys() for task in kept}
     assert read_outputs(tmp_path / OUTPUTS, "float") == {}
+
+
+def test_rounding_moves_both_runs(tmp_path: Path) -> None:
+    a, b = finished(tmp_path / "a", 0.1), finished(tmp_path / "b", 0.5)
+    [alone] = [score for score in compare.compared("perplexity", *map(compare.read, (a, b))).scores if score.verdict]
+    assert alone.noise is not None
+    write_scores(a / SCORES, [replace(alone, noise=3.0)])
+    [both] = [score for score in compare.compared("perplexity", *map(compare.read, (a, b))).scores if score.verdict]
+    assert both == replace(alone, noise=np.hypot(alone.noise, 3.0))
 
 
 def test_a_run_does_not_differ_from_itself(

@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from slimrun.evaluation.statistics import paired_difference
 from slimrun.runner.folder import SCORES, SWEEP, write_json, write_scores
-from slimrun.runner.pairs import told_apart
+from slimrun.runner.pairs import told_apart, told_by
 from slimrun.runner.report import pareto
 from slimrun.runner.report import sweep as report
 from tests.evaluation.test_gate import row
@@ -53,6 +55,24 @@ def test_neighbours_on_the_front_are_told_apart_or_not(tmp_path: Path) -> None:
     assert panel.ties == []
     assert panel.told.endswith("every other one is worse beyond chance")
     assert panel.like_the_one_before == [2]
+
+
+def drawn_alike(rng: np.random.Generator, jobs: int, worse: float = 0.0) -> pareto.Panel:
+    """A panel of equal jobs, but for the last, with what their items tell."""
+    losses = rng.normal(size=(jobs, 100))
+    losses[-1] += worse
+    points = [pareto.Point(job, "", 8 + job, loss.mean(), None, None, "", False) for job, loss in enumerate(losses)]
+    panel = pareto.Panel("t", "t", "", False, 0.0, 1, pareto.AXES[0], points)
+    others = [job for job in range(jobs) if job != panel.best]
+    pairs = {(0, panel.best, job): paired_difference(losses[panel.best], losses[job]).p_value for job in others}
+    return told_by(pairs, [panel])[0]
+
+
+def test_equal_jobs_are_seldom_told_apart_though_the_best_is_chosen_by_the_same_items() -> None:
+    rng = np.random.default_rng(1)
+    wrong = sum(len(drawn_alike(rng, 20).ties or []) < 19 for _ in range(400))
+    assert 0.01 < wrong / 400 < 0.06  # all pairs are more than those beside the best, and alike: below 5 %
+    assert all(19 not in (drawn_alike(rng, 20, worse=1.5).ties or []) for _ in range(20))
 
 
 def test_what_cannot_be_paired_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
