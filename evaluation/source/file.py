@@ -9,6 +9,8 @@ import csv
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,15 @@ SHOWN_KEYS = 8  # of an object that lacks the right one
 _OPENS_JSON = re.compile(r'\s*(\{\s*"|\[\s*[{"])')  # nothing else begins so; [INST], {name} and [[Link]] are text
 _SPACE = re.compile(r"\s*")
 _HEADER = re.compile(r"\w[\w.-]*( [\w.-]+){0,2}")  # the name of a CSV column: prose has a space after its commas
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """A ValueError about a file begins with `key`, what the user named the file with, in place of `path`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(key + str(error).removeprefix("path")) from None
 
 
 def sha256(path: str | Path) -> str:
@@ -121,6 +132,8 @@ def half_character(value: Any) -> str:
 
 
 def _read(path: str | Path) -> bytes:
+    if not str(path):  # an unset variable of the shell
+        raise ValueError("path= is empty; allowed: a readable file, or null for none")
     try:
         return Path(path).expanduser().read_bytes()
     except OSError as error:

@@ -75,15 +75,13 @@ def items(path: str | None, hub: Hub | None = None, otherwise: str | None = None
     """The items of a file; without one those of the hub; without either those of the pinned set `otherwise`."""
     if path is None and hub is not None:
         return Items(f"hub.id={hub.id}", hub.rows(hub.split), hub.sha256(hub.split))
-    return of_file(path or _pinned(otherwise))
+    return of_file(_pinned(otherwise) if path is None else path)
 
 
 def of_file(path: str | Path, key: str = "path") -> Items:
     """The items of a file; `key` is what the user named it with."""
-    try:
+    with file.named(key):
         return Items(f"{key}={path}", table.read_rows(path), file.sha256(path))
-    except ValueError as error:
-        raise ValueError(key + str(error).removeprefix("path")) from None
 
 
 def parallel(source: str, target: str) -> Items:

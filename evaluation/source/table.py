@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from slimrun.evaluation.source.file import decoded, half_character, json_values, read_lines, separator, sha256
+from slimrun.evaluation.source.file import decoded, half_character, json_values, named, read_lines, separator, sha256
 
 Row = dict[str, Any]
 Rows = list[tuple[str, Row]]  # each with where it stands
@@ -49,7 +49,9 @@ def _rows_or_text(path: str, _: str) -> Rows | str:
 
 def read_parallel(source: str | Path, target: str | Path) -> Rows:
     """Rows of `source` and `target`: the lines of two files."""
-    columns = [read_lines(file, decoded(file, PARALLEL), PARALLEL) for file in (source, target)]
+    columns = [read_lines(source, decoded(source, PARALLEL), PARALLEL)]
+    with named("target_path"):
+        columns.append(read_lines(target, decoded(target, PARALLEL), PARALLEL))
     if len(columns[0]) != len(columns[1]):
         raise ValueError(
             f"path={source} has {len(columns[0])} lines, target_path={target} {len(columns[1])}; allowed: {PARALLEL}"

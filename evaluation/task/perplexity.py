@@ -77,7 +77,7 @@ class Perplexity:
 
     def _paragraphs(self, model: Reader) -> list[str]:
         """A note where what was taken for documents may be the paragraphs of one."""
-        if not self.path or self.document:
+        if self.path is None or self.document:
             return []
         whole = table.read_rows_or_text(self.path)
         parts = windows.by_empty_lines(whole) if isinstance(whole, str) else []
@@ -94,7 +94,7 @@ class Perplexity:
 
     def _documents(self) -> tuple[str, list[str]]:
         """The whole text, and the documents that it is made of."""
-        own = table.read_rows_or_text(self.path) if self.path else None
+        own = table.read_rows_or_text(self.path) if self.path is not None else None
         if isinstance(own, str):
             return own, windows.documents(own, self.document)
         rows = self._items().made(lambda row: prompt.filled("text", self.text, row))
@@ -171,7 +171,7 @@ class Perplexity:
         )
 
     def _sha256(self) -> str:
-        return file.sha256(self.path) if self.path else self._items().sha256
+        return self._items().sha256 if self.path is None else file.sha256(self.path)
 
     def _items(self) -> Items:
         return items.items(self.path, self.hub, PINNED[self.data] if self.data else None)

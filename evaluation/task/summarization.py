@@ -107,7 +107,7 @@ class Summarization(Referenced):
         return self.items().selected(self.limit).made(self._pair)
 
     def _pair(self, row: Row) -> tuple[str, list[str]]:
-        if not self.path and not self.hub:  # a pinned text is the question and one finding a line
+        if self.path is None and self.hub is None:  # a pinned text is the question and one finding a line
             row = {**row, "text": "\n- ".join([row["question"], *row["claims"]])}
         body = prompt.text("text", self.text, row)
         return prompt.text("prompt", self.prompt, {"text": body}), prompt.texts("reference", self.reference, row)

@@ -51,7 +51,7 @@ class Translation(Referenced):
             raise ValueError(f"target={self.target} is the source language; allowed: another one")
         if self.tokenizer is not None:
             one_of("tokenizer", self.tokenizer, bleu.BLEU_TOKENIZERS)
-        if self.target_path and not self.path:
+        if self.target_path is not None and self.path is None:
             raise ValueError(
                 f"target_path={self.target_path} is the second of two files; give the first with path=FILE"
             )
@@ -114,7 +114,7 @@ class Translation(Referenced):
 
     def items(self) -> Items:
         """All there are."""
-        if self.path and self.target_path:
+        if self.path is not None and self.target_path is not None:
             return items.parallel(self.path, self.target_path)
         return items.items(self.path, self.hub, PINNED)
 
@@ -162,4 +162,4 @@ def _bleu(
 
 def _pinned(task: Translation) -> bool:
     """Whether the pairs are those that slimrun brings."""
-    return not task.path and not task.hub
+    return task.path is None and task.hub is None

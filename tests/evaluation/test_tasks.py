@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from slimrun.evaluation.base import PATHS as PATH_KEYS
 from slimrun.evaluation.base import Outputs, Reference, Task
 from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.task.exact_match import ExactMatch
@@ -181,6 +182,15 @@ def test_check_names_what_is_wrong_in_a_file(tmp_path: Path) -> None:
         Summarization(path=str(tmp_path / "absent.jsonl")).check()
     with pytest.raises(ValueError, match=r"^tokenizer=13a cannot score text with 9\d% Chinese"):
         Translation(target="zh", tokenizer="13a").check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_path_is_refused_and_not_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("a\n")
+    needs: dict[str, dict[str, Any]] = {"shots_path": {"shots": 1}, "target_path": {"path": str(tmp_path / "own.txt")}}
+    for key in keys_of(name).keys() & set(PATH_KEYS):
+        with pytest.raises(ValueError, match=rf"^{key}= is empty; allowed: a readable file, or null for none$"):
+            small(name, **needs.get(key, {}), **{key: ""}).check()
 
 
 def test_own_text_is_cut_into_windows(tmp_path: Path) -> None:

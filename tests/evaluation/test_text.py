@@ -166,6 +166,13 @@ def test_two_files_line_beside_line(tmp_path: Path) -> None:
     assert read_parallel(one, two)[1] == ("line 2", {"source": "b", "target": "乙"})
     with pytest.raises(ValueError, match=r"one has 2 lines, target_path=.*three 1; allowed: one text a line, in both"):
         read_parallel(one, written(tmp_path, b"a\n", "three"))
+    for content, message in (
+        (b"a\n\nb\n", ", line 2 is empty"),
+        (b"\xff\n", ", line 1 is not UTF-8"),
+        (b"", " is empty"),
+    ):
+        with pytest.raises(ValueError, match=f"^target_path=.*three{message}"):
+            read_parallel(one, written(tmp_path, content, "three"))
 
 
 def test_missing_file(tmp_path: Path) -> None:
