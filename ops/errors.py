@@ -11,8 +11,15 @@ class Unavailable(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return str(error).strip().split("\n")[0]
+    """Why it was raised, in one line: the first of its message, or of what caused it where that only announces it."""
+    told, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, KeyError):
+        return f"{told} is not found"
+    if not told.endswith(":"):
+        return told
+    if error.__cause__ is not None and str(error.__cause__) in str(error):
+        return first_line(error.__cause__)
+    return " ".join([told, *more[:1]])
 
 
 def nearest(pattern: str, names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimrun.ops.errors import Unavailable, first_line
+from slimrun.ops.errors import Unavailable, first_line, nearest
 from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.model.fingerprint import description_hash, store_object
 from slimrun.ops.weights.folder import check_float
@@ -110,12 +110,24 @@ def empty_model(config: Any, model: Model) -> Any:
             return skeleton(config, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # the model's own code raises its own
         if "trust_remote_code" in str(error) or "Unrecognized configuration class" not in str(error):
-            raise Unavailable(f"model={model.name}: {first_line(error)}{code_hint(error)}") from error
+            raise Unavailable(
+                f"model={model.name}: {_key_of(error, config)}{first_line(error)}{code_hint(error)}"
+            ) from error
         kind = ", an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else ""
         raise Unavailable(
             f"model={model.name} is {config.model_type}{kind}; give a causal language model, one of transformers' "
             "AutoModelForCausalLM"
         ) from error
+
+
+def _key_of(error: BaseException, config: Any) -> str:
+    """The key of the config whose value transformers looks up in vain, to stand before that value; else ""."""
+    for key, value in config.to_dict().items() if isinstance(error, KeyError) and error.args else ():
+        inner = value if isinstance(value, dict) else {"": value}
+        for name, named in inner.items():
+            if isinstance(named, str) and named == error.args[0]:
+                return ".".join(filter(None, (key, name))) + "="
+    return ""
 
 
 def code_hint(error: BaseException) -> str:
@@ -133,10 +145,21 @@ def code_hint(error: BaseException) -> str:
 
 
 def config_of(architecture: Mapping[str, Any]) -> Any:
-    """The transformers config of an architecture: `model_type` and the keys of its config."""
+    """The transformers config of an architecture: `model_type` and the keys of its config; Unavailable if not."""
+    from transformers import CONFIG_MAPPING
+
     from slimrun.ops.model.auto import AutoConfig
 
-    return AutoConfig.for_model(**architecture)
+    kind = str(architecture.get("model_type", "null"))
+    if kind not in CONFIG_MAPPING:
+        raise Unavailable(f"model.architecture.model_type={kind} is unknown{nearest(kind, list(CONFIG_MAPPING))}")
+    try:
+        return AutoConfig.for_model(**architecture)
+    except Exception as error:  # a config checks its values in many ways, or not at all
+        told = first_line(error).rstrip(".")
+        raise Unavailable(
+            f"model.architecture: {told}; allowed: what transformers takes for model_type={kind}"
+        ) from error
 
 
 def architecture_key(model: Model, architecture: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ else its shards; and where a framework reads them, all .ckpt files. Whatever els
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -104,7 +103,7 @@ def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
     for file in files:
         try:
             tensors |= open_file(file).headers()
-        except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             with file.open("rb") as stream:
                 pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
             raise Unavailable(

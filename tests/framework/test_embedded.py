@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import zipfile
@@ -118,6 +119,24 @@ class TestUsersModels:
         with pytest.raises(Unavailable, match="no such folder"):
             self.check(tmp_path / "missing")
 
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"hidden_size": 65}, r"The hidden size \(65\) is not a multiple of the number of attention heads \(4\)"),
+            ({"hidden_size": "abc"}, r"expected int, got str \(value: 'abc'\)"),
+            ({"hidden_act": "foo"}, r"hidden_act='foo' is not found"),
+            ({"rope_scaling": {"rope_type": "foo"}}, r"rope_parameters.rope_type='foo' is not found"),
+        ],
+    )
+    def test_a_config_that_transformers_refuses(
+        self, changes: dict[str, object], reason: str, tiny_folder: Path
+    ) -> None:
+        config = tiny_folder / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+        with pytest.raises(Unavailable, match=rf"^model\S*: .*{reason}$") as refused:
+            self.check(tiny_folder)
+        assert "\n" not in str(refused.value)
+
     def test_a_hub_id_without_a_hub(self) -> None:
         with pytest.raises(Unavailable, match=r"model.path=nobody/nothing: .*HF_ENDPOINT=URL"):
             self.check(Path("nobody/nothing"))
@@ -128,6 +147,29 @@ class TestUsersModels:
         with pytest.raises(Unavailable, match=r"add model.trust_remote_code=true if you trust it"):
             self.check(tiny_folder)
         assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 65},
+        {"hidden_size": "abc"},
+        {"vocab_size": 1e3},
+        {"num_hidden_layers": None},
+        {"num_attention_heads": 0},
+        {"eos_token_id": "abc"},
+        {"torch_dtype": "foo"},
+        {"rope_scaling": "foo"},
+        {"model_type": "lama"},
+        {"model_type": None},
+    ],
+)
+def test_an_architecture_that_transformers_refuses(changes: dict[str, object]) -> None:
+    with pytest.raises(
+        Unavailable, match=r"^model\.architecture(\.model_type=\w+ is unknown; near it|: .*; allowed: )"
+    ) as no:
+        Random("tiny", architecture={**ARCHITECTURE, **changes}).open(Path("unused")).config()
+    assert "\n" not in str(no.value)
 
 
 @pytest.mark.parametrize(

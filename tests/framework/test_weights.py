@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from slimrun.ops.model.base import Outline
 from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.model.random import Random
 from slimrun.ops.model.tokenizer import byte_tokenizer
+from slimrun.ops.weights.base import read_tensors
+from slimrun.ops.weights.folder import read_headers
 from slimrun.ops.weights.misfit import holes
 from tests.conftest import ARCHITECTURE, CPU
 
@@ -184,6 +188,27 @@ def test_pickled_weights_are_read_without_being_executed(llama: Path) -> None:
     assert "model is dict, expected the tensors of model.state_dict()" in refusal(llama)
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert "is a pointer of Git LFS, not the weights: git lfs pull" in refusal(llama)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_pickled_weights_are_one_error(zipped: bool, tmp_path: Path) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(3, 4), "b": torch.ones(5)}, file, _use_new_zipfile_serialization=zipped)
+    whole, chance = file.read_bytes(), random.Random(0)
+    assert list(read_headers([file])) == ["a", "b"]
+    for size in range(len(whole)):
+        file.write_bytes(whole[:size])
+        with pytest.raises(Unavailable, match=r"pytorch_model.bin is truncated or damaged \(.+\); get it again$"):
+            read_headers([file])
+    for _ in range(1000):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 2, 8))):
+            damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        file.write_bytes(damaged)
+        with suppress(Unavailable):
+            read_headers([file])
+        with suppress(ValueError):  # the damage of one that passes is in a number or a name
+            list(read_tensors(file))
 
 
 @pytest.mark.parametrize(
