@@ -181,11 +181,11 @@ def signed(signature: str, protocol: str) -> str:
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[tuple[list[T], int]]:
-    """Yield (batch, how many of it count): the last one is filled up by repeating.
+    """Yield (batch, how many of it count): the last one is filled up by repeating, unless it is the only one.
 
     Every batch has one shape, because scores move with the shape (other kernels, another order of summation) and
     then a difference between two runs would not be the model's.
     """
-    iterator = iter(items)
+    iterator, size = iter(items), min(size, len(items))
     while batch := list(islice(iterator, size)):
         yield list(islice(chain(batch, repeat(batch[-1])), size)), len(batch)

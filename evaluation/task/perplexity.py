@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import ceil
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.windows import Windows
 
-NOISE_WINDOWS = 2  # of 32: 6 % of the time
+NOISE_WINDOWS = 2  # of 32: 6 % of the time; whole batches, of the shape that was measured
 PER_TOKEN = ("hidden", "top", "negentropy", "pull")  # of the float model
 SHOWN = 80  # characters of a document, to tell which one it is
 PINNED = {"wikipedia": "wikipedia_evaluation", "stories": "stories"}
@@ -138,7 +139,7 @@ class Perplexity:
         outputs["vocabulary"] = np.array([model.log_probs(states[:1]).shape[-1]])
         if reference is None:
             return outputs
-        return outputs | _moves(model, before, cut.ids[:NOISE_WINDOWS], self.batch, outputs["log_probs"])
+        return outputs | _moves(model, before, groups[: ceil(NOISE_WINDOWS / self.batch)], outputs["log_probs"])
 
     def compare(self, name: str, float_outputs: Outputs, quant_outputs: Outputs) -> Report:
         """Perplexities, their difference paired by window, and the fidelity to the float model."""
@@ -226,14 +227,16 @@ def _flat(values: FloatArray) -> FloatArray:
     return values.reshape(-1, *values.shape[2:])
 
 
-def _moves(model: LanguageModel, before: list[int], ids: IntArray, batch: int, log_probs: FloatArray) -> Outputs:
-    """What the loss of these windows changes by when the model is disturbed; nothing where it cannot be."""
+def _moves(
+    model: LanguageModel, before: list[int], groups: list[tuple[IntArray, int]], log_probs: FloatArray
+) -> Outputs:
+    """What the loss of the windows of these batches, the first ones, changes by when the model is disturbed; nothing
+    where it cannot be."""
     moves = []
     with model.disturbed() as moved:
-        for some, count in batches(list(ids), batch) if moved else ():
-            group = np.stack(some)
-            whole = model.hidden(_behind(before, group))  # in one go: each window is disturbed once
-            states, targets = _scored(whole, group, count, len(before))
+        for ids, count in groups if moved else ():
+            whole = model.hidden(_behind(before, ids))  # in one go: each window is disturbed once
+            states, targets = _scored(whole, ids, count, len(before))
             moves.append(fidelity.token_log_probs(targets, states, model.log_probs).reshape(count, -1))
     if not moved:
         return {}

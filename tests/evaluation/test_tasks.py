@@ -200,6 +200,10 @@ def test_own_text_is_cut_into_windows(tmp_path: Path) -> None:
     outputs = Perplexity(path=str(path), windows=9, window=30, batch=2).evaluate(model, None, silent)
     assert outputs["log_probs"].shape == (3, 29)  # 100 bytes hold three whole windows
     assert model.calls == [(2, 30), (2, 30)]  # one shape, the last batch filled up
+    model = FakeModel()
+    outputs = Perplexity(path=str(path), windows=9, window=30, batch=99_999_999).evaluate(model, None, silent)
+    assert outputs["log_probs"].shape == (3, 29)
+    assert model.calls == [(3, 30)]  # a batch larger than all is all of them
     with pytest.raises(ValueError, match=r"^window=101 is out of range; allowed: 2 to 100, the tokens of the text"):
         Perplexity(path=str(path), window=101).evaluate(model, None, silent)
     with pytest.raises(ValueError, match=r"^window=101 is out of range; allowed: 2 to 64, the model's context"):
