@@ -87,13 +87,13 @@ def decoded(path: str | Path, allowed: str) -> str:
 
 def separator(path: str | Path, content: str) -> str:
     """What separates the columns when the content is a table, by its name or its lines; "" for anything else."""
-    suffix = Path(path).suffix.lower()
-    if suffix in TABLE_NAMES:
-        return TABLE_NAMES[suffix]
     lines = content.strip("\n").split("\n")
+    suffix = Path(path).suffix.lower()
+    if suffix in TABLE_NAMES:  # a spreadsheet writes the semicolons or tabs of its country under the same name
+        return max((TABLE_NAMES[suffix], *SEPARATORS), key=lambda mark: _columns(lines, mark))
     for mark in SEPARATORS:
+        columns = _columns(lines, mark)
         try:
-            columns = len(next(csv.reader(lines[:1], delimiter=mark)))
             rows = list(csv.reader(lines, delimiter=mark)) if columns > 1 else []
         except csv.Error:  # a line beyond its limit
             continue
@@ -138,6 +138,14 @@ def _read(path: str | Path) -> bytes:
         return Path(path).expanduser().read_bytes()
     except OSError as error:
         raise ValueError(f"path={path} cannot be read ({error.strerror}); allowed: a readable file") from None
+
+
+def _columns(lines: list[str], mark: str) -> int:
+    """How many columns the first of these lines has; 0 when it is beyond the limit."""
+    try:
+        return len(next(csv.reader(lines[:1], delimiter=mark)))
+    except csv.Error:
+        return 0
 
 
 def _values(content: str) -> Placed:

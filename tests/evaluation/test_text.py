@@ -153,7 +153,9 @@ def test_rows_that_cannot_be_read(tmp_path: Path, data: bytes, name: str, messag
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("name", "mark"), [("own.csv", ","), ("own.tsv", "\t")])
+@pytest.mark.parametrize(
+    ("name", "mark"), [("own.csv", ","), ("own.csv", ";"), ("own.csv", "\t"), ("own.tsv", "\t"), ("own.tsv", ",")]
+)
 def test_a_table_is_rows_of_its_columns(tmp_path: Path, name: str, mark: str) -> None:
     text = f'id{mark}text\n1{mark}"a{mark} ""b""\nc"\n\n2{mark}中\n'
     rows = read_rows(written(tmp_path, text.encode(), name))
