@@ -51,6 +51,8 @@ class ExactMatch(Generation):
             prompt.check(key, getattr(self, key))
         for key in ("extract", "ignore"):
             prompt.check_pattern(key, getattr(self, key))
+        if not isinstance(self.stop, list) or not all(isinstance(mark, str) and mark for mark in self.stop):
+            raise ValueError(f"stop={self.stop} is out of range; allowed: a list of texts, none of them empty")
 
     def check(self) -> None:
         """Read the items once."""

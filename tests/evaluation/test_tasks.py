@@ -160,6 +160,8 @@ def test_protocol_changes_with_the_bytes_of_the_data(tmp_path: Path) -> None:
         (MultipleChoice, {"prompt": "{{ question"}, r"prompt=.* is no template \(.*; write columns as \{\{ question"),
         (MultipleChoice, {"options": 3}, r"options=3 is neither a template of a list nor a list of templates"),
         (ExactMatch, {"extract": "("}, r"extract='\(' is no pattern \("),
+        (ExactMatch, {"stop": [""]}, r"stop=\[''\] is out of range; allowed: a list of texts, none of them empty"),
+        (ExactMatch, {"stop": "Question:"}, r"stop=Question: is out of range; allowed: a list of texts"),
         (LastWord, {"limit": 0}, r"limit=0 is out of range"),
         (Translation, {"target_path": "b.txt"}, r"target_path=b.txt is the second of two files; give the first"),
         (Summarization, {"max_new_tokens": 0}, r"max_new_tokens=0 is out of range"),
