@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -49,8 +50,7 @@ def main() -> None:
         if arguments.to not in known:
             raise ValueError(f"--to {arguments.to}: no such target; allowed: {', '.join(known)}")
         target = built(known[arguments.to], {name: getattr(arguments, name) for name in OPTIONS})
-        if arguments.out.exists() and not (arguments.out.is_dir() and not any(arguments.out.iterdir())):
-            raise ValueError(f"{arguments.out} is there already; remove it, or give another folder")
+        _check_place(arguments.out, arguments.bundle)
         exported = target.run(arguments.bundle, arguments.out)
         show(exported)
         if text is not None:
@@ -61,7 +61,8 @@ def main() -> None:
                 f"{target.name}: the text", ["what", "found"], [[check.what, check.outcome] for check in checks]
             )
     except (ValueError, OSError) as error:
-        print(f"slimrun-export: {as_typed(str(error))}", file=sys.stderr)
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"slimrun-export: {as_typed(told)}", file=sys.stderr)
         sys.exit(WRONG)
     sys.exit(DONE)
 
@@ -119,6 +120,21 @@ def _named(target: str) -> Iterator[None]:
     except ValueError as error:
         told = f"export.{target}.{error}" if str(error).startswith("dtype=") else f"export={target}: {error}"
         raise ValueError(told.replace("give dtype=", f"give export.{target}.dtype=")) from error
+
+
+def _check_place(out: Path, bundle: Path) -> None:
+    """ValueError when `out` is there already, cannot be made, or lies in the bundle or around it."""
+    for place in (out, *out.parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                kind = "a link to nothing" if place.is_symlink() and not place.exists() else "a file"
+                raise ValueError(f"{place} is {kind}; remove it, or give another folder")
+            break
+    whole, inner = out.resolve(), bundle.resolve()
+    if whole.is_relative_to(inner) or inner.is_relative_to(whole):
+        raise ValueError(f"{out} and the bundle {bundle} lie one in the other; give a folder beside it")
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is there already; remove it, or give another folder")
 
 
 def _text(file: Path | None) -> str | None:

@@ -189,6 +189,40 @@ def test_wrong_options_are_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("artifact", "lie one in the other; give a folder beside it"),
+        ("artifact/sub/sub", "lie one in the other; give a folder beside it"),
+        ("link/sub", "lie one in the other; give a folder beside it"),
+        (".", "lie one in the other; give a folder beside it"),
+        ("full", "full is there already; remove it, or give another folder"),
+        ("dangling", "dangling is a link to nothing; remove it, or give another folder"),
+        ("dangling/sub", "dangling is a link to nothing; remove it, or give another folder"),
+        ("full/file", "file is a file; remove it, or give another folder"),
+        ("full/file/sub/sub", "file is a file; remove it, or give another folder"),
+        ("n" * 300, "nnn: File name too long"),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_line(
+    out: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "link").symlink_to("artifact")
+    (tmp_path / "dangling").symlink_to("nothing")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("sys.argv", ["slimrun-export", "artifact", out, "--to", "compressed-tensors"])
+    with pytest.raises(SystemExit, match="2"):
+        export.main()
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_command_line_says_what_it_did(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
