@@ -6,8 +6,9 @@ A target is a dataclass of its knobs; `slimrun-export` and the group `export` co
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,20 @@ from .source import DTYPES, EXPERT, Source
 AUTO = "auto"
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")  # keys of config.json
 WEIGHTS = (".safetensors", ".gguf", ".ckpt")  # how names of weight files end
+
+
+@contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """The folders above one that is to be, gone again where they were not there and nothing came into them."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for parent in missing:  # the innermost first
+                parent.rmdir()
+        raise
 
 
 @dataclass(frozen=True)
@@ -101,8 +116,7 @@ class Target:
 
         ValueError names what is wrong in the bundle, or what the target cannot hold; then nothing is written.
         """
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with ScratchFolder(f".{folder.name}", folder.parent) as scratch:
+        with _parents(folder), ScratchFolder(f".{folder.name}", folder.parent) as scratch:
             changes, checks = bundle.undisturbed(artifact, lambda place: self._attempt(place, scratch))
             settle(scratch, folder, [file for file in scratch.iterdir() if file.suffix in WEIGHTS])
         return Exported(self.name, folder, changes, checks, self.command(folder))

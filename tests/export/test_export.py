@@ -278,5 +278,5 @@ def test_what_is_no_bundle_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no bundle: it holds 0 quant_model_description"):
         CompressedTensors().run(tmp_path, tmp_path / "export")
     with pytest.raises(ValueError, match="is no bundle: No such file or directory"):
-        CompressedTensors().run(tmp_path / "missing", tmp_path / "export")
+        CompressedTensors().run(tmp_path / "missing", tmp_path / "new" / "folder" / "export")
     assert not list(tmp_path.iterdir())
