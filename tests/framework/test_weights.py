@@ -196,11 +196,11 @@ def test_damaged_pickled_weights_are_one_error(zipped: bool, tmp_path: Path) -> 
     torch.save({"a": torch.ones(3, 4), "b": torch.ones(5)}, file, _use_new_zipfile_serialization=zipped)
     whole, chance = file.read_bytes(), random.Random(0)
     assert list(read_headers([file])) == ["a", "b"]
-    for size in range(len(whole)):
+    for size in range(0, len(whole), 5):
         file.write_bytes(whole[:size])
         with pytest.raises(Unavailable, match=r"pytorch_model.bin is truncated or damaged \(.+\); get it again$"):
             read_headers([file])
-    for _ in range(1000):
+    for _ in range(300):
         damaged = bytearray(whole)
         for _ in range(chance.choice((1, 2, 8))):
             damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
