@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import pydoc
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import resources
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -18,22 +18,25 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from hydra.utils import get_class
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
 from slimrun.evaluation.gate import Policy
 from slimrun.ops.model.base import Outline
-from slimrun.runner import policy
+from slimrun.runner import policy, refusals
 from slimrun.runner.experiment import Experiment
+from slimrun.runner.kinds import WORDS, fits, in_words, shown
 from slimrun.runner.overrides import how_to_write
+from slimrun.runner.refusals import did_you_mean, line, no_node
 from slimrun.runner.tracking.base import Tracker
 
 CONFIG_MODULE, CONFIG_NAME, VERSION_BASE = "slimrun.conf", "config", "1.3"
-SEVERAL = ("task", "export")  # groups of which several are chosen
+SEVERAL = ("task", "export")  # groups of which several are chosen, of tasks one at least
+ALONE = ("model", "framework", "quant", "compress", "device", "tracking")  # groups of which one is chosen
 GATE = "gate"  # the file of a policy
 HOW_SMALL = "how_small"  # null, or what a search walks
-TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+YAML_WORDS = '; YAML reads no, yes, off and on as false and true: put them in quotes, e.g. "no"'
 
 
 class ConfigError(ValueError):
@@ -56,6 +59,9 @@ def composed(
 
     CompositionError when it cannot be composed.
     """
+    for item in overrides:
+        if re.match(rf"({'|'.join(ALONE)})=\[.+,", item):
+            raise CompositionError(refusals.one_of_several(item))
     with composing(overrides, config_name, config_dir) as hydra:
         return hydra.compose_config(
             config_name or CONFIG_NAME,
@@ -82,13 +88,16 @@ def composing(overrides: Sequence[str], config_name: str | None, config_dir: str
     except ConfigError:
         raise
     except MissingConfigException as error:
-        raise CompositionError(_no_such_choice(error)) from error
+        raise CompositionError(refusals.no_such_choice(error, config_dir)) from error
     except OverrideParseException as error:
         raise CompositionError(f"{error.override}: {how_to_write(str(error.override))}") from error
+    except (YAMLError, RecursionError) as error:
+        raise CompositionError(line(error)) from error
     except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
-        raise CompositionError(_no_such_key(error, overrides, config_name, config_dir)) from error
+        without = partial(composed, config_name=config_name, config_dir=config_dir)
+        raise CompositionError(refusals.no_such_key(error, overrides, without)) from error
     except Exception as error:  # Hydra and OmegaConf trip over values of kinds they do not expect
-        raise CompositionError(_no_choice(error, overrides)) from error
+        raise CompositionError(refusals.no_choice(error, overrides)) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -108,18 +117,16 @@ def build(config: DictConfig) -> Experiment:
     fields = dict.fromkeys(field.name for field in dataclasses.fields(Experiment))  # in order: which error is first
     for key in map(str, config):
         if key not in {*fields, "hydra"}:
-            raise CompositionError(f"{key}: no such key{_did_you_mean(key, fields)}")
+            raise CompositionError(f"{key}: no such key{did_you_mean(key, fields)}")
     arguments: dict[str, Any] = {}
     for name in (name for name in fields if name not in (*SEVERAL, GATE, HOW_SMALL)):
         value = config.get(name)
         arguments[name] = construct(value, name) if isinstance(value, DictConfig) else _scalar(config, name)
-    tasks = config.get("task")
-    if not isinstance(tasks, DictConfig) or not tasks:
-        raise CompositionError("task: choose at least one, e.g. task=[perplexity]")
     for group in SEVERAL:
         chosen = config.get(group)
-        if not isinstance(chosen, DictConfig):
-            raise CompositionError(f"{group}: expected choices of this group, e.g. {group}=[NAME]")
+        found = list(chosen.values()) if isinstance(chosen, DictConfig) else [chosen]
+        if not all(map(_is_choice, found)) or (group == "task" and not found):
+            raise CompositionError(refusals.no_choices(config, group))
         arguments[group] = {name: construct(chosen[name], f"{group}.{name}") for name in map(str, chosen)}
     arguments[GATE] = _policy(config.get(GATE))
     arguments[HOW_SMALL] = None if config.get(HOW_SMALL) is None else construct(config.how_small, HOW_SMALL)
@@ -129,7 +136,10 @@ def build(config: DictConfig) -> Experiment:
             raise CompositionError(
                 f"sweep.objectives=[{key}]: no result of this run; allowed: {'/..., '.join(groups)}/..."
             )
-    return Experiment(**arguments)
+    try:
+        return Experiment(**arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def checked(experiment: Experiment) -> Outline:
@@ -142,37 +152,55 @@ def checked(experiment: Experiment) -> Outline:
 
 def build_tracker(config: DictConfig) -> Tracker:
     """The tracker alone: the other values of a job may still be refused."""
-    return cast(Tracker, construct(config.tracking, "tracking"))
+    return cast(Tracker, construct(config.get("tracking"), "tracking"))
 
 
 def construct(node: Any, key: str) -> Any:
     """The dataclass that `node._target_` names, built from the other keys of the node; so are nodes inside it."""
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise CompositionError(f"{key}: expected a choice of this group, e.g. {key.split('.')[0]}=NAME")
-    inside = {
-        name: construct(child, f"{key}.{name}")
-        for name, child in ((str(name), child) for name, child in node.items())
-        if isinstance(child, DictConfig) and "_target_" in child
-    }
+    if not _is_choice(node):
+        raise CompositionError(no_node(key))
+    inside = {str(name): construct(child, f"{key}.{name}") for name, child in node.items() if _is_choice(child)}
     try:
-        target = get_class(node["_target_"])
-        values = {name: value for name, value in _plain(node).items() if name not in {"_target_", *inside}}
-        schema = OmegaConf.structured(target)
-        merged = _plain(OmegaConf.merge(schema, values))
+        values = {name: value for name, value in _plain(node).items() if name not in inside}
+        target = _target(values.pop("_target_"), key)
+        kinds = get_type_hints(target)
+        if wrong := [name for name, value in values.items() if name in kinds and not fits(value, kinds[name])]:
+            raise CompositionError(_wrong_kind(f"{key}.{wrong[0]}", values[wrong[0]], kinds[wrong[0]]))
+        merged = _plain(OmegaConf.merge(OmegaConf.structured(target), values))
         merged = {name: merged[name] for name in values} | inside
     except ConfigKeyError as error:
         known = [field.name for field in dataclasses.fields(target)]
         raise CompositionError(
-            f"{key}.{error.full_key}: no such key{_did_you_mean(str(error.full_key), known, f'{key}.')}"
+            f"{key}.{error.full_key}: no such key{did_you_mean(str(error.full_key), known, f'{key}.')}"
         ) from error
     except ValidationError as error:
-        raise CompositionError(_wrong_type(error, key, target, values)) from error
+        name = re.split(r"[.\[]", str(error.full_key))[0]
+        raise CompositionError(_wrong_kind(f"{key}.{name}", values.get(name), kinds.get(name))) from error
     except (OmegaConfBaseException, HydraException) as error:
-        raise CompositionError(f"{key}: {_line(error)}") from error
+        raise CompositionError(f"{key}: {line(error)}") from error
+    for field in dataclasses.fields(target):
+        if field.init and field.name not in merged and field.default is field.default_factory is dataclasses.MISSING:
+            raise CompositionError(f"{key}.{field.name} is missing; allowed: {in_words(kinds[field.name])}")
     try:
         return target(**merged)
     except ValueError as error:
         raise ConfigError(f"{key}.{error}") from error
+
+
+def _is_choice(node: Any) -> bool:
+    return isinstance(node, DictConfig) and "_target_" in node
+
+
+def _target(name: Any, key: str) -> type:
+    """The dataclass of this name."""
+    try:
+        target = pydoc.locate(name) if isinstance(name, str) else None
+    except pydoc.ErrorDuringImport as error:
+        raise CompositionError(f"{key}._target_={name} cannot be imported ({error.value})") from error
+    if not isinstance(target, type) or not dataclasses.is_dataclass(target):
+        told = "nothing of this name can be imported" if target is None else "this is no dataclass"
+        raise CompositionError(f"{key}._target_={shown(name)}: {told}; allowed: the full name of a dataclass")
+    return target
 
 
 def _check_references(config: DictConfig) -> None:
@@ -185,27 +213,26 @@ def _check_references(config: DictConfig) -> None:
             if isinstance(node, Container):
                 OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
-            raise CompositionError(f"{error.full_key or key}: {_line(error)}") from error
+            raise CompositionError(f"{error.full_key or key}: {line(error)}") from error
 
 
 def _policy(path: Any) -> Policy | None:
     """The policy of a gate; None without one."""
     if path is not None and not isinstance(path, str):
-        raise CompositionError(f"gate={path}: expected the path of a policy, e.g. gate=policy.yaml")
+        raise CompositionError(f"gate={shown(path)}: expected the path of a policy, e.g. gate=policy.yaml")
     try:
-        return policy.read(path) if path else None
+        return None if path is None else policy.read(path)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
 def _scalar(config: DictConfig, name: str) -> Any:
     """A key of the top level that holds a plain value of the type its field says."""
-    field = next(field for field in dataclasses.fields(Experiment) if field.name == name)
-    value, kind = config.get(name), str(field.type)
-    if kind not in TYPE_NAMES:
-        raise CompositionError(f"{name}: expected a choice of this group, e.g. {name}=NAME")
-    if type(value).__name__ != kind:
-        raise CompositionError(f"{name}={value}: expected {TYPE_NAMES[kind]}")
+    value, kind = config.get(name), get_type_hints(Experiment)[name]
+    if kind not in WORDS:
+        raise CompositionError(no_node(name))
+    if type(value) is not kind:
+        raise CompositionError(_wrong_kind(name, value, kind))
     return value
 
 
@@ -213,76 +240,8 @@ def _plain(node: Any) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
-def _wrong_type(error: ValidationError, key: str, target: type, values: dict[str, Any]) -> str:
-    name = str(error.full_key)
-    types = {field.name: str(field.type) for field in dataclasses.fields(target)}
-    kind = types.get(re.split(r"[.\[]", name)[0], "another type")
-    value = values.get(name, "...")
-    return f"{key}.{name}={value}: expected {TYPE_NAMES.get(kind, kind)}"
-
-
-def _no_such_choice(error: MissingConfigException) -> str:
-    group, _, choice = str(error.missing_cfg_file).rpartition("/")
-    if group.startswith("hydra/"):
-        return (
-            f"{group}={choice}: no such choice; allowed: {', '.join(error.options or [])} "
-            "(optuna, joblib and submitit come with pip install 'slimrun[sweep]', ray with 'slimrun[ray]')"
-        )
-    options = error.options or sorted(
-        file.name.removesuffix(".yaml")
-        for file in resources.files(CONFIG_MODULE).joinpath(group).iterdir()
-        if file.name.endswith(".yaml")
-    )
-    return f"{group or 'config'}={choice}: no such choice; allowed: {', '.join(options)}"
-
-
-def _no_choice(error: Exception, overrides: Sequence[str]) -> str:
-    """The line for a group that is set to nothing or to a number."""
-    groups = {item.name for item in resources.files(CONFIG_MODULE).iterdir() if item.is_dir()}
-    named = [item for item in overrides if item.partition("=")[0] in groups and not re.search(r"=\W*[a-z]\w*", item)]
-    named += [item for item in overrides if item.endswith("=null") and item not in named]
-    if not named:
-        key = re.search(r"full_key: (\S+)", str(error))
-        return f"{key.group(1)}: {_line(error)}" if key else _line(error)
-    return f"{named[0]}: expected a choice of this group, e.g. {named[0].partition('=')[0]}=NAME"
-
-
-def _no_such_key(error: Exception, overrides: Sequence[str], config_name: str | None, config_dir: str | None) -> str:
-    """The line for an override whose key is not there, with near ones found in what composes without it."""
-    if several := re.search(r"Ambiguous value for argument '(.+)'", str(error)):
-        return f"{several.group(1)}: several values are several jobs, add -m; a list is written key=[a,b]"
-    match = re.search(r"Could not override '([^']+)'", str(error))
-    if match is None:
-        return _line(error)
-    key = match.group(1)
-    rest = [item for item in overrides if item.lstrip("+~").partition("=")[0] != key]
-    parent, _, name = key.rpartition(".")
-    if len(rest) == len(overrides):
-        return f"{key}: no such key"
-    if elsewhere := _choices_with(parent, name):
-        return f"{key}: this choice has no such key; {parent}={', '.join(elsewhere)} have it"
-    node = OmegaConf.select(composed(rest, config_name, config_dir), parent) if parent else None
-    siblings = [str(item) for item in node if item != "_target_"] if isinstance(node, DictConfig) else []
-    hint = _did_you_mean(name, siblings, f"{parent}." if parent else "")
-    return f"{key}: no such key{hint}" + (f"; allowed: {', '.join(siblings)}" if siblings and not hint else "")
-
-
-def _choices_with(group: str, key: str) -> list[str]:
-    """The choices of a group that have a key of their own."""
-    folder = resources.files(CONFIG_MODULE).joinpath(group)
-    if not group or not folder.is_dir():
-        return []
-    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
-    held = {file.name: OmegaConf.create(file.read_text(encoding="utf-8")) for file in files}
-    return sorted(name.removesuffix(".yaml") for name, node in held.items() if key in node)
-
-
-def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
-
-
-def _line(error: BaseException) -> str:
-    """First line of the error, or of what caused it: Hydra wraps some in an exception without a message."""
-    text = str(error).strip()
-    return _line(error.__cause__) if not text and error.__cause__ else text.split("\n")[0]
+def _wrong_kind(key: str, value: Any, kind: Any) -> str:
+    """The line for a value that is not of the kind of its key."""
+    words = in_words(kind)
+    of_yaml = YAML_WORDS if WORDS[str] in words and re.search(r"\b(true|false)\b", shown(value)) else ""
+    return f"{key}={shown(value)}: expected {words}{of_yaml}"
