@@ -62,7 +62,7 @@ def main() -> None:
     if not arguments.run_b and not arguments.gate:
         parser.error("RUN_B is needed, or --gate")
     try:
-        gate = policy.read(arguments.gate) if arguments.gate else None
+        gate = policy.read(arguments.gate) if arguments.gate is not None else None
         a = read(arguments.run_a)
         scores = show(a, read(arguments.run_b)) if arguments.run_b else beside_float(a)
     except ValueError as error:

@@ -53,11 +53,20 @@ def test_a_policy_belongs_to_what_a_job_is(tmp_path: Path) -> None:
     [
         ("", "holds no tasks"),
         ("tasks: [perplexity]", "holds no tasks"),
-        ("{tasks: {perplexity: {}}, guardrail: 3}", "guardrail: no such key"),
-        ("tasks: {perplexity: {tier: must}}", "tasks.perplexity: tier=must is unknown; allowed: required"),
-        ("tasks: {perplexity: {level: 1}}", "tasks.perplexity: Key 'level' not in 'Rule'"),
-        ("tasks: {perplexity: {margin: much}}", "tasks.perplexity: Value 'much' of type 'str' could not be"),
-        ("tasks: {", "while parsing a flow node"),
+        ("{tasks: {perplexity: {}}, guardrail: 3}", "guardrail: no such key; did you mean guardrail_pct?; allowed:"),
+        ("tasks: {perplexity: {tier: must}}", "tasks.perplexity.tier=must is unknown; allowed: required"),
+        ("tasks: {perplexity: {tier: [must]}}", "tasks.perplexity.tier=[must] is unknown; allowed: required"),
+        ("tasks: {perplexity: {level: 1}}", "tasks.perplexity.level: no such key; allowed: tier, margin"),
+        ("tasks: {perplexity: {margin: much}}", "tasks.perplexity.margin=much: expected a number; allowed: 0 or more"),
+        ("tasks: {perplexity: {margin: .inf}}", "tasks.perplexity.margin=inf: expected a number"),
+        ("tasks: {perplexity: {margin: 1e400}}", "tasks.perplexity.margin=inf: expected a number"),
+        ("tasks: {perplexity: {margin: .nan}}", "tasks.perplexity.margin=nan: expected a number"),
+        ("{tasks: {perplexity: {}}, guardrail_pct: true}", "guardrail_pct=true: expected a number; allowed: 0 or more"),
+        ("tasks: {perplexity: false}", "tasks.perplexity=false: expected keys; allowed: tier, margin"),
+        ("tasks: {perplexity: 0}", "tasks.perplexity=0: expected keys"),
+        ("tasks: {perplexity: required}", "tasks.perplexity=required: expected keys"),
+        ("a: &a [*a]", "a value of a YAML file refers to itself"),
+        ("tasks: {", "line 1: expected the node content, but found '<stream end>'"),
     ],
 )
 def test_a_wrong_policy_is_one_line_and_2(tmp_path: Path, content: str, message: str) -> None:
@@ -94,3 +103,5 @@ def test_finished_runs_are_held_against_a_policy(
     assert "scores.json is missing or damaged" in capsys.readouterr().err
     assert compared(monkeypatch, a) == 2
     assert "RUN_B is needed, or --gate" in capsys.readouterr().err
+    assert compared(monkeypatch, a, b, "--gate", "") == 2
+    assert "gate=: names no file" in capsys.readouterr().err
