@@ -19,6 +19,7 @@ from slimrun.runner.result import covered_share
 from slimrun.runner.settings import Calibration, HowSmall, Sweep
 from slimrun.runner.tracking.base import Tracker
 
+LARGEST_SEED = 2**63 - 1  # that torch takes
 FLOAT_OUTPUTS = "float outputs"  # what the cache calls them
 
 
@@ -44,7 +45,9 @@ class Choices:
     plan: bool = False
 
     def __post_init__(self) -> None:
-        """Open the model."""
+        """Validate, and open the model; ValueError names the key, the value and the range."""
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed={self.seed} is out of range; allowed: 0 to {LARGEST_SEED}")
         object.__setattr__(self, "model", self.model.open(self.cache.path, self.seed))
 
     def covered(self, outline: Outline) -> dict[str, tuple[int, int]]:
