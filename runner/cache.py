@@ -44,6 +44,8 @@ class Cache:
 
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and the range."""
+        if not self.dir.strip():
+            raise ValueError("dir= names no folder; allowed: one that can be written (SLIMRUN_CACHE names it too)")
         if self.max_gb < 0:
             raise ValueError(f"max_gb={self.max_gb} is out of range; allowed: 0 or more")
 

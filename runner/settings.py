@@ -32,6 +32,10 @@ class Calibration:
         for name in ("samples", "length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; allowed: 1 or more")
+        if self.path is not None and not self.path.strip():
+            raise ValueError("path= names no file; allowed: a file, or null for the pinned texts")
+        if self.prompts is not None and not self.prompts:
+            raise ValueError("prompts=[] holds no prompt; allowed: one or more, or null for the pinned texts")
         if self.path is not None and self.prompts is not None:
             raise ValueError(f"path={self.path} and calibration.prompts exclude each other; set one of them to null")
         if self.prompts is not None and not all(prompt.strip() for prompt in self.prompts):
@@ -98,17 +102,26 @@ class HowSmall:
 
     def __post_init__(self) -> None:
         """Validate; ValueError names the key, the value and what is allowed."""
-        if self.margin is not None and not self.margin > 0:
-            raise ValueError(f"margin={self.margin} is out of range; allowed: more than 0, no interval is within 0")
+        if self.margin is not None and not 0 < self.margin < math.inf:
+            raise ValueError(f"margin={self.margin} is out of range; allowed: more than 0, finite")
         if not 0 < self.min_bits < MOST_BITS:
             raise ValueError(f"min_bits={self.min_bits} is out of range; allowed: more than 0, less than {MOST_BITS}")
+        if not self.key.strip():
+            raise ValueError("key= names no key; allowed: one with a number, e.g. quant.fraction")
         if self.key in BITS_KEYS and self.range is not None:
-            raise ValueError(f"range={self.range} has no effect on {self.key}; allowed: how_small.min_bits")
+            raise ValueError(f"range={self.told_range} has no effect on {self.key}; allowed: how_small.min_bits")
         if self.key not in BITS_KEYS and (self.range is None or len(set(self.range)) != 2 or len(self.range) != 2):
             raise ValueError(
-                f"range={self.range} does not say from where to where {self.key} goes; "
+                f"range={self.told_range} does not say from where to where {self.key} goes; "
                 "allowed: the value of the smallest model, that of the largest, e.g. how_small.range=[0.01,0.1]"
             )
+        if not all(map(math.isfinite, self.range or [])):
+            raise ValueError(f"range={self.told_range} is out of range; allowed: two finite numbers")
+
+    @property
+    def told_range(self) -> str:
+        """The range as it is typed."""
+        return "null" if self.range is None else f"[{','.join(f'{end:g}' for end in self.range)}]"
 
     @property
     def ends(self) -> tuple[float, float]:
