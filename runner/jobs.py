@@ -81,6 +81,8 @@ def _product(overrides: Sequence[Override], loader: ConfigLoader) -> list[list[s
             options = loader.get_group_options(item.key_or_group)
             allowed = f"allowed: {', '.join(options)}" if options else f"{item.key_or_group} is no group"
             raise CompositionError(f"{item.input_line} matches no choice; {allowed}")
+        if item.is_sweep_override() and not list(item.sweep_iterator()):
+            raise CompositionError(f"{item.input_line} names no value, so there is no job; name one at least")
     return [job for batch in BasicSweeper.split_arguments(list(overrides), max_batch_size=None) for job in batch]
 
 
