@@ -28,9 +28,10 @@ def claimed(folder: Path, key: str, *, by_time: bool) -> Iterator[Path]:
     A folder that is named by the time of its start (`by_time`) is never used twice: where it is there already, the
     next ones are NAME-1, NAME-2, ... `key` is what the user chooses the folder by.
     """
-    try:
+    with _can_be_written(folder, key):
         folder = _new(folder) if by_time else folder
         folder.mkdir(parents=True, exist_ok=True)
+    try:
         with lock(folder / LOCK, wait=False):
             check(folder, key)
             yield folder
@@ -42,7 +43,8 @@ def claimed(folder: Path, key: str, *, by_time: bool) -> Iterator[Path]:
 
 def check(folder: Path, key: str) -> None:
     """ConfigError when the folder cannot be written, or holds something of others where a run writes."""
-    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    with _can_be_written(folder, key):
+        existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"{key}={folder}: {existing} cannot be written; choose another with {key}=DIR")
     if not folder.is_dir():
@@ -56,6 +58,15 @@ def chosen(key: str, folder: Path) -> str:
     """The override that makes Hydra take this folder, whatever characters are in its name."""
     text = str(folder).replace("${", "\\${")  # no interpolation
     return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
+
+
+@contextmanager
+def _can_be_written(folder: Path, key: str) -> Iterator[None]:
+    """ConfigError on what the system says of a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{key}={folder} cannot be made ({error.strerror}); choose another with {key}=DIR") from error
 
 
 def _new(folder: Path) -> Path:
