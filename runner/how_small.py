@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 from slimrun.evaluation.comparison import Score
 from slimrun.evaluation.statistics import ALPHA, LEAST_ITEMS
@@ -19,10 +20,13 @@ from slimrun.ops.scratch import ScratchFolder
 from slimrun.runner.config import HOW_SMALL, CompositionError, ConfigError, construct
 from slimrun.runner.estimate import Estimate
 from slimrun.runner.folder import ARTIFACT, SCORES, read_scores
+from slimrun.runner.refusals import did_you_mean
 from slimrun.runner.report.pareto import BITS, Job
 from slimrun.runner.search import Tried, next_place
 from slimrun.runner.settings import BITS_KEYS, MOST_BITS, HowSmall
 
+NOWHERE = object()
+EXAMPLE = "how_small.key=quant.fraction how_small.range=[0.01,0.1]"
 CONFIDENCE = f"{1 - ALPHA:.0%} confidence"
 
 
@@ -95,10 +99,44 @@ def dial_of(config: DictConfig) -> Dial | None:
         raise CompositionError(f"how_small.task={asked.task} is not run; allowed: {', '.join(tasks)}, of task=[...]")
     if asked.task is None and len(tasks) > 1:
         raise CompositionError(f"how_small.task: whose verdict is asked for; allowed: {', '.join(tasks)}")
-    value = OmegaConf.select(config, asked.key)
+    value = OmegaConf.select(config, asked.key, default=NOWHERE)
+    if value is NOWHERE:
+        parent, _, name = asked.key.rpartition(".")
+        node = OmegaConf.select(config, parent) if parent else config
+        keys = [str(key) for key in node if key != "_target_"] if isinstance(node, DictConfig) else []
+        near = did_you_mean(name, keys, f"{parent}." if parent else "")
+        raise CompositionError(f"how_small.key={asked.key}: no such key{near}; name one with a number: {EXAMPLE}")
+    if isinstance(value, Container):
+        raise CompositionError(f"how_small.key={asked.key} holds no number; name a key that does: {EXAMPLE}")
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise CompositionError(f"how_small.key={asked.key} holds {value}, no number; name a key with a number")
     return Dial(asked, asked.task or tasks[0], isinstance(value, int))
+
+
+@dataclass(frozen=True)
+class End:
+    """An end of the dial."""
+
+    key: str
+    override: str
+    setting: str  # what the user set, of which it is one
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """A ConfigError about the value there names what the user set."""
+        try:
+            yield
+        except ConfigError as error:
+            if self.key not in str(error):
+                raise
+            raise type(error)(f"{self.setting}: {error}") from error
+
+
+def ends(dial: Dial) -> list[End]:
+    """Both ends of the dial, which a method may refuse."""
+    asked = dial.asked
+    setting = f"how_small.range={asked.told_range}" if asked.range else f"how_small.min_bits={asked.min_bits:g}"
+    return [End(asked.key, dial.override(place), setting) for place in (0.0, 1.0)]
 
 
 def check(dial: Dial, job: Estimate) -> None:

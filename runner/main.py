@@ -27,8 +27,9 @@ from slimrun.runner.job import run_job
 from slimrun.runner.jobs import Command, read
 from slimrun.runner.origin import origins_told
 from slimrun.runner.plan import Job, show
+from slimrun.runner.refusals import line
 from slimrun.runner.status import DONE, FAILED, WRONG
-from slimrun.runner.sweep import SweepCallback, all_done, begin, begun_before, conclude
+from slimrun.runner.sweep import SweepCallback, all_done, begin, begun_before, check_apart, conclude
 from slimrun.runner.tracking.base import Tracker
 from slimrun.runner.tracking.mlflow import MLflow
 from slimrun.runner.tracking.uri import conceal, override_of
@@ -131,14 +132,18 @@ def check(command: Command, arguments: Namespace) -> list[DictConfig]:
     to_run = []
     planned: list[Job] = []
     folder = _folder(command)
-    for overrides in command.jobs:
-        config = command.config
-        if command.multirun:
-            config = composed(overrides, arguments.config_name, arguments.config_dir)
+    source = (arguments.config_name, arguments.config_dir)
+    configs = [composed(job, *source) for job in command.jobs] if command.multirun else [command.config]
+    if command.multirun:
+        check_apart(configs, command.listed)
+    for overrides, config in zip(command.jobs, configs):
         _check_tracking(config)
         dial = dial_of(config) if command.multirun else None
+        for end in how_small.ends(dial) if dial else ():
+            with origins_told(config, *source), end.blamed():
+                build(composed([*overrides, end.override], *source))
         try:
-            with origins_told(config, arguments.config_name, arguments.config_dir):
+            with origins_told(config, *source):
                 experiment = build(config)
                 if not command.multirun or experiment.plan or dial:
                     outline = checked(experiment)
@@ -166,9 +171,12 @@ def _folder(command: Command) -> Path:
     """Where the outputs go, absolute."""
     key = SWEEP_FOLDER if command.multirun else RUN_FOLDER
     try:
-        return Path(str(OmegaConf.select(command.config, key))).absolute()
+        folder = str(OmegaConf.select(command.config, key) or "")
     except OmegaConfBaseException as error:
-        raise CompositionError(f"{key}: {str(error).splitlines()[0]}") from error
+        raise CompositionError(f"{key}: {line(error)}") from error
+    if not folder.strip():
+        raise CompositionError(f"{key}={folder} names no folder; choose one with {key}=DIR, or leave it out")
+    return Path(folder).absolute()
 
 
 def _by_time(command: Command) -> bool:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from slimrun.runner.config import ConfigError, build, build_tracker
+from slimrun.runner.config import CompositionError, ConfigError, build, build_tracker
 from slimrun.runner.display import print_table
 from slimrun.runner.folder import RESULTS, SWEEP, read_json, write_json
 from slimrun.runner.how_small import Dial, answer, dial_of, put_in_place
@@ -48,6 +48,23 @@ def begun_before(overrides: Sequence[str]) -> Path | None:
     """The folder where the same command was begun last."""
     before = [file for file in Path().glob(f"{FOLDERS}/{SWEEP}") if _command_in(file) == command_of(overrides)]
     return max(before, key=lambda file: file.stat().st_mtime).parent.absolute() if before else None
+
+
+def check_apart(configs: Sequence[DictConfig], listed: bool) -> None:
+    """CompositionError when jobs would write over each other; those that a search chooses are not known yet."""
+    jobs = list(enumerate(configs)) if listed else [(number, configs[0]) for number in range(2)]
+    where: dict[str, int] = {}
+    for number, config in jobs:
+        if not listed and OmegaConf.is_interpolation(config.hydra.sweep, "subdir"):
+            return
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.job.num, config.hydra.job.id = number, str(number)
+        subdir = str(config.hydra.sweep.subdir)
+        if where.setdefault(os.path.normpath(subdir), number) != number:
+            raise CompositionError(
+                f"hydra.sweep.subdir={subdir} is the folder of several jobs, which would write over each other; "
+                "allowed: one of its own for each, as by hydra.sweep.subdir='${hydra.job.num}'"
+            )
 
 
 def begin(folder: Path, overrides: Sequence[str], jobs: Sequence[Sequence[str]], resume: bool) -> None:
