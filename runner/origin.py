@@ -40,12 +40,13 @@ def origins(message: str, config: DictConfig, plain: DictConfig, overrides: Sequ
     """One clause for each key in the message that no override sets; `plain` is the configuration without the preset."""
     keys = {item.lstrip("+~").partition("=")[0] for item in overrides}
     clauses = []
+    preset = next((item for item in overrides if item.startswith(f"{PRESET}=")), PRESET)
     for key in dict.fromkeys(KEY.findall(message)):
         value, unset = (OmegaConf.select(each, key, throw_on_resolution_failure=False) for each in (config, plain))
         if value is None or any(key == item or key.startswith(f"{item}.") for item in keys):
             continue
         if unset != value:
-            clauses.append(f"{key} comes from {PRESET}={config.hydra.runtime.choices[PRESET]}")
+            clauses.append(f"{key} comes from {preset}")
         elif f"{key}={value}" in message:
             clauses.append(f"{key} has its default")
     return clauses

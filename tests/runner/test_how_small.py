@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimrun.evaluation.comparison import Score
+from slimrun.runner.config import composed
 from slimrun.runner.how_small import Dial, answer
+from slimrun.runner.origin import origins
 from slimrun.runner.report.pareto import Job
 from slimrun.runner.search import RESOLUTION, START, Tried, next_place
 from slimrun.runner.settings import HowSmall
@@ -145,17 +147,26 @@ def test_the_sentence_names_the_next_smaller_one_or_says_why_there_is_none() -> 
         (["how_small.range=[0.01,0.1]", "how_small.task=translation"], "how_small.task=translation is not run"),
         (["how_small.range=[0.01,0.1]", "task=[perplexity,translation]"], "how_small.task: whose verdict is asked"),
         (["how_small.range=[0.01,0.1]", "quant.fraction=0.05"], "quant.fraction=0.05: how_small turns quant.fraction"),
-        (["how_small.range=[0.5,0.9]"], "quant.fraction=0.62 is out of range; allowed: 0.01 to 0.1"),
+        (["how_small.range=[0.5,0.9]"], "how_small.range=[0.5,0.9]: quant.fraction=0.5 is out of range"),
         (
             ["how_small.range=[0.01,0.1]", "task.perplexity.windows=4"],
             "has independent items: 4, which decide no margin; 12 are",
         ),
         (["how_small.range=[0.01,0.01]"], "does not say from where to where quant.fraction goes"),
         (["how_small.key=quant.observer", "how_small.range=[1,2]"], "how_small.key=quant.observer holds auto"),
-        (["how_small.key=quant.fractoin", "how_small.range=[1,2]"], "quant.fractoin: no such key; did you mean"),
+        (["how_small.range=[0.02,0.9]"], "how_small.range=[0.02,0.9]: quant.fraction=0.9 is out of range"),
+        (["how_small.range=[nan,0.02]"], "how_small.range=[nan,0.02] is out of range; allowed: two finite numbers"),
+        (["how_small.range=[0.01,0.1]", "how_small.margin=inf"], "how_small.margin=inf is out of range"),
+        (["how_small.range=[0.01,0.1]", "calibration.samples=0"], "slimrun: calibration.samples=0 is out of range"),
+        (["quant=rdoq", "how_small.key=quant.target_bits", "how_small.min_bits=1"],
+         "how_small.min_bits=1: quant.target_bits=1.0 is out of range"),
+        (["how_small.key=quant.target_bits"], "how_small.key=quant.target_bits: no such key; name one with a number"),
+        (["how_small.key="], "how_small.key= names no key; allowed: one with a number"),
+        (["how_small.key=quant", "how_small.range=[1,2]"], "how_small.key=quant holds no number; name a key that does"),
+        (["how_small.key=quant.fractoin", "how_small.range=[1,2]"], "fractoin: no such key; did you mean quant.fr"),
         (["how_small.key=quant.target_bits", "how_small.range=[2,3]"], "has no effect on quant.target_bits"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_answered_is_refused_before_anything_loads(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
@@ -164,3 +175,9 @@ def test_what_cannot_be_answered_is_refused_before_anything_loads(
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "multirun").exists()
+
+
+def test_several_presets_are_named_as_they_were_typed() -> None:
+    overrides = ["experiment=[llama2_7b,how_small]"]
+    told = origins("how_small.min_bits=2.0 is refused", composed(overrides), composed([]), overrides)
+    assert told == ["how_small.min_bits comes from experiment=[llama2_7b,how_small]"]
