@@ -12,6 +12,12 @@ from slimrun.runner.tracking.database import ensure
 from .console import Console
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are read by their rows, of a window that is wide enough for them; pytest's workers say another width."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database that MLflow's migrations have made, which takes them seconds."""

@@ -55,7 +55,6 @@ def finished(folder: Path, noise: float, windows: int = 12, fingerprint: str = "
 def slimrun_compare(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *folders: Path
 ) -> tuple[int, str, str]:
-    monkeypatch.setenv("COLUMNS", "200")  # wide enough for tables
     monkeypatch.setattr(sys, "argv", ["slimrun-compare", *map(str, folders)])
     with pytest.raises(SystemExit) as exit_info:
         compare.main()
