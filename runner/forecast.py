@@ -15,6 +15,7 @@ from slimrun.ops.calibration.base import FLOAT_SAMPLES, Arrays
 from slimrun.ops.calibration.rdoq import work as rdoq
 from slimrun.ops.format.linear import FLOAT
 from slimrun.ops.format.products import for_products
+from slimrun.ops.memory import free_memory
 from slimrun.ops.model.base import Outline
 from slimrun.ops.quant.rdoq import RDOQ
 from slimrun.runner import speed
@@ -50,8 +51,9 @@ class Forecast:
         _, columns = max(self.covered.values(), key=prod, default=(1, 1))
         read, work = self._read(), self._work()
         seconds = {"load": LOOKED_THROUGH * self.outline.float_bytes * read, "quantize": 0.0, "calibrate": 0.0}
-        seconds["evaluate"] = self._evaluated(work, list(self.experiment.task), kind, read)
-        seconds["evaluate"] += self._evaluated(work, self.missing, FLOAT, read)
+        again = read if self.outline.float_bytes > free_memory() else self._read()  # what the system has kept of them
+        seconds["evaluate"] = self._evaluated(work, list(self.experiment.task), kind, again)
+        seconds["evaluate"] += self._evaluated(work, self.missing, FLOAT, again)
         if not self.covered:
             return seconds
         if isinstance(quantizer, RDOQ):
