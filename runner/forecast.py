@@ -51,7 +51,8 @@ class Forecast:
         _, columns = max(self.covered.values(), key=prod, default=(1, 1))
         read, work = self._read(), self._work()
         seconds = {"load": LOOKED_THROUGH * self.outline.float_bytes * read, "quantize": 0.0, "calibrate": 0.0}
-        again = read if self.outline.float_bytes > free_memory() else self._read()  # what the system has kept of them
+        cached = self._streams and self.outline.float_bytes <= free_memory()
+        again = self._read() if cached else read  # the system keeps what was read once
         seconds["evaluate"] = self._evaluated(work, list(self.experiment.task), kind, again)
         seconds["evaluate"] += self._evaluated(work, self.missing, FLOAT, again)
         if not self.covered:
@@ -74,10 +75,15 @@ class Forecast:
         seconds |= {"compress": weights * encoded, "write": self.written * write}
         return seconds | {"decode": weights * decoded, "reload": weights * decoded}
 
+    @property
+    def _streams(self) -> bool:
+        """Whether memory has no room for the weights."""
+        return self.outline.float_bytes > self.experiment.device.room
+
     def _evaluated(self, work: Arrays, tasks: list[str], kind: str, read: float) -> float:
         """One model's passes in tasks; where memory has no room for it, it is told and read block by block too."""
         seconds = sum(self._passes(work[name], kind) for name in tasks)
-        if not tasks or self.outline.float_bytes <= self.experiment.device.room:
+        if not tasks or not self._streams:
             return seconds
         weights = self.outline.float_bytes if kind == FLOAT else sum(map(prod, self.covered.values()))
         walks = TOLD + len(tasks) + sum(int(work[STEPS + name]) for name in tasks)

@@ -68,15 +68,17 @@ def answer_probability(
 
 def at_chance(was: Hits, chance: float) -> str:
     """Why the float model's answers say nothing; "" when they are better than guesses, or too few to tell."""
-    low, _ = statistics.proportion_interval(int(was.sum()), len(was))
-    if low > chance or len(was) < statistics.LEAST_ITEMS:
-        return ""
-    return f"baseline accuracy {was.mean():.2f} is not above chance, {chance:.2f}"
+    above = _surely_above(was, chance)
+    return "" if above else f"baseline accuracy {was.mean():.2f} is not above chance, {chance:.2f}"
 
 
 def within_margin(was: Hits, margin_points: float) -> str:
     """Why the float model's answers say nothing where none is right by chance: too few are, for a margin to be lost."""
+    above = _surely_above(was, margin_points / 100)
+    return "" if above else f"baseline accuracy {was.mean():.2f} may be within the margin"
+
+
+def _surely_above(was: Hits, share: float) -> bool:
+    """Whether more than this share of answers is right; of too few something else is said."""
     low, _ = statistics.proportion_interval(int(was.sum()), len(was))
-    if 100 * low > margin_points or len(was) < statistics.LEAST_ITEMS:
-        return ""
-    return f"baseline accuracy {was.mean():.2f} may be within the margin"
+    return low > share or len(was) < statistics.LEAST_ITEMS
