@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 AT_ONCE = 2**20  # weights that are widened at once: they stay in the processor's cache
 FEW = 8  # tokens for which widening the weights would take longer than the product
+TALL = 1024  # rows of a float32 matrix that MKL multiplies at once without losing time: 49152 take up to twice as long
 
 
 def for_products(tensor: Tensor) -> Tensor:
@@ -42,11 +43,13 @@ def slow(dtype: torch.dtype) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., k] times weight [n, k] transposed, plus bias [n]: [..., n] in the dtype of x.
 
-    Where that dtype is slow, of more than a FEW tokens float32 products of the same numbers, rounded once.
+    Of more than a FEW tokens on a CPU some rows of the weight at a time: a TALL float32 matrix is multiplied faster so,
+    and where the dtype is slow, float32 products of the same numbers are taken and rounded once.
     """
-    if x.device.type != "cpu" or x.numel() < FEW * x.shape[-1] or not slow(x.dtype):
+    few = x.device.type != "cpu" or x.numel() < FEW * x.shape[-1]
+    if few or not (slow(x.dtype) or (x.dtype == torch.float32 and len(weight) > TALL)):
         return nn.functional.linear(x, weight, bias)
-    wide, rows = x.float(), max(1, AT_ONCE // weight.shape[1])
+    wide, rows = x.float(), TALL if x.dtype == torch.float32 else max(1, AT_ONCE // weight.shape[1])
     biases: Sequence[Tensor | None] = [None] * len(weight) if bias is None else torch.split(bias.float(), rows)
     parts = [
         nn.functional.linear(wide, part.float(), more).to(x.dtype)
@@ -55,13 +58,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-def fast_linears(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """Meanwhile whatever calls `torch.nn.functional.linear` gets `linear`; nothing where numbers are not slow there."""
-    return _FastLinears() if device.type == "cpu" and slow(dtype) else nullcontext()
+def fast_linears(dtype: torch.dtype, device: torch.device, *, tall: bool = False) -> AbstractContextManager[object]:
+    """Meanwhile whatever calls `torch.nn.functional.linear` gets `linear`; nothing where numbers are not slow there.
+
+    `tall`: also where they are not, for a matrix of many rows.
+    """
+    return _FastLinears(tall) if device.type == "cpu" and (tall or slow(dtype)) else nullcontext()
 
 
 class _FastLinears(TorchFunctionMode):
+    def __init__(self, tall: bool) -> None:
+        super().__init__()
+        self.tall = tall
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return (linear if func is nn.functional.linear else func)(*args, **(kwargs or {}))
+        if func is nn.functional.linear and (self.tall or slow(args[0].dtype)):
+            func = linear
+        return func(*args, **(kwargs or {}))

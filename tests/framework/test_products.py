@@ -72,3 +72,37 @@ def test_whatever_calls_for_a_linear_meanwhile(dtype: torch.dtype, monkeypatch: 
     assert len(called) >= 2 * (2 * 7 + 1)
     model.continuations(model.encode("hi"), [model.encode(" there")])
     assert set(called) == {dtype}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_tall_matrix_is_multiplied_in_parts(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    module, x = nn.Linear(5, 7, bias=bias), torch.randn(products.FEW, 5, generator=generator)
+    whole = module(x)
+    monkeypatch.setattr(products, "TALL", 3)
+    parts: list[int] = []
+    product = nn.functional.linear
+    monkeypatch.setattr(
+        nn.functional, "linear", lambda x, weight, *more: parts.append(len(weight)) or product(x, weight, *more)
+    )
+    assert torch.allclose(linear(x, module.weight, module.bias), whole, atol=1e-6)
+    assert parts == [3, 3, 1]
+    parts.clear()
+    linear(x[1:], module.weight)  # too few tokens
+    assert parts == [7]
+
+
+def test_the_output_head_is_such_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("float32", num_hidden_layers=2)
+    prompt, option = model.encode("hi there"), model.encode(" you")
+    heads: list[int] = []
+    monkeypatch.setattr(
+        products, "linear", lambda x, weight, *more: heads.append(len(weight)) or linear(x, weight, *more)
+    )
+    model.log_probs(model.hidden(np.array([prompt]))[0])
+    model.continuations(prompt, [option])
+    before = len(heads)
+    model.generate([prompt], 3)
+    assert before == 2
+    assert len(heads) > before
+    assert set(heads) == {model.module.config.vocab_size}

@@ -102,7 +102,7 @@ class TorchModel(AsModule, TextModel):
 
         @torch.inference_mode()
         def log_probs(hidden: FloatArray) -> FloatArray:
-            with fast_linears(dtype, device):
+            with fast_linears(dtype, device, tall=True):
                 logits = head(torch.from_numpy(hidden).to(device, dtype))
             return _float_array(torch.log_softmax(logits.float(), dim=-1))
 
@@ -136,7 +136,7 @@ class TorchModel(AsModule, TextModel):
                 options = [questions[i][1] for i in groups[number]]
                 with self._fast_linears():
                     states = streamed.take(number) if streamed else steps.after_prefix(prefix, rows[:, :-1])
-                    scored |= zip(groups[number], _chosen(self._head(states), rows, options))
+                    scored |= zip(groups[number], _chosen(self._logits(states), rows, options))
             yield scored.pop(index, [])
 
     @or_of_module
@@ -145,7 +145,7 @@ class TorchModel(AsModule, TextModel):
         """Greedy continuations of all prompts in one batch, stop token not included."""
         self.check_request(prompts, max_new_tokens)
         with self._fast_linears():
-            return self._cached_steps().greedy(self._head, prompts, max_new_tokens, self.stop_tokens())
+            return self._cached_steps().greedy(self._logits, prompts, max_new_tokens, self.stop_tokens())
 
     @contextmanager
     def disturbed(self) -> Iterator[bool]:
@@ -187,6 +187,11 @@ class TorchModel(AsModule, TextModel):
                 steps.try_out(tokens[: READ + MORE])
             self.notes += steps.lack
         return steps
+
+    def _logits(self, states: Tensor) -> Tensor:
+        with fast_linears(self.module.dtype, self.device, tall=True):
+            logits: Tensor = self._head(states)
+        return logits
 
     def _fast_linears(self) -> AbstractContextManager[object]:
         return fast_linears(self.module.dtype, self.device)
