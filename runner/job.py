@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from slimrun.evaluation.base import PATHS
 from slimrun.ops import scratch
 from slimrun.ops.files import replacing
 from slimrun.ops.model.base import Outline
@@ -79,7 +80,7 @@ def _run_job(config: DictConfig) -> list[float] | float | str:
             print(f"note: {note}", file=sys.stderr)
         if sweep is not None and (sweep / STOPPED).exists():
             raise NotStarted("not started: another job failed, and sweep.on_error=stop")
-        yaml = OmegaConf.to_yaml(config, resolve=True)
+        yaml = effective(config)
         with replacing(output / "config.yaml", 0o666) as file:
             file.write_text(yaml, encoding="utf-8", errors="backslashreplace")
         log.info("effective configuration:\n%s", yaml)
@@ -151,6 +152,17 @@ def clear(output: Path) -> None:
     (output / RESULTS).unlink(missing_ok=True)
     for folder in (output, Path(tempfile.gettempdir())):
         scratch.clear(folder)
+
+
+def effective(config: DictConfig) -> str:
+    """config.yaml: every value resolved, and where tasks read from a file or folder, its place from anywhere."""
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    for task in (values["task"] or {}).values():
+        for node, key in [*((task, key) for key in PATHS), (task.get("hub") or {}, "id")]:
+            place = os.path.expanduser(node.get(key) or "")
+            if os.path.exists(place):  # else it is a name on the hub
+                node[key] = os.path.abspath(place)
+    return OmegaConf.to_yaml(values)
 
 
 def show(result: Result, experiment: Experiment, output: Path) -> None:

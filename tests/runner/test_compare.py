@@ -15,7 +15,9 @@ from slimrun.evaluation.base import Reference
 from slimrun.evaluation.task.multiple_choice import MultipleChoice
 from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.runner import compare
+from slimrun.runner.config import composed
 from slimrun.runner.folder import OUTPUTS, SCORES, read_outputs, write_json, write_outputs, write_scores
+from slimrun.runner.job import effective
 
 from ..evaluation.fake import FakeModel, silent
 
@@ -190,3 +192,27 @@ def test_nothing_that_a_config_file_names_is_imported(
     assert (status, err.count("\n")) == (2, 1)
     assert f"_target_={target} is no task of slimrun" in err
     assert not (tmp_path / "imported").exists()
+
+
+def test_a_task_is_made_again_from_wherever_its_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, elsewhere = finished(tmp_path / "run", 0.01), tmp_path / "elsewhere"
+    for folder in (elsewhere, tmp_path / "mirror"):
+        folder.mkdir()
+    for name in ("fr.txt", "en.txt", "text.txt"):
+        (tmp_path / name).write_text("one\ntwo\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    typed = ["model=tiny_llama", "task=[perplexity,translation,arc,gsm8k]", "task.perplexity.path='~/text.txt'",
+             "task.translation.path=fr.txt", "task.translation.target_path=./en.txt",
+             "task.arc.hub.id=mirror"]  # fmt: skip
+    config = composed(typed)
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    (run / "config.yaml").write_text(effective(config))
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("HOME", str(elsewhere))
+    read = compare.read(run)
+    made = {name: compare.task_of(read, name) for name in read.config.task}
+    assert made["perplexity"].texts() == ["one\ntwo\n"]
+    assert made["translation"].references() == [["one"], ["two"]]
+    assert made["arc"].hub.id == str(tmp_path / "mirror")
+    assert made["gsm8k"].hub.id == "openai/gsm8k"
