@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from slimrun.evaluation import statistics
-from slimrun.evaluation.statistics import Clusters, Difference, Values
+from slimrun.evaluation.statistics import Clusters, Difference, Reach, Values
 
 Interval = tuple[float, float]  # 95 %
 Metrics = dict[str, float | str]  # "<task>/<key>" -> what results.json says
@@ -224,10 +224,11 @@ def paired(
     higher_is_better: bool = True,
     signature: str = "",
     clusters: Clusters | None = None,
+    reach: Reach = (0.0, 0.0),
 ) -> Score:
     """The row of a score that is a mean over items: [n], [n], the float and the quantized model on the same items.
 
-    Items of one cluster [n] are alike.
+    Items of one cluster [n] are alike. `reach`: see `statistics.mean`.
     """
     own, other = (statistics.clustered_mean(side, clusters).interval for side in (before, after))
     return scored(
@@ -235,7 +236,7 @@ def paired(
         name,
         (float(before.mean()), float(after.mean())),
         (own, other),
-        statistics.paired_difference(before, after, clusters),
+        statistics.paired_difference(before, after, clusters, reach),
         higher_is_better=higher_is_better,
         margin=margin,
         items=statistics.observations(len(before), clusters),

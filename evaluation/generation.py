@@ -155,7 +155,11 @@ def flaws(task: str, before: Outputs, after: Outputs) -> list[Score]:
         for side in (before, after)
     ]
     shares = {name: [np.asarray(side[name], np.float64) for side in sides] for name in sides[0]}
-    return [paired(task, name, *pair, higher_is_better=False) for name, pair in shares.items() if np.any(pair)]
+    return [
+        paired(task, name, *pair, higher_is_better=False, reach=(pair[0].mean(), 1 - pair[0].mean()))
+        for name, pair in shares.items()
+        if np.any(pair)
+    ]
 
 
 def examples(

@@ -18,6 +18,7 @@ from slimrun.evaluation.text import words
 
 Values = npt.NDArray[np.float64]
 Clusters = npt.NDArray[np.int64]  # which items belong together
+Reach = tuple[float, float]
 
 SEED = 12345
 RESAMPLES = 9_999  # one less than a round number: ranks over 10,000 are p-values
@@ -53,12 +54,14 @@ class Difference:
         return Difference(ends[0], ends[1], ends[2], self.p_value, ends[3])
 
 
-def paired_difference(baseline: Values, other: Values, clusters: Clusters | None = None) -> Difference:
-    """Mean of `other - baseline` over items: [n], [n]; those of one cluster [n] are alike."""
-    return clustered_mean(other - baseline, clusters)
+def paired_difference(
+    baseline: Values, other: Values, clusters: Clusters | None = None, reach: Reach = (0.0, 0.0)
+) -> Difference:
+    """Mean of `other - baseline` over items: [n], [n]; those of one cluster [n] are alike. `reach`: see `mean`."""
+    return clustered_mean(other - baseline, clusters, reach)
 
 
-def clustered_mean(values: Values, clusters: Clusters | None) -> Difference:
+def clustered_mean(values: Values, clusters: Clusters | None, reach: Reach = (0.0, 0.0)) -> Difference:
     """The mean of items [n] that are alike within their cluster [n], windows of a document for one.
 
     What varies is a cluster: the mean is the ratio of two sums over clusters, and its jackknife (a cluster left out at
@@ -66,8 +69,8 @@ def clustered_mean(values: Values, clusters: Clusters | None) -> Difference:
     clusters, to which everything applies that `mean` does with a small sample.
     """
     if clusters is None or observations(len(values), clusters) == len(values):
-        return mean(values)
-    return mean(_by_cluster(values, clusters), float(values.mean()), "documents")
+        return mean(values, reach=reach)
+    return mean(_by_cluster(values, clusters), float(values.mean()), "documents", reach)
 
 
 def standard_error(values: Values, clusters: Clusters | None) -> float | None:
@@ -81,8 +84,12 @@ def observations(items: int, clusters: Clusters | None) -> int:
     return items if clusters is None else len(np.unique(clusters))
 
 
-def mean(values: Values, observed: float | None = None, of: str = "items") -> Difference:
+def mean(values: Values, observed: float | None = None, of: str = "items", reach: Reach = (0.0, 0.0)) -> Difference:
     """The mean of items [n] against zero; `observed` is the value to report where the mean is only near it.
+
+    `reach` of a score whose items stay as they are until they jump, as that of a text does: how far it falls and rises
+    when every item does. Where none of n did, so many of all may as leave n alone in 2.5 % of samples (Clopper and
+    Pearson 1934).
 
     Student's interval, whose level holds for symmetric items however heavy their tails; of items that are skewed the
     wider at each end of it and the bootstrap of the t statistic (Efron 1981), whose level holds for these too. So each
@@ -99,7 +106,10 @@ def mean(values: Values, observed: float | None = None, of: str = "items") -> Di
     if spread <= 1e-12 * float(np.abs(values).max()):
         if items < LEAST_UNCHANGED:
             return _unknown(value, f"{items} {of} that do not vary; {LEAST_UNCHANGED} are the least")
-        return Difference(value, value, value, 1.0 if centre == 0 else 2.0 ** (1 - items), 0.0)
+        if centre == 0:
+            fall, rise = (end * (1 - (ALPHA / 2) ** (1 / items)) for end in reach)
+            return Difference(value, value - fall, value + rise, 1.0, fall)
+        return Difference(value, value, value, 2.0 ** (1 - items), 0.0)
     shift = float((deviations**3).mean() / (deviations**2).mean() ** 1.5) / math.sqrt(items)
     if abs(shift) > SKEW_LIMIT:
         return _unknown(value, f"of {items} {of} one or two carry the whole difference")

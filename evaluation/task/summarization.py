@@ -75,6 +75,7 @@ class Summarization(Referenced):
             margin=self.margin("ROUGE-L"),
             floor=self._floor(was, references, before["rougeL"]),
             signature=signature,
+            reach=(before["rougeL"].mean(), 100 - before["rougeL"].mean()),
         )
         if "again" in quant_outputs:
             again = rouge.rouge(quant_outputs["again"].tolist(), references[: len(quant_outputs["again"])])["rougeL"]

@@ -145,7 +145,7 @@ def _bleu(
     """
     sides = [bleu.bleu_statistics(scorer, texts, references) for texts in answers[:2]]
     (before, after), (first, second) = statistics.jackknife(bleu.bleu_of, *sides)
-    change = statistics.mean(second - first, after - before)
+    change = statistics.mean(second - first, after - before, reach=(before, 100 - before))
     intervals = (statistics.mean(first, before).interval, statistics.mean(second, after).interval)
     floor = f"baseline BLEU {before:.1f} is at the floor, below {BLEU_FLOOR:g}" if before < BLEU_FLOOR else ""
     row = scored(

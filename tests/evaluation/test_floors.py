@@ -112,6 +112,16 @@ def test_of_no_summary_that_fits_nothing_can_be_lost() -> None:
     assert own.compare("t", outputs, outputs).scores[0].word == "inconclusive"
 
 
+@pytest.mark.parametrize(("margin", "word"), [(2.0, "inconclusive"), (20.0, "non-inferior")])
+def test_equal_answers_bear_the_margin_that_so_few_bear(margin: float, word: str) -> None:
+    own = Summarization(limit=20, generate=None, judged_by="rouge", margin_points=margin)
+    texts = [several[0] for several in own.references()]
+    outputs: Outputs = {"texts": np.array(texts), "reference_log_probs": np.zeros(20), "vocabulary": np.array([9])}
+    row = own.compare("t", outputs, outputs).scores[0]
+    assert (row.difference, row.word) == (0, word)
+    assert row.decides.startswith("20 items decide margins from 16.8 ROUGE-L on")
+
+
 TWENTY: dict[str, Any] = {"limit": 20, "generate": None}
 
 

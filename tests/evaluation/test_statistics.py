@@ -92,6 +92,15 @@ def test_unchanged_items_say_something_from_twenty_on() -> None:
     assert statistics.mean(np.zeros(20)).interval == (0, 0)
 
 
+@pytest.mark.parametrize("items", [20, 50, 200])
+def test_of_texts_that_stayed_alike_as_many_may_change_as_so_few_miss(items: int) -> None:
+    change = statistics.mean(np.zeros(items), reach=(30.0, 70.0))
+    share = -change.low / 30
+    assert (1 - share) ** items == pytest.approx(0.025)
+    assert (change.value, change.high, change.p_value) == (0, pytest.approx(70 * share), 1)
+    assert change.detectable == -change.low
+
+
 def test_one_changed_item_is_no_evidence() -> None:
     values = np.zeros(20)
     changed = values.copy()

@@ -75,14 +75,14 @@ def test_generation_runs_one_shape() -> None:
 
 @pytest.mark.parametrize("target", ["en", "zh"])
 def test_perfect_translation(target: str) -> None:
-    task = Translation(target=target, limit=20, generate=None, judged_by="bleu")
+    task = Translation(target=target, limit=20, generate=None, judged_by="bleu", margin_points=20.0)
     texts = np.array([references[0] for _, references in task._pairs()])
     outputs = {"texts": texts, "reference_log_probs": np.zeros(20)}
     metrics = task.compare("t", outputs, outputs).metrics
     for key in ("bleu_float", "bleu_quant", "chrf_quant", "chrfpp_quant", "bleu_self"):
         assert metrics[f"t/{key}"] == pytest.approx(100), key
     assert metrics["t/ter_quant"] == 0
-    assert metrics["t/verdict"] == "non-inferior (margin 1 BLEU)"
+    assert metrics["t/verdict"] == "non-inferior (margin 20 BLEU)"  # of 20 unchanged texts, 16.8 may be missed
     assert f"tok:{'zh' if target == 'zh' else '13a'}" in str(metrics["t/signature"])
 
 
