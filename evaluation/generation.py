@@ -11,8 +11,8 @@ from slimrun.evaluation.comparison import Score, paired
 from slimrun.evaluation.source import items
 from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.source.items import Items
+from slimrun.evaluation.tokens import CUT
 
-REFUSE, CUT = TOO_LONG = ("refuse", "cut")
 NOISE_ITEMS = 4  # that are answered again by the disturbed model, and whose references it reads
 
 
@@ -26,7 +26,7 @@ class Generation:
     chat: bool = True
     prefix: str | None = None
     system: str | None = None
-    too_long: str = REFUSE
+    too_long: str = tokens.REFUSE
     max_new_tokens: int = 128
     batch: int = 12
     margin_points: float = 5.0
@@ -37,7 +37,7 @@ class Generation:
             if getattr(self, key) is not None:
                 at_least(key, getattr(self, key), 1)
         at_least("margin_points", self.margin_points, 0)
-        one_of("too_long", self.too_long, TOO_LONG)
+        one_of("too_long", self.too_long, tokens.TOO_LONG)
         if self.chat and self.prefix is not None:
             raise ValueError(f"prefix={self.prefix} is for plain text; allowed: null, or chat=false")
 
@@ -62,7 +62,7 @@ class Generation:
         beyond = sum(len(ids) > room for ids in every)
         if self.too_long == CUT and beyond and room > len(around := self._turn(model, "")):
             note = f"too_long={CUT}: {beyond} of {len(every)} prompts lose their beginning, to {room} tokens"
-            return [_shortened(ids, around, room) for ids in every], [note]
+            return [tokens.shortened(ids, around, room) for ids in every], [note]
         longest = max(map(len, every))
         if longest >= model.context:
             shorter = "a shorter system prompt" if self.too_long == CUT else f"too_long={CUT}"
@@ -134,12 +134,6 @@ class Generation:
 
     def _without_turn(self, text: str) -> str:
         return f"{self.system}\n\n{text}" if self.system else text
-
-
-def _shortened(ids: list[int], around: list[int], room: int) -> list[int]:
-    """A prompt that lost the beginning of its text; what stands before any text, opening and system prompt, stays."""
-    head = next((i for i, pair in enumerate(zip(ids, around)) if pair[0] != pair[1]), len(around))
-    return ids[:head] + ids[head + max(0, len(ids) - room) :]
 
 
 def flaws(task: str, before: Outputs, after: Outputs) -> list[Score]:

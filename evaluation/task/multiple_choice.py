@@ -30,6 +30,7 @@ from slimrun.evaluation.source import items
 from slimrun.evaluation.source.hub import Hub
 from slimrun.evaluation.source.items import Items
 from slimrun.evaluation.statistics import Values, noise_of_mean
+from slimrun.evaluation.tokens import CUT, REFUSE, TOO_LONG
 
 NOISE_ITEMS = 5  # of 100: 5 % of the time
 LIKELIHOOD, ACCURACY = JUDGES = ("likelihood", "accuracy")
@@ -58,6 +59,7 @@ class MultipleChoice:
     shots: int = 0
     shots_path: str | None = None
     shots_by: str | None = None
+    too_long: str = REFUSE
     normalize: bool = False
     judged_by: str = LIKELIHOOD
     margin_points: float = 2.0
@@ -70,6 +72,7 @@ class MultipleChoice:
             at_least("limit", self.limit, 1)
         at_least("shots", self.shots, 0)
         at_least("margin_points", self.margin_points, 0)
+        one_of("too_long", self.too_long, TOO_LONG)
         one_of("judged_by", self.judged_by, JUDGES)
         if not isinstance(self.options, str | list):
             raise ValueError(f"options={self.options} is neither a template of a list nor a list of templates")
@@ -83,19 +86,19 @@ class MultipleChoice:
         self._questions()
 
     def fit(self, model: Reader) -> list[str]:
-        """ValueError when a question with its longest option is longer than the model's context."""
-        longest, front = 0, tokens.front(model, self.prefix)
+        """ValueError when a question with an option is longer than the model's context; a note on cut ones."""
+        return self._encoded(model)[1]
+
+    def _encoded(self, model: Reader) -> tuple[list[list[Prefixed]], list[str]]:
+        """The options of every question after what stands before them, and a note on questions that were cut."""
+        front = tokens.front(model, self.prefix)
+        asked = []
         for item in self._questions():
-            prefixes, options = item.tokens(model, front, self.chat)
-            if not all(prefixes) or not all(options):
+            asked.append(item.prefixed(model, front, self.chat))
+            if not all(prefix and all(options) for prefix, options in asked[-1]):
                 raise ValueError(f"prompt: the tokenizer makes no token of {item.prompts[0]!r} or of an option")
-            longest = max(longest, *(len(prefix) + len(option) for prefix, option in zip(prefixes, options)))
-        if longest > model.context:
-            raise ValueError(
-                f"prompt: the longest question with an option has {longest} tokens, the model's context "
-                f"{model.context}; leave the task out, or give shorter ones with path=FILE"
-            )
-        return []
+        around = model.encode_prompt("") if self.chat else front
+        return tokens.within(asked, around, model.context, self.too_long, "prompt")
 
     def texts(self) -> list[str]:
         """The questions as they are asked, without description and examples."""
@@ -105,19 +108,19 @@ class MultipleChoice:
         """Settings, templates and the hash of items and examples."""
         shots = self._shots()
         data = self._items().sha256 + (shots.sha256 if shots else "")
-        return protocol_of(self, data, without=["data", "normalize", "judged_by", "margin_points"])
+        unless_cut = [] if self.too_long == CUT else ["too_long"]  # refusing changes no score
+        return protocol_of(self, data, without=["data", "normalize", "judged_by", "margin_points", *unless_cut])
 
     def evaluate(self, model: LanguageModel, reference: Reference | None, progress: Progress) -> Outputs:
         """log_probs: the summed log-probability of every option, item after item in one row."""
-        questions, front = self._questions(), tokens.front(model, self.prefix)
-        asked = [item.prefixed(model, front, self.chat) for item in questions]
+        asked, _ = self._encoded(model)
         sums: list[float] = []
         log_probs = model.all_continuations(list(chain(*asked)))
         for done, parts in enumerate(asked, start=1):
             sums += _sums(chain(*islice(log_probs, len(parts))))
-            progress(done, len(questions))
+            progress(done, len(asked))
         outputs: Outputs = {"log_probs": np.array(sums)}
-        outputs |= tokens.dated(model) if self.chat else tokens.kept(front)
+        outputs |= tokens.dated(model) if self.chat else tokens.kept(tokens.front(model, self.prefix))
         return outputs | (self._moves(model, asked[:NOISE_ITEMS], outputs["log_probs"]) if reference else {})
 
     def _moves(self, model: LanguageModel, asked: list[list[Prefixed]], log_probs: Values) -> Outputs:
@@ -146,13 +149,13 @@ class MultipleChoice:
         return Report(metrics, rows, _samples(questions, *chosen[self.normalize]))
 
     def _signature(self, count: int, outputs: Outputs) -> str:
-        rule = "per-character" if self.normalize else "sum"
+        rule, cut = "per-character" if self.normalize else "sum", f"too_long:{CUT}|" if self.too_long == CUT else ""
         return (
             f"judged:{self.judged_by}|items:{count}|shots:{self.shots}|norm:{rule}|"
             f"score:{self.continuation!r} of {self.options}|"
             f"{f'description:{self.description!r}|' if self.description else ''}"
-            f"{'chat' if self.chat else tokens.told(outputs)}|prompt:{self.prompt!r}|data:{self._items().sha256[:12]}"
-            f"{tokens.told_date(outputs)}"
+            f"{cut}{'chat' if self.chat else tokens.told(outputs)}|prompt:{self.prompt!r}|"
+            f"data:{self._items().sha256[:12]}{tokens.told_date(outputs)}"
         )
 
     def _items(self) -> Items:

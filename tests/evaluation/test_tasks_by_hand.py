@@ -2,15 +2,19 @@
 
 import json
 import math
+import string
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from slimrun.evaluation.base import Reference
+from slimrun.evaluation.task.last_word import LastWord
 from slimrun.evaluation.task.multiple_choice import MultipleChoice
 from slimrun.evaluation.task.perplexity import Perplexity
 from slimrun.evaluation.task.summarization import Summarization
 from slimrun.evaluation.task.translation import Translation
+from tests.evaluation import shapes
 from tests.evaluation.fake import FakeModel, silent
 
 from .test_tasks import SMALLER, small
@@ -115,6 +119,20 @@ def test_the_likelihood_of_references_decides_where_texts_say_nothing(task: Tran
         assert report.scores[0].word == word
         assert report.scores[1].verdict == ""
         assert len(report.samples) == 20
+
+
+def test_a_last_word_that_rounding_may_change_is_noise(tmp_path: Path) -> None:
+    rows = [{"text": f"a text that ends in {word}"} for word in string.ascii_lowercase[:20]]
+    own = LastWord(path=str(shapes.written(tmp_path, "lambada", rows)))
+    model, quantized = FakeModel(), FakeModel(noise=0.01)
+    before = own.evaluate(model, None, silent)
+    after = own.evaluate(quantized, Reference(before, model.log_probs), silent)
+    assert np.array_equal(after["right"], after["leads"] > 0)
+    assert after["lead_moves"].shape == after["moves"].shape == (5,)
+    leads, lead_moves = np.where(np.arange(20) < 5, 0.001, -3.0), np.full(5, 0.01)
+    accuracy, word = own.compare("t", before, after | {"leads": leads, "lead_moves": lead_moves}).scores
+    assert accuracy.noise == 0.25
+    assert word.noise is not None
 
 
 def test_an_answer_that_rounding_may_change_is_noise() -> None:

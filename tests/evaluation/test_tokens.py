@@ -98,7 +98,7 @@ def test_options_and_words_come_after_it_too(tmp_path: Path) -> None:
     chat, _ = question.tokens(model, [], chat=True)
     assert chat[0] == model.encode_prompt(question.prompts[0])
     word = LastWord(path=str(shapes.written(tmp_path, "lambada")), limit=1)
-    before, after = word._tokens(model, *word._pairs()[0])
+    [(before, after)], _ = word._encoded(model)
     assert (before[0], bytes(after)) == (1, b"_mouse")
     outputs = MultipleChoice(limit=2).evaluate(model, None, silent)
     assert "|front:1|" in str(MultipleChoice(limit=2).compare("m", outputs, outputs).metrics["m/signature"])
@@ -159,3 +159,39 @@ def test_prompts_beyond_the_context_are_refused_or_cut_and_counted(tmp_path: Pat
     assert bytes(cut[2]) == b"Be brief. question: " + b"a" * 27 + b"\nanswer: "
     with pytest.raises(ValueError, match=r"^too_long=shorten is unknown; allowed: refuse, cut"):
         Summarization(too_long="shorten")
+
+
+def test_questions_beyond_the_context_are_refused_or_cut_and_counted(tmp_path: Path) -> None:
+    rows = [{"q": "a" * length, "options": ["b", "cccc"], "answer": 0} for length in (5, 40, 50)]
+    path, model = str(shapes.written(tmp_path, "boolq", rows)), FakeModel(context=40)
+    plain = {"path": path, "limit": 3, "prompt": "{{ q }}", "prefix": "<s>"}
+    with pytest.raises(ValueError, match=r"^prompt: 2 of 3 are too long, the longest has 58 tokens, .* too_long=cut"):
+        MultipleChoice(**plain).fit(model)
+    own = MultipleChoice(**plain, too_long="cut")
+    assert own.fit(model) == ["too_long=cut: 2 of 3 texts lose their beginning, to 40 tokens"]
+    [[(prefix, options)]] = own._encoded(model)[0][2:]
+    assert bytes(prefix) == b"<s>" + b"a" * 32
+    assert list(map(len, options)) == [2, 5]
+    outputs = own.evaluate(model, None, silent)
+    assert "too_long:cut" in str(own.compare("t", outputs, outputs).metrics["t/signature"])
+    assert "too_long" not in MultipleChoice(**plain).protocol(), "what is refused changes no score"
+    turn = MultipleChoice(path=path, limit=3, prompt="{{ q }}", chat=True, too_long="cut")
+    [[(prefix, _)]] = turn._encoded(FakeModel(context=50))[0][2:]
+    assert bytes(prefix) == b"question: " + b"a" * 26 + b"\nanswer: "
+    with pytest.raises(ValueError, match=r"the model's context 7; leave the task out, give shorter texts with path=FI"):
+        own.fit(FakeModel(context=7))
+    with pytest.raises(ValueError, match=r"^too_long=no is unknown; allowed: refuse, cut"):
+        MultipleChoice(too_long="no")
+
+
+def test_texts_before_a_last_word_are_refused_or_cut_and_counted(tmp_path: Path) -> None:
+    path = str(shapes.written(tmp_path, "boolq", [{"text": "a" * length + " end"} for length in (5, 50)]))
+    model = FakeModel(context=20)
+    with pytest.raises(ValueError, match=r"^text: 1 of 2 are too long, the longest has 54 tokens, .* too_long=cut"):
+        LastWord(path=path).fit(model)
+    own = LastWord(path=path, too_long="cut")
+    assert own.fit(model) == ["too_long=cut: 1 of 2 texts lose their beginning, to 20 tokens"]
+    assert [(len(prefix), bytes(word)) for prefix, word in own._encoded(model)[0]] == [(5, b" end"), (16, b" end")]
+    outputs = own.evaluate(model, None, silent)
+    assert "too_long:cut" in str(own.compare("t", outputs, outputs).metrics["t/signature"])
+    assert "too_long" not in LastWord(path=path).protocol()
