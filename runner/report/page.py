@@ -17,7 +17,7 @@ from slimrun.runner.report.table import SIZES
 
 Cell = tuple[str, object, str]  # html, what the column is sorted by, class
 FILES = {"report": "report.md", "numbers": "results.json", "layers": "layers.png", "log": "run.log"}
-TEXTS = ("overrides", "verdict", "status", "files", "name", "observer", "task", "size", "other score")
+TEXTS = ("overrides", "verdict", "status", "files", "name", "shape", "observer", "note", "task", "size", "other score")
 HOW_TO_READ = """<p class="quiet">A score's bar is the 95 % interval of its paired difference from the float model.
 Marked jobs are on a front: no other job measured alike has both fewer bits and a better score. Click a heading to
 sort. Jobs are told apart by their items, paired, with p corrected for all pairs of jobs (Holm).</p>"""
@@ -66,9 +66,9 @@ def image(alt: str, png: bytes) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
 
 
-def table(headings: Sequence[str], rows: Sequence[str]) -> str:
-    """A table that scrolls where the window is narrower."""
-    head = "".join(_heading(text) for text in headings)
+def table(headings: Sequence[str], rows: Sequence[str], texts: Sequence[str] = TEXTS) -> str:
+    """A table that scrolls where the window is narrower; headings of `texts` stand at the left, as their cells do."""
+    head = "".join(_heading(heading, "text" if heading in texts else "") for heading in headings)
     return '<div class="wide"><table>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table></div>'.format(
         head, "\n".join(rows)
     )
@@ -91,9 +91,8 @@ def titles(panels: Sequence[Panel]) -> list[str]:
     ]
 
 
-def _heading(text: str) -> str:
-    kind = "text" if text in TEXTS else ""
-    return f'<th class="{kind}"><button>{escape(text)}</button></th>'
+def _heading(words: str, kind: str) -> str:
+    return f'<th class="{kind}"><button>{escape(words)}</button></th>'
 
 
 def _row(job: Job, panels: Sequence[Panel], beside: Sequence[str], sweep_folder: Path) -> str:
@@ -119,7 +118,7 @@ def _scored(point: Point) -> list[Cell]:
     verdict = escape(point.verdict).replace(" (", "<br>(")
     return [
         (f"{point.score:#.4g}{interval}", point.score, "front" if point.on_front else ""),
-        (verdict, point.verdict, "text line"),
+        (verdict, point.verdict, "text"),
     ]
 
 

@@ -44,7 +44,8 @@ def _told(column: str, cell: str) -> Cell:
 
 
 def _samples(samples: Sequence[Mapping[str, str]]) -> str:
-    return table(list(samples[0]), [row([text(value) for value in sample.values()]) for sample in samples])
+    columns = list(samples[0])
+    return table(columns, [row([text(value) for value in sample.values()]) for sample in samples], texts=columns)
 
 
 def _cell(value: object) -> Cell:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sqlite3
 import stat
@@ -56,6 +57,12 @@ def test_one_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
     assert "effective configuration" in (run / "run.log").read_text()
     assert out.splitlines()[-1] == f"look next: mlflow ui --backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}"
     assert "bits per weight" in out
+
+    for table in re.findall(r"<table>.*?</table>", (run / "report.html").read_text(), re.DOTALL):
+        headings = re.findall(r'<th class="(text|)">', table)
+        for row in re.findall(r"<tr class=.*?</tr>", table):  # a heading stands at the side of its cells
+            cells = re.findall(r'<td class="(text|)"[^>]*>(.?)', row)
+            assert all(kind == heading for heading, (kind, first) in zip(headings, cells, strict=True) if first != "<")
 
     kept = compare.read(run)  # outputs.npz and config.yaml alone give the scores again
     before = read_outputs(run / OUTPUTS, "float")
