@@ -135,7 +135,7 @@ def perplexities(
     own = [statistics.clustered_mean(loss, clusters) for loss in losses]
     intervals = [side.mapped(lambda nats: math.exp(min(nats, MOST_NATS))).interval for side in own]
     if not floor and intervals[0] and intervals[0][1] >= chance / 2:
-        floor = f"baseline perplexity {perplexity(before):.4g} is not below half of chance, {chance:g}"
+        floor = f"baseline perplexity {perplexity(before):.4g} is not below {chance / 2:g}, half of chance"
     row = scored(
         task,
         name,

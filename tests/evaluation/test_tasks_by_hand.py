@@ -45,7 +45,7 @@ def test_perplexity_report_by_hand() -> None:
     assert Perplexity().compare("p", few, few).metrics["p/verdict"] == ("too few to say (4 items; 12 are the least)")
     guesses = before | {"vocabulary": np.array([2])}
     assert Perplexity().compare("p", guesses, guesses).metrics["p/verdict"] == (
-        "inconclusive (baseline perplexity 2.718 is not below half of chance, 2)"
+        "inconclusive (baseline perplexity 2.718 is not below 1, half of chance)"
     )
 
 
