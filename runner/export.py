@@ -22,7 +22,7 @@ from slimrun.ops.export.base import AUTO
 from slimrun.ops.model.base import Model
 from slimrun.ops.model.own import Own
 from slimrun.runner.display import Stages, print_anything, print_table
-from slimrun.runner.folder import EXPORT
+from slimrun.runner.folder import ARTIFACT, EXPORT
 from slimrun.runner.status import DONE, WRONG
 
 OPTIONS = ("dtype", "shard_gb", "weights_alone")
@@ -33,7 +33,7 @@ def main() -> None:
     print_anything()
     known = targets()
     parser = argparse.ArgumentParser(prog="slimrun-export", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder `artifact` of a run")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a run, or its `artifact`")
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
     parser.add_argument("--to", required=True, metavar="TARGET", help=", ".join(known))
     parser.add_argument("--dtype", help="of the tensors that stay float: auto (as in the bundle), float16, ...")
@@ -45,18 +45,20 @@ def main() -> None:
         "--verify-text", type=Path, metavar="FILE", help="compare how well bundle and export predict it"
     )
     arguments = parser.parse_args()
+    inner = arguments.bundle / ARTIFACT
+    source = inner if inner.is_dir() else arguments.bundle
     try:
         text = _text(arguments.verify_text)
         if arguments.to not in known:
             raise ValueError(f"--to {arguments.to}: no such target; allowed: {', '.join(known)}")
         target = built(known[arguments.to], {name: getattr(arguments, name) for name in OPTIONS})
-        _check_place(arguments.out, arguments.bundle)
-        exported = target.run(arguments.bundle, arguments.out)
+        _check_place(arguments.out, source)
+        exported = target.run(source, arguments.out)
         show(exported)
         if text is not None:
             from slimrun.ops.export.text import check_text
 
-            checks = check_text(target, arguments.bundle, exported, text)
+            checks = check_text(target, source, exported, text)
             print_table(
                 f"{target.name}: the text", ["what", "found"], [[check.what, check.outcome] for check in checks]
             )

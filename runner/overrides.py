@@ -25,7 +25,7 @@ def how_to_write(override: str) -> str:
     if re.search(r"\s\S+=", value):
         return f"several overrides in one word; write them apart: {' '.join(override.split())}"
     if value.startswith("[") and not value.endswith("]"):
-        return f'a list with spaces is one word only in quotes: \'{key}=["...","..."]\''
+        return f'a list ends with "]"; one with spaces is one word only in quotes: \'{key}=["...","..."]\''
     listed = value.startswith("[")
     items = [_in_quotes(item) for item in (value[1:-1].split(",") if listed else [value])]
     meant = f"{key}=[{','.join(items)}]" if listed else f"{key}={items[0]}"

@@ -122,7 +122,8 @@ def no_such_key(error: Exception, overrides: Sequence[str], composed: Callable[[
     if len(rest) == len(overrides):
         return f"{key}: no such key"
     if elsewhere := _choices_with(parent, name):
-        return f"{key}: this choice has no such key; {parent}={', '.join(elsewhere)} have it"
+        have = "has" if len(elsewhere) == 1 else "have"
+        return f"{key}: this choice has no such key; {parent}={', '.join(elsewhere)} {have} it"
     if parent == "how_small":
         return f"{key}: no such key; {SEARCH}"
     config = composed(rest)

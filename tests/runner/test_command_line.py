@@ -54,6 +54,7 @@ TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
             ["quant=rdoq", "quant.fraction=0.02"],
             "this choice has no such key; quant=lowbit, w8a8s have it",
         ),
+        (["framework.weights=ckpt"], "this choice has no such key; framework=mindspore has it"),
         (
             [*SHORT, "calibration.length=600"],
             "calibration.length=600 is out of range; allowed: 1 to 512, the",
@@ -64,7 +65,7 @@ TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
         ),
         (
             [*SHORT, "task=[multiple_choice]", "task.multiple_choice.data=mmlu"],
-            "give shorter ones with task.multiple_choice.path=FILE",
+            "give shorter texts with task.multiple_choice.path=FILE",
         ),
         (["+sede=1"], "sede: no such key; did you mean seed?"),
         (["seed=one"], "seed=one: expected a whole number"),
@@ -74,7 +75,10 @@ TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
             'and these quotes of the shell; write \'calibration.prompts=["中国的首都在哪里？","请做一首诗歌："]\'',
         ),
         (["calibration.path=我的 文本.txt"], "write 'calibration.path=\"我的 文本.txt\"'"),
-        (["calibration.prompts=[a"], 'a list with spaces is one word only in quotes: \'calibration.prompts=["..."'),
+        (
+            ["calibration.prompts=[a"],
+            'a list ends with "]"; one with spaces is one word only in quotes: \'calibration.prompts=["..."',
+        ),
         (["model=hf model.path=DIR"], "several overrides in one word; write them apart: model=hf model.path=DIR"),
         (["quant.fallback_level=500"], "quant.fallback_level=500 leaves nothing to quantize: the method covers 14"),
         (
