@@ -61,11 +61,11 @@ TINY = ["model=tiny_llama", "tracking=none", "task=[perplexity]"]
         ),
         (
             [*SHORT, "task=[multiple_choice]", "task.multiple_choice.data=mmlu"],
-            "task.multiple_choice.prompt: the longest question with an option has 954 tokens",
+            "task.multiple_choice.prompt: 20 of 200 are too long, the longest has 954 tokens, the model's context 512",
         ),
         (
             [*SHORT, "task=[multiple_choice]", "task.multiple_choice.data=mmlu"],
-            "give shorter texts with task.multiple_choice.path=FILE",
+            "with task.multiple_choice.path=FILE, or task.multiple_choice.too_long=cut",
         ),
         (["+sede=1"], "sede: no such key; did you mean seed?"),
         (["seed=one"], "seed=one: expected a whole number"),
@@ -213,7 +213,7 @@ def test_calibration_files(slimrun: Console, tmp_path: Path, content: bytes, lin
         (["calibration.length=600"], "calibration.length=600 is out of range; allowed: 1 to 512, the"),
         (
             ["task=[multiple_choice]", "task.multiple_choice.data=mmlu"],
-            "task.multiple_choice.prompt: the longest question with an option has",
+            "task.multiple_choice.prompt: 20 of 200 are too long, the longest has ",
         ),
         (["task=[summarization]"], "task.summarization.prompt: 60 of 60 are too long, the longest has "),
         (["task=[translation]", "task.translation.limit=1", "task.translation.max_new_tokens=400"],
