@@ -75,7 +75,9 @@ def test_choices_of_a_group_by_pattern(glob: str, choices: list[str]) -> None:
     assert command("-m", f"quant={glob}").jobs == [[f"quant={choice}"] for choice in choices]
 
 
-def test_a_search_has_one_job_of_what_it_does_not_choose(presets: list[str]) -> None:
-    told = command("-m", "experiment=pareto_search", "calibration.samples=4")
+@pytest.mark.parametrize("flag", [["-m"], []])
+def test_a_search_has_one_job_of_what_it_does_not_choose(flag: list[str]) -> None:
+    told = command(*flag, "experiment=pareto_search", "calibration.samples=4")
+    assert told.multirun
     assert not told.listed
     assert told.jobs == [["experiment=pareto_search", "calibration.samples=4"]]
