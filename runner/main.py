@@ -75,7 +75,7 @@ def answered(arguments: Namespace) -> int:
         return DONE
     tracker = build_tracker(configs[0])
     delivered = _deliver(tracker)
-    if isinstance(tracker, MLflow) and tracker.sync:
+    if _only_delivers(tracker):
         return DONE if delivered else FAILED
     if command.multirun:
         return multirun(command, configs, tracker)
@@ -188,9 +188,13 @@ def _by_time(command: Command) -> bool:
 def _deliver(tracker: Tracker) -> bool:
     """Log what waited for the tracking server; False when some of it still waits."""
     delivered, waiting = tracker.deliver_waiting()
-    if delivered or waiting:
+    if delivered or waiting or _only_delivers(tracker):
         print(f"note: {delivered} runs that waited are logged now, {waiting} still wait", file=sys.stderr)
     return not waiting
+
+
+def _only_delivers(tracker: Tracker) -> bool:
+    return isinstance(tracker, MLflow) and tracker.sync
 
 
 def _check_tracking(config: DictConfig) -> None:
