@@ -187,6 +187,13 @@ def construct(node: Any, key: str) -> Any:
         raise ConfigError(f"{key}.{error}") from error
 
 
+def kind_of(config: DictConfig, key: str) -> Any:
+    """The type of the field that a key sets; None of keys that no dataclass has."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else None
+    return get_type_hints(_target(node["_target_"], parent)).get(name) if _is_choice(node) else None
+
+
 def _is_choice(node: Any) -> bool:
     return isinstance(node, DictConfig) and "_target_" in node
 

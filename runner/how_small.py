@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from omegaconf import Container, DictConfig, OmegaConf
 
 from slimrun.evaluation.comparison import Score
 from slimrun.evaluation.statistics import ALPHA, LEAST_ITEMS
 from slimrun.ops.scratch import ScratchFolder
-from slimrun.runner.config import HOW_SMALL, CompositionError, ConfigError, construct
+from slimrun.runner.config import HOW_SMALL, CompositionError, ConfigError, construct, kind_of
 from slimrun.runner.estimate import Estimate
 from slimrun.runner.folder import ARTIFACT, SCORES, read_scores
 from slimrun.runner.refusals import did_you_mean
@@ -45,10 +47,12 @@ class Dial:
         return 1 / abs(high - low) if self.whole else 0.0
 
     def override(self, place: float) -> str:
-        """What sets the key to its value there."""
+        """What sets the key to its value there: one that is short to read, at an end the end itself."""
         low, high = self.asked.ends
-        value = low + place * (high - low)
-        return f"{self.asked.key}={round(value) if self.whole else f'{value:.4g}'}"
+        if place in (0, 1):
+            return f"{self.asked.key}={high if place else low:.15g}"
+        digits = 0 if self.whole else 3 - math.floor(math.log10(abs(high - low)))  # the dial has 1000 places or more
+        return f"{self.asked.key}={round(low + place * (high - low), digits):.15g}"
 
     def place(self, job: Job) -> float:
         """Where a job stands."""
@@ -110,7 +114,11 @@ def dial_of(config: DictConfig) -> Dial | None:
         raise CompositionError(f"how_small.key={asked.key} holds no number; name a key that does: {EXAMPLE}")
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise CompositionError(f"how_small.key={asked.key} holds {value}, no number; name a key with a number")
-    return Dial(asked, asked.task or tasks[0], isinstance(value, int))
+    kind = kind_of(config, asked.key) or type(value)
+    whole = int in (kind, *get_args(kind)) and float not in get_args(kind)
+    if whole and any(end % 1 for end in asked.ends):
+        raise CompositionError(f"how_small.range={asked.told_range}: {asked.key} is a whole number; name whole numbers")
+    return Dial(asked, asked.task or tasks[0], whole)
 
 
 @dataclass(frozen=True)

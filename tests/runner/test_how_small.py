@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from slimrun.evaluation.comparison import Score
 from slimrun.runner.config import composed
-from slimrun.runner.how_small import Dial, answer
+from slimrun.runner.how_small import Dial, answer, dial_of
 from slimrun.runner.origin import origins
 from slimrun.runner.report.pareto import Job
 from slimrun.runner.search import RESOLUTION, START, Tried, next_place
@@ -109,6 +110,31 @@ def test_it_answers_in_a_sentence_and_puts_the_bundle_in_place(tmp_path: Path) -
     assert "has independent items: 1, which decide no margin" in err
 
 
+@pytest.mark.parametrize(
+    ("ends", "whole"),
+    [([0.0123456, 0.1], False), ([1000.5, 1000.9], False), ([1e-7, 2e-7], False), ([12345, 12360], True)],
+)
+def test_a_value_tells_where_it_was_set(ends: list[float], whole: bool) -> None:
+    dial = Dial(HowSmall(key="quant.x", range=ends), "perplexity", whole)
+    places = [0.0, 1.0] if whole else [0.0, RESOLUTION / 2, START, 1.0]
+    jobs = [replace(job(3.5, 0, 1), overrides=[dial.override(place)]) for place in places]
+    assert [dial.place(job) for job in jobs] == pytest.approx(places, abs=RESOLUTION / 10)
+    assert (dial.place(jobs[0]), dial.place(jobs[-1])) == (0, 1)
+
+
+def test_a_dial_is_as_fine_as_its_field_however_its_value_is_written() -> None:
+    dial = dial_of(composed(["experiment=how_small", "quant=rdoq_data_free", "how_small.key=quant.price",
+                             "how_small.range=[0,2]"]))  # fmt: skip
+    assert dial is not None
+    assert not dial.whole
+    config = composed(["experiment=how_small"])
+    config.quant.target_bits = 4
+    assert dial_of(config) == Dial(HowSmall(), "perplexity", whole=False)
+    config.how_small.update({"key": "quant.samples", "range": [8, 32]})
+    assert (told := dial_of(config)) is not None
+    assert told.step == 1 / 24
+
+
 def job(bits: float, low: float, high: float) -> Job:
     """A job on the dial of bits whose perplexity rose by something between low and high percent."""
     score = Score(
@@ -163,6 +189,8 @@ def test_the_sentence_names_the_next_smaller_one_or_says_why_there_is_none() -> 
          "how_small.min_bits=1: quant.target_bits=1.0 is out of range"),
         (["how_small.key=quant.target_bits"], "how_small.key=quant.target_bits: no such key; name one with a number"),
         (["how_small.key="], "how_small.key= names no key; allowed: one with a number"),
+        (["how_small.key=quant.fallback_level", "how_small.range=[0.5,4]"],
+         "how_small.range=[0.5,4]: quant.fallback_level is a whole number; name whole numbers"),
         (["how_small.key=quant", "how_small.range=[1,2]"], "how_small.key=quant holds no number; name a key that does"),
         (["how_small.key=quant.fractoin", "how_small.range=[1,2]"], "fractoin: no such key; did you mean quant.fr"),
         (["how_small.key=quant.target_bits", "how_small.range=[2,3]"], "has no effect on quant.target_bits"),
