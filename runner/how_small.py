@@ -69,15 +69,20 @@ class Dial:
         row = row if self.asked.margin is None else replace(row, margin=self.asked.margin)
         return replace(row, verdict=row.judged(row.margin or 0.0))
 
+    def too_small(self, job: Job) -> bool:
+        """Whether a job has fewer bits than an answer may; bits that were asked for may come out a little below."""
+        return self.asked.key != BITS_KEYS[0] and float(job.results[BITS]) < self.asked.min_bits
+
     def holds(self, job: Job) -> bool:
         """Whether a job is an answer."""
-        return self.score(job).word == "non-inferior" and float(job.results[BITS]) >= self.asked.min_bits
+        return self.score(job).word == "non-inferior" and not self.too_small(job)
 
     def tried(self, job: Job) -> Tried:
         """The job as the search sees it."""
         score = self.score(job)
-        small = float(job.results[BITS]) < self.asked.min_bits
-        loss = float("inf") if score.loss is None or small else score.loss[1] / (score.margin or 1.0)
+        loss = math.inf
+        if score.loss and score.margin and not self.too_small(job):
+            loss = score.loss[1] / score.margin
         return Tried(self.place(job), loss, self.holds(job))
 
     def so_far(self, done: Sequence[Job]) -> str:
@@ -181,9 +186,12 @@ def answer(dial: Dial, jobs: Sequence[Job]) -> tuple[str, Job | None]:
     if not done:
         return "how_small: no job has ended, so nothing is known", None
     smallest = next((job for job in done if dial.holds(job)), None)
+    least = f"how_small.min_bits={dial.asked.min_bits:g}"
     if smallest is None:
         largest = done[-1]
         score = dial.score(largest)
+        if dial.too_small(largest):
+            return f"no size tried has {least} or more; the largest is {score.word}: {told(dial, largest)}", None
         if score.word != "worse" and (undecided(score) or dial.place(largest) > 1 - 1e-6):
             return f"how_small: {refusal(score)}; the largest tried is {told(dial, largest)}", None
         return f"no size tried is non-inferior{within(score)}; the largest is {told(dial, largest)}", None
@@ -191,7 +199,9 @@ def answer(dial: Dial, jobs: Sequence[Job]) -> tuple[str, Job | None]:
     line = f"the smallest that is non-inferior{within(score)} is {told(dial, smallest)}"
     smaller = [job for job in done if job.results[BITS] < smallest.results[BITS]]
     if smaller:
-        return f"{line}; the next smaller one is {dial.score(smaller[-1]).word}: {told(dial, smaller[-1])}", smallest
+        below = f", below {least}," if dial.too_small(smaller[-1]) else ""
+        word = dial.score(smaller[-1]).word
+        return f"{line}; the next smaller one{below} is {word}: {told(dial, smaller[-1])}", smallest
     return f"{line}; no smaller one was tried", smallest
 
 

@@ -156,15 +156,36 @@ def test_the_sentence_names_the_next_smaller_one_or_says_why_there_is_none() -> 
     )
     assert "the next smaller one is inconclusive: 4.4 MB (quant.target_bits=4.4, 4.400 bits a weight)" in sentence
     assert dial.next_override(jobs[:1], TRIES) == "quant.target_bits=5.029"
-    sentence, smallest = answer(Dial(HowSmall(margin=2.0, min_bits=4.6), "perplexity", whole=False), jobs)
-    assert smallest is jobs[1]
-
     sentence, smallest = answer(dial, [job(3.5, 7, 9), job(7.0, 3, 4)])
     assert smallest is None
     assert sentence.startswith("no size tried is non-inferior within 2 % at 95% confidence; the largest is 7.0 MB")
     sentence, smallest = answer(dial, [job(7.0, -3, 4)])
     assert smallest is None
     assert "cannot decide at a margin of 2 %: 32 items decide margins from 4.9 % on; 2 takes about 193" in sentence
+
+
+def test_the_least_bits_are_those_of_an_answer_and_as_good_as_had_where_they_are_asked_for() -> None:
+    asked = HowSmall(margin=2.0, min_bits=4.5, key="quant.fraction", range=[0.01, 0.1])
+    jobs = [replace(done, overrides=[f"quant.fraction={done.results['size/bits_per_weight'] / 100}"])
+            for done in (job(4.4, 0.1, 0.2), job(5.0, 0.2, 0.4))]  # fmt: skip
+    sentence, smallest = answer(Dial(asked, "perplexity", whole=False), jobs)
+    assert smallest is jobs[1]
+    assert "; the next smaller one, below how_small.min_bits=4.5, is non-inferior: 4.4 MB" in sentence
+    sentence, smallest = answer(Dial(asked, "perplexity", whole=False), jobs[:1])
+    assert smallest is None
+    assert sentence.startswith("no size tried has how_small.min_bits=4.5 or more; the largest is non-inferior: 4.4 MB")
+
+    floor = replace(job(4.498, 0.1, 0.2), overrides=["quant.target_bits=4.5"])  # as a target is met
+    dial = Dial(HowSmall(margin=2.0, min_bits=4.5), "perplexity", whole=False)
+    sentence, smallest = answer(dial, [job(5.25, 0, 0.1), floor])
+    assert smallest is floor
+    assert dial.next_override([job(5.25, 0, 0.1), floor], TRIES) is None
+
+
+def test_a_margin_of_nothing_is_no_measure_of_losses() -> None:
+    done = job(3.5, 0.5, 0.9)
+    nothing = replace(done, scores=[replace(done.scores[0], margin=0.0)])
+    assert Dial(HowSmall(), "perplexity", whole=False).tried(nothing) == Tried(0.3, math.inf, False)
 
 
 @pytest.mark.parametrize(
