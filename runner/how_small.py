@@ -21,7 +21,7 @@ from slimrun.evaluation.statistics import ALPHA, LEAST_ITEMS
 from slimrun.ops.scratch import ScratchFolder
 from slimrun.runner.config import HOW_SMALL, CompositionError, ConfigError, construct, kind_of
 from slimrun.runner.estimate import Estimate
-from slimrun.runner.folder import ARTIFACT, SCORES, read_scores
+from slimrun.runner.folder import ARTIFACT, RESULTS, SCORES, read_json, read_scores
 from slimrun.runner.refusals import did_you_mean
 from slimrun.runner.report.pareto import BITS, Job
 from slimrun.runner.search import Tried, next_place
@@ -85,13 +85,18 @@ class Dial:
             loss = score.loss[1] / score.margin
         return Tried(self.place(job), loss, self.holds(job))
 
+    def backwards(self, done: Sequence[Job]) -> bool:
+        """Whether what is named as the smallest model turns out to be larger than the other end's."""
+        bits = [float(job.results[BITS]) for job in sorted(done, key=self.place)]
+        return len(bits) > 1 and bits[0] > 1.01 * bits[-1]
+
     def so_far(self, done: Sequence[Job]) -> str:
         """What the last job has shown, "" before the first."""
         return f"{self.setting(done[-1])} is {self.score(done[-1]).verdict}; " if done else ""
 
     def next_override(self, jobs: Sequence[Job], tries: int) -> str | None:
         """What the next job of at most `tries` sets; None when the search has ended, or can say nothing."""
-        if not all(job.ok for job in jobs) or any(undecided(self.score(job)) for job in jobs):
+        if not all(job.ok for job in jobs) or any(undecided(self.score(job)) for job in jobs) or self.backwards(jobs):
             return None
         place = next_place([self.tried(job) for job in jobs], tries, self.step)
         return None if place is None else self.override(place)
@@ -155,23 +160,28 @@ def ends(dial: Dial) -> list[End]:
 def check(dial: Dial, job: Estimate) -> None:
     """ConfigError where it is known before a weight loads that the items cannot decide at this margin."""
     key, task = f"task.{dial.task}", job.experiment.task[dial.task]
+    if job.experiment.skip_generation and dial.task in job.experiment.reading_all(job.outline):
+        raise ConfigError(f"how_small: {key} is left out (skip_generation=true), memory has no room for the model")
     texts = len(task.texts())
     items = min(texts, getattr(task, "windows", texts))  # windows of one text are one observation
     if items < LEAST_ITEMS:
         told = f"how_small: {key} has independent items: {items}, which decide no margin"
         raise ConfigError(f"{told}; {LEAST_ITEMS} are the least")
     for record in reversed(job.alike if dial.asked.key in BITS_KEYS else []):
-        scores = read_scores(Path(record.folder) / SCORES) or []
-        if record.bits_per_weight >= MOST_BITS and scores:
-            row = dial.score(Job(0, "", [], record.folder, {}, scores))
+        folder = Path(record.folder)
+        results, scores = read_json(folder / RESULTS) or {}, read_scores(folder / SCORES) or []
+        there = results.get(BITS) == record.bits_per_weight  # else another run has the folder now
+        if record.bits_per_weight >= MOST_BITS and there and any(score.task == dial.task for score in scores):
+            row = dial.score(Job(0, "", [], record.folder, results, scores))
             least = row.margin_scale * (row.detectable or 0.0)
-            if undecided(row) or (row.word == "inconclusive" and least > (row.margin or 0.0)):
+            if row.word not in ("worse", "non-inferior") and (row.withheld or least > (row.margin or 0.0)):
                 raise ConfigError(f"how_small: {refusal(row)}, says {record.folder}")
 
 
 def undecided(score: Score) -> bool:
-    """Whether no margin can be decided by these items and this float model."""
-    return bool(score.withheld) and score.word != "worse"
+    """Whether no size can be decided by these items and this float model; of one size a few may carry all the loss."""
+    of_all = score.items < LEAST_ITEMS or score.withheld.startswith("inconclusive")
+    return bool(score.withheld) and of_all and score.word != "worse"
 
 
 def refusal(score: Score) -> str:
@@ -186,23 +196,37 @@ def answer(dial: Dial, jobs: Sequence[Job]) -> tuple[str, Job | None]:
     if not done:
         return "how_small: no job has ended, so nothing is known", None
     smallest = next((job for job in done if dial.holds(job)), None)
-    least = f"how_small.min_bits={dial.asked.min_bits:g}"
-    if smallest is None:
-        largest = done[-1]
-        score = dial.score(largest)
-        if dial.too_small(largest):
-            return f"no size tried has {least} or more; the largest is {score.word}: {told(dial, largest)}", None
-        if score.word != "worse" and (undecided(score) or dial.place(largest) > 1 - 1e-6):
-            return f"how_small: {refusal(score)}; the largest tried is {told(dial, largest)}", None
-        return f"no size tried is non-inferior{within(score)}; the largest is {told(dial, largest)}", None
-    score = dial.score(smallest)
-    line = f"the smallest that is non-inferior{within(score)} is {told(dial, smallest)}"
+    sentence = why_none(dial, done[-1]) if smallest is None else found(dial, done, smallest)
+    if broken := [str(job.number) for job in jobs if not job.ok]:
+        sentence += f"; job {', '.join(broken)} did not end well, so others are not looked at"
+    if dial.backwards(done):
+        sentence += f"; how_small.range={dial.asked.told_range} names the larger model first: turn it round"
+    return sentence, smallest
+
+
+def found(dial: Dial, done: Sequence[Job], smallest: Job) -> str:
+    """The sentence on the smallest of these jobs, by size, that holds."""
+    line = f"the smallest that is non-inferior{within(dial.score(smallest))} is {told(dial, smallest)}"
     smaller = [job for job in done if job.results[BITS] < smallest.results[BITS]]
-    if smaller:
-        below = f", below {least}," if dial.too_small(smaller[-1]) else ""
-        word = dial.score(smaller[-1]).word
-        return f"{line}; the next smaller one{below} is {word}: {told(dial, smaller[-1])}", smallest
-    return f"{line}; no smaller one was tried", smallest
+    if not smaller:
+        return f"{line}; no smaller one was tried"
+    below = f", below {bound(dial)}," if dial.too_small(smaller[-1]) else ""
+    return f"{line}; the next smaller one{below} is {dial.score(smaller[-1]).word}: {told(dial, smaller[-1])}"
+
+
+def why_none(dial: Dial, largest: Job) -> str:
+    """The sentence where none holds, the largest that was tried neither."""
+    score = dial.score(largest)
+    if dial.too_small(largest):
+        return f"no size tried has {bound(dial)} or more; the largest is {score.word}: {told(dial, largest)}"
+    if score.word != "worse" and (undecided(score) or dial.place(largest) > 1 - 1e-6):
+        return f"how_small: {refusal(score)}; the largest tried is {told(dial, largest)}"
+    return f"no size tried is non-inferior{within(score)}; the largest is {told(dial, largest)}"
+
+
+def bound(dial: Dial) -> str:
+    """The bits that an answer has at least, as they are typed."""
+    return f"how_small.min_bits={dial.asked.min_bits:g}"
 
 
 def within(score: Score) -> str:

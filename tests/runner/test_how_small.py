@@ -182,6 +182,37 @@ def test_the_least_bits_are_those_of_an_answer_and_as_good_as_had_where_they_are
     assert dial.next_override([job(5.25, 0, 0.1), floor], TRIES) is None
 
 
+def test_losses_that_few_items_carry_at_one_size_say_nothing_of_the_others() -> None:
+    dial, [skewed, few, floor] = Dial(HowSmall(), "perplexity", whole=False), [job(3.5, 7, 9) for _ in range(3)]
+    withheld = {"interval": None, "withheld": "too few to say (of 32 items one or two carry the whole difference)"}
+    for one, said in ((skewed, {}), (few, {"items": 11}), (floor, {"withheld": "inconclusive (baseline at chance)"})):
+        one.scores[0] = replace(one.scores[0], **{**withheld, **said})
+    assert dial.next_override([skewed], TRIES) == "quant.target_bits=5.25"
+    assert dial.next_override([few], TRIES) is None
+    assert dial.next_override([floor], TRIES) is None
+    assert "cannot decide at a margin of 5 %: too few to say" in answer(dial, [few])[0]
+    assert "the next smaller one is too few to say: 3.5 MB" in answer(dial, [skewed, job(5.25, 0.1, 0.2)])[0]
+
+
+def test_a_search_that_did_not_end_says_so() -> None:
+    dial = Dial(HowSmall(margin=2.0), "perplexity", whole=False)
+    failed = Job(4, "", ["quant.target_bits=4.4"], "4", {"status": "failed", "error": "no space left"}, [])
+    sentence, smallest = answer(dial, [job(5.0, 0.2, 0.4), failed])
+    assert smallest is not None
+    assert sentence.endswith("; no smaller one was tried; job 4 did not end well, so others are not looked at")
+
+
+def test_a_range_whose_first_end_is_the_larger_model_is_told_and_not_walked() -> None:
+    dial = Dial(HowSmall(key="quant.fraction", range=[0.1, 0.0]), "perplexity", whole=False)
+    jobs = [replace(done, overrides=[f"quant.fraction={done.results['size/bits_per_weight'] / 100}"])
+            for done in (job(3.5, 7, 9), job(6.5, 0.2, 0.4))]  # fmt: skip
+    assert dial.next_override(jobs[:1], TRIES) is not None
+    assert dial.next_override(jobs, TRIES) is None
+    sentence, smallest = answer(dial, jobs)
+    assert smallest is jobs[1]
+    assert sentence.endswith("; how_small.range=[0.1,0] names the larger model first: turn it round")
+
+
 def test_a_margin_of_nothing_is_no_measure_of_losses() -> None:
     done = job(3.5, 0.5, 0.9)
     nothing = replace(done, scores=[replace(done.scores[0], margin=0.0)])
