@@ -56,6 +56,13 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         scratch.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
+def bundle_of(job: Path, results: Mapping[str, Any]) -> Path | None:
+    """The bundle that a job's results are about, made in its folder or where it was done before; None if it is gone."""
+    place = Path(results.get("done_in", job))
+    same = (read_json(place / RESULTS) or {}).get("config_hash") == results.get("config_hash")  # no other job since
+    return place / ARTIFACT if same and (place / ARTIFACT).is_dir() else None
+
+
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
     """The rows of a run."""
     write_json(path, {"scores": [asdict(score) for score in scores]})

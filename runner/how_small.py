@@ -21,7 +21,7 @@ from slimrun.evaluation.statistics import ALPHA, LEAST_ITEMS
 from slimrun.ops.scratch import ScratchFolder
 from slimrun.runner.config import HOW_SMALL, CompositionError, ConfigError, construct, kind_of
 from slimrun.runner.estimate import Estimate
-from slimrun.runner.folder import ARTIFACT, RESULTS, SCORES, read_json, read_scores
+from slimrun.runner.folder import ARTIFACT, RESULTS, SCORES, bundle_of, read_json, read_scores
 from slimrun.runner.refusals import did_you_mean
 from slimrun.runner.report.pareto import BITS, Job
 from slimrun.runner.search import Tried, next_place
@@ -247,8 +247,7 @@ def told(dial: Dial, job: Job) -> str:
 
 def put_in_place(sweep: Path, job: Job) -> Path | None:
     """The job's bundle as `artifact` in the folder of the sweep, without a second copy; None where it is gone."""
-    bundle = Path(job.results.get("done_in", sweep / job.folder)) / ARTIFACT
-    if not bundle.is_dir():
+    if not (bundle := bundle_of(sweep / job.folder, job.results)):
         return None
     target = sweep / ARTIFACT
     with ScratchFolder(".saving", sweep) as scratch:

@@ -35,7 +35,7 @@ from slimrun.runner.config import (
 from slimrun.runner.display import Stages
 from slimrun.runner.estimate import facts
 from slimrun.runner.experiment import Experiment
-from slimrun.runner.folder import RESULTS, UPLOADED, read_json, write_json
+from slimrun.runner.folder import ARTIFACT, RESULTS, UPLOADED, bundle_of, read_json, write_json
 from slimrun.runner.interrupt import interruptible
 from slimrun.runner.output import LOG
 from slimrun.runner.overrides import short_name
@@ -135,9 +135,12 @@ def adopt_finished(output: Path, experiment: Experiment, record: dict[str, Any])
     """The results of a job that ended well before, here or in another folder, from where they are then copied."""
     for folder in (output, experiment.cache.finished(record["config_hash"])):
         results = read_json(folder / RESULTS) if folder else None
+        if folder and results and experiment.how_small and not bundle_of(folder, results):
+            continue  # the smallest one's is what is asked for
         if folder and results and results.get("status") == OK and results.get("config_hash") == record["config_hash"]:
             if folder != output:
                 clear(output)
+                shutil.rmtree(output / ARTIFACT, ignore_errors=True)  # of what was done here before
                 for file in (folder / name for name in UPLOADED):
                     if file.is_file():
                         shutil.copyfile(file, output / file.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from slimrun.runner.config import CompositionError, ConfigError, build, build_tracker
 from slimrun.runner.display import print_table
-from slimrun.runner.folder import RESULTS, SWEEP, read_json, write_json
+from slimrun.runner.folder import ARTIFACT, RESULTS, SWEEP, read_json, write_json
 from slimrun.runner.how_small import Dial, answer, dial_of, put_in_place
 from slimrun.runner.job import OK, STOPPED
 from slimrun.runner.overrides import command_of, short_name
@@ -80,7 +81,7 @@ def begin(folder: Path, overrides: Sequence[str], jobs: Sequence[Sequence[str]],
             "choose another folder, or sweep.resume=false to replace it"
         )
     if not resume:
-        record = {}
+        record = {key: record[key] for key in record if key == "bundle"}
         for file in folder.glob(f"*/{RESULTS}"):
             file.unlink()
     (folder / STOPPED).unlink(missing_ok=True)
@@ -117,6 +118,15 @@ def jobs_so_far(folder: Path) -> list[Job]:
     return read_jobs(folder)
 
 
+def forget(folder: Path, first: int) -> None:
+    """Jobs from this number on are of an earlier walk, with other data or code: a walk that was shorter has none."""
+    others = [job for job in jobs_so_far(folder) if job.number >= first]
+    for job in others:
+        (folder / job.folder / RESULTS).unlink(missing_ok=True)
+    record = read_json(folder / SWEEP) or {}
+    write_json(folder / SWEEP, {**record, "jobs": record["jobs"][: len(record["jobs"]) - len(others)]})
+
+
 def conclude(folder: Path, tracker: Tracker, axis: str, dial: Dial | None = None) -> int:
     """Write sweep.json, show every job, and what is found on the dial; deliver the parent run. The exit status."""
     jobs = jobs_so_far(folder)
@@ -128,19 +138,25 @@ def conclude(folder: Path, tracker: Tracker, axis: str, dial: Dial | None = None
     sentence, smallest = answer(dial, jobs) if dial else ("", None)
     if dial:
         record["tags"]["how_small"] = sentence
+        if record.pop("bundle", None) and not smallest:
+            shutil.rmtree(folder / ARTIFACT)  # of a walk before this one: nothing holds any more
+        bundle = put_in_place(folder, smallest) if smallest else None
+        record["bundle"] = bundle and str(bundle)
     record["files"] = [os.path.relpath(file, folder) for file in report.write(folder, jobs, drawn)]
     write_json(folder / SWEEP, record)
 
     title = f"multirun in {folder}: {' '.join(sorted(common))}"
-    columns = list(record["summary"][0]) if jobs else []
-    print_table(title, columns, [[report.cell(value) for value in row.values()] for row in record["summary"]])
+    if rows := record["summary"]:
+        print_table(title, list(rows[0]), [[report.cell(value) for value in row.values()] for row in rows])
     for panel in drawn:
         print(panel.told)
     if dial:
-        print(f"{sentence}\nbundle: {put_in_place(folder, smallest) or 'gone' if smallest else 'none'}")
+        print(f"{sentence}\nbundle: {record['bundle'] or ('gone' if smallest else 'none')}")
     tracker.deliver_sweep(folder)
-    if stopped := report.gated_out(record["summary"]):
-        print(f"gate: not passed by {len(stopped)} of {len(jobs)} jobs: {', '.join(map(str, stopped))}")
+    shipped = [row for row in record["summary"] if not dial or (smallest and row["job"] == smallest.number)]
+    if stopped := report.gated_out(shipped):  # of a search the answer alone has to pass
+        of = "the smallest, job" if dial else f"{len(stopped)} of {len(jobs)} jobs:"
+        print(f"gate: not passed by {of} {', '.join(map(str, stopped))}")
     unfinished = [job for job in record["jobs"] if job["status"] != OK]
     if unfinished:
         print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs are done; the same command runs the others again")

@@ -32,7 +32,7 @@ class HowSmallSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Launch the jobs."""
         from slimrun.runner.how_small import dial_of
-        from slimrun.runner.sweep import jobs_so_far
+        from slimrun.runner.sweep import forget, jobs_so_far
 
         assert self.config is not None
         dial, folder = dial_of(self.config), Path(self.config.hydra.sweep.dir)
@@ -45,4 +45,5 @@ class HowSmallSweeper(Sweeper):
                 break
             print(f"how_small: {dial.so_far(done)}next is {override}", file=sys.stderr)
             results.append(self.launcher.launch([[*arguments, override]], initial_job_idx=number))
+        forget(folder, len(results))
         return results
