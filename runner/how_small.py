@@ -22,13 +22,14 @@ from slimrun.ops.scratch import ScratchFolder
 from slimrun.runner.config import HOW_SMALL, CompositionError, ConfigError, construct, kind_of
 from slimrun.runner.estimate import Estimate
 from slimrun.runner.folder import ARTIFACT, RESULTS, SCORES, bundle_of, read_json, read_scores
-from slimrun.runner.refusals import did_you_mean
+from slimrun.runner.refusals import did_you_mean, no_choices
 from slimrun.runner.report.pareto import BITS, Job
 from slimrun.runner.search import Tried, next_place
 from slimrun.runner.settings import BITS_KEYS, MOST_BITS, HowSmall
 
 NOWHERE = object()
 EXAMPLE = "how_small.key=quant.fraction how_small.range=[0.01,0.1]"
+AROUND = ("hydra", HOW_SMALL, "sweep", "tracking", "cache", "plan", "gate")  # what is not of a job
 CONFIDENCE = f"{1 - ALPHA:.0%} confidence"
 
 
@@ -108,11 +109,16 @@ def dial_of(config: DictConfig) -> Dial | None:
     if node is None:
         return None
     asked: HowSmall = construct(node, HOW_SMALL)
-    tasks = list(map(str, config.task))
+    if not (tasks := list(map(str, config.get("task") or {}))):
+        raise CompositionError(no_choices(config, "task"))
     if asked.task is not None and asked.task not in tasks:
         raise CompositionError(f"how_small.task={asked.task} is not run; allowed: {', '.join(tasks)}, of task=[...]")
     if asked.task is None and len(tasks) > 1:
         raise CompositionError(f"how_small.task: whose verdict is asked for; allowed: {', '.join(tasks)}")
+    if (group := asked.key.partition(".")[0]) in AROUND:
+        raise CompositionError(
+            f"how_small.key={asked.key}: {group} changes no model; name a number that does: {EXAMPLE}"
+        )
     value = OmegaConf.select(config, asked.key, default=NOWHERE)
     if value is NOWHERE:
         parent, _, name = asked.key.rpartition(".")

@@ -52,7 +52,11 @@ def read(arguments: Namespace) -> Command:
         else:
             _check_directions(config)
             jobs = [[str(item.input_line) for item in parsed if not item.is_sweep_override()]]
+        _check_trials(config)
         if dial := dial_of(config):
+            if several := [item for item in parsed if item.is_sweep_override()]:
+                told = f"{several[0].input_line}: a search turns one key alone ({dial.asked.key})"
+                raise CompositionError(f"{told}; name one value, and ask for each in a command of its own")
             jobs = [[*job, _first_on(dial, job, config.hydra.sweeper.n_trials)] for job in jobs]
     _check_launcher(config)
     own = typed(config.hydra.overrides.hydra)
@@ -91,6 +95,13 @@ def _first_on(dial: Dial, overrides: Sequence[str], tries: int) -> str:
     if given := [item for item in overrides if item.lstrip("+").startswith(f"{dial.asked.key}=")]:
         raise CompositionError(f"{given[0]}: how_small turns {dial.asked.key} itself; leave it out")
     return dial.next_override([], tries) or ""
+
+
+def _check_trials(config: DictConfig) -> None:
+    """A search of as many jobs as can be counted."""
+    tries = config.hydra.sweeper.get("n_trials", 1)
+    if type(tries) is not int or tries < 1:
+        raise CompositionError(f"hydra.sweeper.n_trials={tries} is out of range; allowed: a whole number, 1 or more")
 
 
 def _check_directions(config: DictConfig) -> None:

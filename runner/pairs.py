@@ -26,8 +26,9 @@ def told_apart(folder: Path, jobs: Sequence[Job], panels: Sequence[Panel]) -> li
     for at, one, two in wanted:
         try:
             p_values[at, one, two] = _p_value(panels[at].task, read(folders[one]), read(folders[two]))
-        except ValueError as error:
-            print(f"note: jobs {one} and {two} are not compared ({error})", file=sys.stderr)
+        except Exception as error:  # files that are damaged raise whatever their reader trips over
+            told = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            print(f"note: jobs {one} and {two} are not compared ({told})", file=sys.stderr)
     return told_by(p_values, panels)
 
 

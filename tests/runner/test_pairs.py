@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slimrun.evaluation.statistics import paired_difference
-from slimrun.runner.folder import SCORES, SWEEP, write_json, write_scores
+from slimrun.runner.folder import OUTPUTS, SCORES, SWEEP, write_json, write_scores
 from slimrun.runner.pairs import told_apart, told_by
 from slimrun.runner.report import pareto
 from slimrun.runner.report import sweep as report
@@ -46,6 +46,14 @@ def test_the_best_is_told_apart_where_items_tell(tmp_path: Path) -> None:
     page = report.write(tmp_path, jobs, [panel])[2].read_text()
     assert "not told apart from it: job 0" in page
     assert json.loads((tmp_path / "pareto.json").read_text())["panels"][0]["ties"] == [0]
+
+
+def test_a_job_whose_files_are_damaged_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = swept(tmp_path, [0.0, 0.3, 1e-9])
+    (tmp_path / "0" / OUTPUTS).write_bytes(b"PK\x05\x06" + bytes(18))  # an archive of nothing
+    [panel] = told_apart(tmp_path, jobs, pareto.panels(jobs))
+    assert panel.ties == [0]
+    assert "note: jobs 2 and 0 are not compared (" in capsys.readouterr().err
 
 
 def test_neighbours_on_the_front_are_told_apart_or_not(tmp_path: Path) -> None:
