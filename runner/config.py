@@ -191,7 +191,9 @@ def kind_of(config: DictConfig, key: str) -> Any:
     """The type of the field that a key sets; None of keys that no dataclass has."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else None
-    return get_type_hints(_target(node["_target_"], parent)).get(name) if _is_choice(node) else None
+    if not isinstance(node, DictConfig) or not _is_choice(node):
+        return None
+    return get_type_hints(_target(node["_target_"], parent)).get(name)
 
 
 def _is_choice(node: Any) -> bool:
