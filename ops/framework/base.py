@@ -18,8 +18,8 @@ from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-MEMORY_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG]i?B)?")
-UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+MEMORY_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG]i?B)")  # who leaves the unit out hardly means bytes
+UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 FREE_SHARE = 0.75  # of what is free: the rest is for what is computed
 
 FloatArray = npt.NDArray[np.float32]

@@ -210,6 +210,7 @@ def test_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"type": "npu", "max_memory": {"1": "1GiB"}}, "max_memory.1: device_map=null keeps to one card; allowed: 0"),
         ({"type": "npu", "max_memory": {"gpu": "1GiB"}}, "max_memory.gpu names no memory"),
         ({"type": "npu", "max_memory": {"0": "lots"}}, "max_memory.0=lots is no size"),
+        ({"type": "cpu", "max_memory": {"cpu": "8"}}, "max_memory.cpu=8 is no size; allowed: a number with KiB"),
     ],
 )
 def test_wrong_devices(values: dict[str, object], message: str) -> None:
