@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from argparse import Namespace
@@ -41,8 +40,6 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: raise what goes wrong instead of
 
 def main() -> None:
     """`slimrun`: exit status 0 done, 1 a run failed, 2 the configuration is wrong, 3 the gate is not passed."""
-    if not gc.get_freeze_count():
-        gc.freeze()  # what imports have made stays: looking through it again and again took a sixth of a plan's time
     print_anything()
     if "--version" in sys.argv[1:]:  # Hydra's parser would tell its own
         print(f"slimrun {version('slimrun')}")
