@@ -136,12 +136,13 @@ def conclude(folder: Path, tracker: Tracker, axis: str, dial: Dial | None = None
     record["summary"] = report.summary(folder, jobs, common)
     record["tags"] = report.best(jobs, record["summary"], drawn)
     sentence, smallest = answer(dial, jobs) if dial else ("", None)
+    bundle = put_in_place(folder, smallest) if smallest else None
     if dial:
         record["tags"]["how_small"] = sentence
-        if record.pop("bundle", None) and not smallest:
-            shutil.rmtree(folder / ARTIFACT)  # of a walk before this one: nothing holds any more
-        bundle = put_in_place(folder, smallest) if smallest else None
-        record["bundle"] = bundle and str(bundle)
+        if smallest or (jobs and all(job.ok for job in jobs)):  # else what an earlier walk found may still be right
+            if record.get("bundle") and not smallest:
+                shutil.rmtree(folder / ARTIFACT, ignore_errors=True)
+            record["bundle"] = bundle and str(bundle)
     record["files"] = [os.path.relpath(file, folder) for file in report.write(folder, jobs, drawn)]
     write_json(folder / SWEEP, record)
 
@@ -151,7 +152,7 @@ def conclude(folder: Path, tracker: Tracker, axis: str, dial: Dial | None = None
     for panel in drawn:
         print(panel.told)
     if dial:
-        print(f"{sentence}\nbundle: {record['bundle'] or ('gone' if smallest else 'none')}")
+        print(f"{sentence}\nbundle: {bundle or ('gone' if smallest else 'none')}")
     tracker.deliver_sweep(folder)
     shipped = [row for row in record["summary"] if not dial or (smallest and row["job"] == smallest.number)]
     if stopped := report.gated_out(shipped):  # of a search the answer alone has to pass
