@@ -18,8 +18,8 @@ from slimrun.ops.model.base import Model, Outline
 from slimrun.ops.quant.base import Quantizer
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-MEMORY_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG]i?B)")  # who leaves the unit out hardly means bytes
-UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+MEMORY_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG]i?B)|(\d{7,})()")  # a short number without unit is hardly of bytes
+UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 FREE_SHARE = 0.75  # of what is free: the rest is for what is computed
 
 FloatArray = npt.NDArray[np.float32]
@@ -64,7 +64,8 @@ class Device:
                 raise ValueError(f"max_memory.{key} names a card; allowed with type=cpu: cpu")
             if size is not None and not MEMORY_SIZE.fullmatch(size):
                 raise ValueError(
-                    f"max_memory.{key}={size} is no size; allowed: a number with KiB, MiB, GiB, KB, MB, GB"
+                    f"max_memory.{key}={size} is no size; allowed: a number with KiB, MiB, GiB, KB, MB, GB, "
+                    "or a million bytes and more as a plain number"
                 )
 
     @property
@@ -75,8 +76,10 @@ class Device:
 
 
 def size_of(text: str) -> float:
-    """Bytes of a size such as 10GiB."""
-    [[number, unit]] = MEMORY_SIZE.findall(text)
+    """Bytes of a size such as 10GiB, which `Device` has checked."""
+    match = MEMORY_SIZE.fullmatch(text)
+    assert match is not None
+    number, unit = (group for group in match.groups() if group is not None)
     return float(number) * UNITS[unit]
 
 

@@ -16,7 +16,7 @@ from slimrun.ops import bundle
 from slimrun.ops.compress.compressor import Compressor
 from slimrun.ops.compress.native import Native
 from slimrun.ops.errors import Unavailable
-from slimrun.ops.framework.base import Device
+from slimrun.ops.framework.base import Device, size_of
 from slimrun.ops.framework.pytorch import PyTorch, TorchModel
 from slimrun.ops.framework.pytorch.device import check_device
 from slimrun.ops.framework.pytorch.placement import find_device_map
@@ -175,6 +175,7 @@ class TestDevicesOfTheYaml:
     def test_limits_from_the_command_line(self) -> None:
         device = self.device("device=npu_multi", "+device.max_memory.0=28GiB", "+device.max_memory.cpu=1000000")
         assert device.max_memory == {"0": "28GiB", "cpu": "1000000"}
+        assert [size_of(size) for size in device.max_memory.values() if size] == [28 * 2**30, 1e6]
         assert self.device("device=cpu_disk").max_memory == {"cpu": "2GiB"}
 
 
