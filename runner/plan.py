@@ -15,6 +15,7 @@ from slimrun.runner.overrides import distinct
 from slimrun.runner.settings import PINNED_CALIBRATION
 
 Job = tuple[list[str], Estimate | ConfigError]  # its overrides, and what it takes or why it cannot run
+NO_RUN = "not known: no run with it is recorded"
 SOURCES = {True: " (recorded)", False: " (estimated)"}
 
 
@@ -72,7 +73,7 @@ def rows(job: Estimate) -> list[list[str]]:
         ["read", reads(job)],
         ["calibrate on", calibrates(job)],
         ["evaluate", ", ".join(experiment.task) + baselines(job)],
-        ["decides", "\n".join(decides(job)) or "not known: no run of this model with these tasks is recorded"],
+        ["decides", "\n".join(decides(job)) or "not known: no run of this model or another is recorded with them"],
         ["quantize", f"{quantized} linears of {len(outline.linears)} as {experiment.quant.quant_type}"],
         ["keep float", f"{len(kept) + job.falling_back}: {named(kept, job.falling_back)}"],
         ["weights covered", f"{job.weights:,}, {job.covered_share:.1%} of those of linears and experts"],
@@ -122,11 +123,20 @@ def memory(job: Estimate) -> str:
 
 
 def decides(job: Estimate) -> list[str]:
-    """What the newest recorded run like this one tells of the margins that its items decide, a line a task."""
-    for record in reversed(job.same_method or job.alike):
-        if scores := read_scores(Path(record.folder) / SCORES):
-            return [f"{score.task}: {score.decides or score.verdict}" for score in scores if score.verdict]
-    return []
+    """Which margins the items of each task decide, as a recorded run tells, a line a task; no line where none does."""
+    told = {task: decided(job, task) for task in job.own["tasks"]}
+    return [f"{task}: {line or NO_RUN}" for task, line in told.items()] if any(told.values()) else []
+
+
+def decided(job: Estimate, task: str) -> str:
+    """What the newest recorded run with this task tells: of this model and method, else of this model, else of any."""
+    own = job.own["model"], job.own["tasks"][task]
+    for records in (job.same_method, [one for one in job.recorded if one.model == own[0]], job.recorded):
+        for record in reversed([one for one in records if one.tasks.get(task) == own[1]]):
+            for score in read_scores(Path(record.folder) / SCORES) or ():
+                if score.task == task and score.verdict and (line := score.decides or score.withheld):
+                    return line + (" (as another model's run told)" if record.model != own[0] else "")
+    return ""
 
 
 def expected(job: Estimate) -> float | None:

@@ -197,15 +197,18 @@ class Perplexity:
 
 
 def _samples(documents: Sequence[str], before: Outputs, after: Outputs) -> list[dict[str, str]]:
-    """Window by window, those first that lost most: how its document begins, and how either model predicts it."""
+    """Window by window, those first that lost most: its document's number and beginning, and what either model makes of
+    it."""
     lost = (before["log_probs"] - after["log_probs"]).mean(axis=1)
     return [
         {
             "input": documents[before["documents"][i]].strip()[:SHOWN],
             "reference": "",
             "float": f"perplexity {fidelity.perplexity(before['log_probs'][i]):.2f}",
-            "quantized": f"perplexity {fidelity.perplexity(after['log_probs'][i]):.2f}, KL "
-            f"{after['kl'][i].mean():.4f}, same top token {after['agree'][i].mean():.1%}",
+            "quantized": f"perplexity {fidelity.perplexity(after['log_probs'][i]):.2f}",
+            "document": str(before["documents"][i] + 1),
+            "KL": f"{after['kl'][i].mean():.4f}",
+            "same top token": f"{after['agree'][i].mean():.1%}",
         }
         for i in np.argsort(-lost, kind="stable")
     ]

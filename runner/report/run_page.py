@@ -10,6 +10,7 @@ from slimrun.runner.report.page import TEXTS, Cell, image, number, page, row, ta
 from slimrun.runner.report.table import HOW_TO_READ, Table, beside, overall, sizes, verdicts
 from slimrun.runner.result import Result
 
+ITEM = ("input", "reference", "float", "quantized")  # the texts of a sample; what else it tells are numbers
 LAYER_COLUMNS = ("name", "shape", "bits", "entropy", "sqnr_db", "input_low", "input_high", "observer", "note")
 
 
@@ -45,7 +46,8 @@ def _told(column: str, cell: str) -> Cell:
 
 def _samples(samples: Sequence[Mapping[str, str]]) -> str:
     columns = list(samples[0])
-    return table(columns, [row([text(value) for value in sample.values()]) for sample in samples], texts=columns)
+    cells = [[text(item[key]) if key in ITEM else _told(key, item[key]) for key in columns] for item in samples]
+    return table(columns, list(map(row, cells)), texts=ITEM)
 
 
 def _cell(value: object) -> Cell:

@@ -70,7 +70,12 @@ def test_a_recorded_run_tells_bits_time_memory_and_that_it_is_done(tmp_path: Pat
     same = planned(cache)
     assert same.done == str(tmp_path / "run")
     assert dict(rows(before))["decides"].startswith("not known: no run of this model")
-    assert dict(rows(same))["decides"] == "perplexity: too few to say (2 items; 12 are the least)"
+    told = "perplexity: too few to say (2 items; 12 are the least)"
+    assert dict(rows(same))["decides"] == told
+    other = planned(cache, "model.architecture.num_hidden_layers=1")
+    assert dict(rows(other))["decides"] == f"{told} (as another model's run told)"
+    more = planned(cache, "task=[perplexity,perplexity_zh]")
+    assert dict(rows(more))["decides"] == f"{told}\nperplexity_zh: not known: no run with it is recorded"
     assert same.bits == (results["size/bits_per_weight"], True)
     assert same.memory == (results["memory/peak_rss_bytes"], True)
     assert same.seconds == [pytest.approx(sum(v for k, v in results.items() if k.startswith("time/")))]  # type: ignore[misc]
