@@ -46,9 +46,15 @@ def test_a_preset_runs_on_it(preset: list[str], write: Callable[[Path], Path], q
     assert restored.encode_prompt(TEXT) == reader.encode_prompt(TEXT)
 
 
+@pytest.fixture(scope="module")
+def chatglm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folders.chatglm2(tmp_path_factory.mktemp("chatglm2") / "model")
+
+
 @pytest.mark.parametrize("method", sorted(file.stem for file in METHODS.glob("*.yaml")))
-def test_every_method_is_planned_on_it(method: str, tmp_path: Path) -> None:
-    folder = folders.chatglm2(tmp_path / "model")
-    overrides = ["experiment=chatglm2_6b", f"quant={method}", f"model.path={folder}", f"cache.dir={tmp_path / 'cache'}"]
-    experiment = build(composed(overrides))
+def test_every_method_is_planned_on_it(method: str, chatglm2: Path) -> None:
+    cache = chatglm2.parent / "cache"  # the tasks, which fit or do not whatever the method, are looked at once
+    experiment = build(
+        composed(["experiment=chatglm2_6b", f"quant={method}", f"model.path={chatglm2}", f"cache.dir={cache}"])
+    )
     assert len(experiment.covered(experiment.check())) == 5

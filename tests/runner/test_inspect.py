@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from slimrun.ops.compress.none import NoCompression
 from slimrun.ops.compress.nz import NZ
 from slimrun.ops.framework.pytorch import TorchModel
 from slimrun.ops.quant.w8a8s import W8A8S
+from slimrun.runner.inspect import main
 
 from ..compress.arrays import MATRICES
 from ..conftest import tiny
@@ -26,9 +30,23 @@ NAME = "model.layers.1.mlp.down_proj"
 
 
 def inspect(*arguments: object) -> tuple[int, str, str]:
-    command = [sys.executable, "-c", "from slimrun.runner.inspect import main; main()", *map(str, arguments)]
+    """Exit status, stdout and stderr, in this process: one of its own takes seconds to import all."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["slimrun-inspect", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    return int(end.value.code or 0), out.getvalue(), err.getvalue()
+
+
+def test_the_program(tmp_path: Path) -> None:
+    (tmp_path / "a.slrn").write_bytes(compress.encode(np.arange(100, dtype=np.int8)))
+    command = [sys.executable, "-c", "from slimrun.runner.inspect import main; main()", str(tmp_path / "a.slrn")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == inspect(tmp_path / "a.slrn")
 
 
 @pytest.mark.parametrize("codec", [Native(tile_size=4096), NZ(), NoCompression()], ids=["native", "nz", "none"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from slimrun.evaluation.text import CJK, share
+from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.runner.config import build, composed
 
@@ -45,12 +46,17 @@ def test_the_default_tasks_fit_the_tiny_model(tmp_path: Path) -> None:
     assert len(build(composed(["model=tiny_llama", f"cache.dir={tmp_path}"])).check().linears) == 15
 
 
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Quantizer]:
+    """Every method without a preset."""
+    return {file.stem: build(composed([f"quant={file.stem}"])).quant for file in METHODS.glob("*.yaml")}
+
+
 @pytest.mark.parametrize("preset", ["chatglm2_6b", "llama2_7b", "llama_13b"])
-def test_a_preset_takes_every_method_as_it_is_without_it(preset: str) -> None:
-    for file in METHODS.glob("*.yaml"):
-        alone = build(composed([f"quant={file.stem}"])).quant
-        method = build(composed([f"experiment={preset}", f"quant={file.stem}", "model.path=./here"])).quant
-        assert replace(method, ignore=[]) == alone
+def test_a_preset_takes_every_method_as_it_is_without_it(preset: str, alone: dict[str, Quantizer]) -> None:
+    for name, method in alone.items():
+        given = build(composed([f"experiment={preset}", f"quant={name}", "model.path=./here"])).quant
+        assert replace(given, ignore=[]) == method
     guide = build(composed([f"experiment={preset}", "model.path=./here"])).quant
     assert replace(guide, ignore=[]) == W8A8S(fraction=0.011, per_channel=True, observer="auto")
 

@@ -188,8 +188,9 @@ def test_a_failing_run_says_why_and_where(tmp_path: Path) -> None:
 def test_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     """SIGTERM is the same to a run: test_sweep.py sends that one."""
     text = tmp_path / "long.txt"
-    text.write_text("a text that takes minutes to score " * 60_000)
-    minutes = [f"task.perplexity.path={text}", "task.perplexity.windows=9999", "task.perplexity.window=512"]
+    text.write_text("a text that takes minutes to score " * 6_000)
+    minutes = [f"task.perplexity.path={text}", "task.perplexity.windows=9999", "task.perplexity.window=512",
+               "model.architecture.hidden_size=512", "model.architecture.intermediate_size=4096"]  # fmt: skip
     process = start(tmp_path, *FAST, *minutes, "tracking=none", "hydra.run.dir=run")
     while not (tmp_path / "run" / "run.log").exists() and process.poll() is None:
         time.sleep(0.05)

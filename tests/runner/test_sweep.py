@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sqlite3
 import time
@@ -104,10 +105,11 @@ def test_a_job_that_fails_is_tried_again(tmp_path: Path) -> None:
     assert log.count("Traceback") == 2
 
 
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_sweep_goes_on_where_it_was(made: Path, tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     undisturbed.mkdir()
     killed.mkdir()
+    shutil.copy(made, killed / "mlflow.db")
     assert slimrun(undisturbed, *THREE)[0] == 0
     process = start(killed, *THREE)
     while not list(killed.rglob("1/run.log")) and process.poll() is None:  # job 0 has ended, with all that it notes
@@ -158,7 +160,8 @@ def test_a_command_is_the_same_wherever_it_runs() -> None:
     assert command_of(["hydra.sweeper.n_trials=3"]) == ["hydra.sweeper.n_trials=3"]
 
 
-def test_parallel_jobs_on_a_fresh_database_are_children_of_one_parent(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("database")  # a fresh one: test_run.py
+def test_parallel_jobs_are_children_of_one_parent(tmp_path: Path) -> None:
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     process = start(tmp_path, "-m", *FAST, "quant.fraction=0.02,0.03", *parallel)  # its workers end with it
     _, err = process.communicate(timeout=300)
@@ -192,8 +195,9 @@ def test_what_the_server_did_not_take_is_delivered_later(tmp_path: Path) -> None
 
 def test_a_signal_ends_a_sweep_and_says_how_to_go_on(tmp_path: Path) -> None:
     text = tmp_path / "long.txt"
-    text.write_text("a text that takes minutes to score " * 60_000)
-    minutes = [f"task.perplexity.path={text}", "task.perplexity.windows=9999", "task.perplexity.window=512"]
+    text.write_text("a text that takes minutes to score " * 6_000)
+    minutes = [f"task.perplexity.path={text}", "task.perplexity.windows=9999", "task.perplexity.window=512",
+               "model.architecture.hidden_size=512", "model.architecture.intermediate_size=4096"]  # fmt: skip
     process = start(tmp_path, *THREE, *minutes, "tracking=none", "hydra.sweep.dir=sweep")
     while not (tmp_path / "sweep" / "0" / "run.log").exists() and process.poll() is None:
         time.sleep(0.05)
