@@ -70,6 +70,13 @@ class Dial:
         row = row if self.asked.margin is None else replace(row, margin=self.asked.margin)
         return replace(row, verdict=row.judged(row.margin or 0.0))
 
+    def judged(self, job: Job) -> Job:
+        """The job, its row with the verdict as the margin asked for has it, for tables and pictures."""
+        if not any(score.task == self.task and score.verdict for score in job.scores):
+            return job
+        own = self.score(job)
+        return replace(job, scores=[own if row.task == own.task and row.verdict else row for row in job.scores])
+
     def too_small(self, job: Job) -> bool:
         """Whether a job has fewer bits than an answer may; bits that were asked for may come out a little below."""
         return self.asked.key != BITS_KEYS[0] and float(job.results[BITS]) < self.asked.min_bits

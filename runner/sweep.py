@@ -129,7 +129,7 @@ def forget(folder: Path, first: int) -> None:
 
 def conclude(folder: Path, tracker: Tracker, axis: str, dial: Dial | None = None) -> int:
     """Write sweep.json, show every job, and what is found on the dial; deliver the parent run. The exit status."""
-    jobs = jobs_so_far(folder)
+    jobs = [dial.judged(job) for job in jobs_so_far(folder)] if dial else jobs_so_far(folder)
     record = read_json(folder / SWEEP) or {}
     drawn = told_apart(folder, jobs, panels(jobs, axis))
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()

@@ -103,5 +103,7 @@ def examples(shots: int, path: str | None, hub: Hub | None) -> Items | None:
 
 def _pinned(name: str | None) -> Path:
     if name is None:
-        raise ValueError("path=null names no items, and the task brings none; allowed: a file, or hub.id=ID")
+        raise ValueError(
+            "path=null names no items, and the task brings none; allowed: a file, or hub as conf/task/arc.yaml has it"
+        )
     return pinned(name)

@@ -34,7 +34,7 @@ class Ckpt(Target):
     def check(self, config: Mapping[str, Any]) -> None:
         """ValueError unless MindSpore, which writes the file, works here."""
         try:
-            require()
+            require("writing it", instead="")
         except ValueError as error:
             raise ValueError(f"ckpt is written by MindSpore; {error}") from error
 

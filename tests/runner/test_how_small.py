@@ -90,6 +90,8 @@ def test_it_answers_in_a_sentence_and_puts_the_bundle_in_place(tmp_path: Path) -
     winner = next(job for job in record["jobs"] if job["overrides"][-1] == "quant.fraction=0.01")
     assert record["tags"]["how_small"] == sentence
     assert len(record["jobs"]) == 2
+    shown = json.loads((artifact.parent / "pareto.json").read_text())["jobs"]
+    assert {row["margin"] for job in shown for row in job["scores"] if row["verdict"]} == {50}, "the one asked for"
     for file in (artifact.parent / winner["folder"] / "artifact").iterdir():
         assert file.samefile(artifact / file.name)
     parent = record["parent_run_id"]

@@ -31,22 +31,21 @@ INSTALL = "pip install 'slimrun[mindspore]'"
 VERSIONS = "mindspore>=2.9,<2.11, numpy>=1.26,<2, pyarrow<26 and pandas<3.1"
 
 
-def require() -> None:
-    """Unavailable, with what to install, unless MindSpore can be imported and works with the numpy that is here."""
+def require(asked: str = "framework=mindspore", instead: str = ", or take framework=pytorch") -> None:
+    """Unavailable unless MindSpore can be imported and works with the numpy that is here.
+
+    It says what was `asked` for, what to install, and what to take `instead`.
+    """
     if importlib.util.find_spec("mindspore") is None:
-        raise Unavailable(f"framework=mindspore needs the package mindspore: {INSTALL}, or take framework=pytorch")
+        raise Unavailable(f"{asked} needs the package mindspore: {INSTALL}{instead}")
     if int(np.__version__.partition(".")[0]) >= 2:
-        raise Unavailable(
-            f"framework=mindspore: MindSpore crashes with numpy {np.__version__}; install {VERSIONS} ({INSTALL})"
-        )
+        raise Unavailable(f"{asked}: MindSpore crashes with numpy {np.__version__}; install {VERSIONS} ({INSTALL})")
     os.environ.setdefault("GLOG_v", "3")  # its warnings go to stderr line by line; 3: errors only
     try:
         importlib.import_module("mindspore")
     except Exception as error:  # a broken installation raises anything, and its reason is what the user needs
         first = str(error).strip().split("\n")[0]
-        raise Unavailable(
-            f"framework=mindspore: mindspore does not load ({first}); install {VERSIONS} ({INSTALL})"
-        ) from error
+        raise Unavailable(f"{asked}: mindspore does not load ({first}); install {VERSIONS} ({INSTALL})") from error
 
 
 @dataclass(frozen=True)
