@@ -195,7 +195,7 @@ def show(rows: list[dict[str, Any]], picture: Path | None) -> None:
                 print(f"{kind}: {row['method']} loses {row[kind][0] / ours[kind][0]:.2f} times as much as {RDOQ_THERE}")
     curve = sorted((row for row in rows if row["method"] in CURVE), key=lambda row: -row["bits"])
     for row in rows:
-        if not row["method"].startswith("rdoq"):
+        if not row["method"].startswith("rdoq") and len(curve) > 1:  # a dial has two places at least
             for kind in kinds:
                 losses, sizes = [one[kind][0] for one in curve], [one["bits"] for one in curve]
                 if row[kind][0] < losses[0]:
