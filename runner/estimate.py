@@ -179,6 +179,16 @@ class Estimate:
         return self.outline.float_bytes / self.outline.parameters
 
     @property
+    def tables(self) -> int:
+        """Numbers of embeddings and output head that are quantized."""
+        return self.outline.tables if self.experiment.quant.embeddings else 0
+
+    @property
+    def kept_numbers(self) -> int:
+        """Numbers that stay float."""
+        return self.outline.parameters - self.weights - self.tables
+
+    @property
     def compressed_bytes(self) -> int:
         """What the covered weights take on disk."""
         return round(self.bits[0] * self.weights / 8)
@@ -188,8 +198,7 @@ class Estimate:
         """What the bundle takes on disk: coded weights, grids, what stays float, config and tokenizer."""
         rows = sum(rows for rows, _ in self.covered.values())
         saved = EXPONENT_BITS / 8 if self.weights and getattr(self.experiment.compress, "floats", False) else 0.0
-        tables = self.outline.tables if self.experiment.quant.embeddings else 0
-        kept_float = round((self.outline.parameters - self.weights - tables) * (self.width - saved))
+        kept_float = round(self.kept_numbers * (self.width - saved))
         folder = self.folder
         beside = [] if folder is None else [file for file in folder.iterdir() if file.suffix in {".json", ".model"}]
         described = sum(file.stat().st_size for file in beside)
@@ -197,7 +206,7 @@ class Estimate:
             return int(asked * self.outline.parameters / 8) + described
         named = NAME_BYTES * len(self.covered) + described
         coded = TABLE_BITS if self.experiment.compress.container else 8.0
-        return self.compressed_bytes + ROW_BYTES * rows + kept_float + named + round(tables * coded / 8)
+        return self.compressed_bytes + ROW_BYTES * rows + kept_float + named + round(self.tables * coded / 8)
 
     @property
     def folder(self) -> Path | None:
@@ -242,8 +251,8 @@ class Estimate:
         """Seconds by stage, from this machine's measured speed; ValueError where nothing tells them."""
         known = self.fingerprint is not None
         missing = self.experiment.baselines_missing(str(self.fingerprint)) if known else list(self.experiment.task)
-        left = self.disk_bytes, self.overflow_bytes
-        return Forecast(self.experiment, self.outline, self.covered, missing, *left).stages()
+        sizes = self.kept_numbers * self.width, self.disk_bytes, self.overflow_bytes
+        return Forecast(self.experiment, self.outline, self.covered, missing, *sizes).stages()
 
     @property
     def seconds(self) -> list[float]:

@@ -37,6 +37,7 @@ class Forecast:
     outline: Outline
     covered: dict[str, tuple[int, int]]
     missing: list[str]  # tasks whose float outputs are not known
+    kept: float  # bytes of numbers that stay floating-point, before they are coded,
     written: int  # bytes that are left on the disk,
     overflow: int  # and those that memory has no room for
 
@@ -70,10 +71,16 @@ class Forecast:
         if quantizer.input_observer:
             seconds["calibrate"] = self._passes(work[PROMPTS], kind)
         encoded, decoded = speed.coding(self.experiment.compress, quantizer, columns)
+        numbers, again_numbers = speed.coding_numbers(self.experiment.compress, self._dtype)
         write = speed.writing(self.experiment.cache.path)
         seconds["quantize"] += self.overflow * write
-        seconds |= {"compress": weights * encoded, "write": self.written * write}
-        return seconds | {"decode": weights * decoded, "reload": weights * decoded}
+        seconds |= {"compress": weights * encoded, "write": self.kept * numbers + self.written * write}
+        return seconds | {"decode": weights * decoded + self.kept * again_numbers, "reload": weights * decoded}
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.outline.dtype)
+        return dtype
 
     @property
     def _streams(self) -> bool:
@@ -123,10 +130,9 @@ class Forecast:
 
     def _pass(self, tokens: int, kind: str) -> float:
         """One pass of so many tokens through the model, the method's linears in this format."""
-        dtype: torch.dtype = getattr(torch, self.outline.dtype)
         shapes = Counter((shape, name in self.covered) for name, shape in self.outline.linears.items())
         seconds: float = sum(
-            count * speed.product(shape, tokens, dtype, kind if covered else FLOAT)
+            count * speed.product(shape, tokens, self._dtype, kind if covered else FLOAT)
             for (shape, covered), count in shapes.items()
         )
         return AROUND * seconds

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimrun.ops import compress
 from slimrun.ops.compress.base import Codec
+from slimrun.ops.compress.native import Native
 from slimrun.ops.format import products
 from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
 from slimrun.ops.format.linear import FLOAT, Int8Linear, quantized_linear
@@ -76,6 +78,15 @@ def coding(codec: Codec, quantizer: Quantizer, columns: int) -> tuple[float, flo
     parts = codec.encode(values)
     encoded = _seconds(lambda: codec.encode(values)) / values.size
     return encoded, _seconds(lambda: codec.decode(parts)) / values.size
+
+
+def coding_numbers(codec: Codec, dtype: torch.dtype) -> tuple[float, float]:
+    """Seconds a byte to code floating-point numbers of this type, and to decode them; 0 where they stay as they are."""
+    numbers = torch.randn(SLICE, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
+    if not isinstance(codec, Native) or (packed := codec.encode_numbers(numbers)) is None:
+        return 0.0, 0.0
+    encoded, decoded = _seconds(lambda: codec.encode_numbers(numbers)), _seconds(lambda: compress.decode(packed))
+    return encoded / numbers.nbytes, decoded / numbers.nbytes
 
 
 def reading(file: Path) -> float:

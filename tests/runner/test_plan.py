@@ -214,6 +214,16 @@ def test_what_memory_has_no_room_for_is_read_again(tmp_path: Path, monkeypatch: 
         assert bounded.forecast["evaluate"] - whole.forecast["evaluate"] == pytest.approx(more)
 
 
+def test_coding_what_stays_float_takes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "coding_numbers", lambda codec, dtype: (1.0 if codec.floats else 0.0, 0.5))
+    monkeypatch.setattr(speed, "writing", lambda _: 0.0)
+    job = planned(tmp_path / "cache")
+    floats = 4 * (job.outline.parameters - job.weights)
+    assert job.forecast["write"] == pytest.approx(floats)
+    assert job.forecast["decode"] > floats / 2
+    assert planned(tmp_path / "cache", "compress.floats=false").forecast["write"] == 0
+
+
 def test_a_counting_model_reads_what_the_tasks_give(tmp_path: Path) -> None:
     job = planned(tmp_path / "cache", "task=[perplexity,translation]", "task.translation.limit=3",
                   "task.translation.max_new_tokens=5", "task.translation.batch=2")  # fmt: skip
