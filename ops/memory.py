@@ -30,7 +30,8 @@ PAGE = mmap.PAGESIZE
 MAPPINGS = Path("/proc/self/maps")  # a line each: its addresses, four flags, an offset, a device, an inode, a name
 PAGES = Path("/proc/self/pagemap")  # a word a page. Source: Linux, Documentation/admin-guide/mm/pagemap.rst
 PRESENT, SWAPPED, IN_FILE = 63, 62, 61  # its bits; the last is of pages of files, shared memory among them
-MMAP_THRESHOLD, AT_ONCE = -3, 1 << 20  # a parameter of glibc's mallopt, and bytes. Source: its malloc.h
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # parameters of glibc's mallopt. Source: its malloc.h
+HUGE_PAGE, KEPT = 2 << 20, 32 << 20  # bytes
 CGROUP = Path("/sys/fs/cgroup")  # of this process. Source: Linux, Documentation/admin-guide/cgroup-v2.rst
 
 Array = TypeVar("Array", bound=npt.NDArray[Any])
@@ -47,12 +48,13 @@ def give_back() -> None:
 
 
 def give_back_at_once() -> None:
-    """From now on what is freed of a mebibyte or more goes back to the system then, which must clear it anew each time.
+    """From now on what is freed of a huge page or more goes back to the system then, which must clear it anew each time.
 
     glibc itself raises that bound to 32 MiB as such pieces are freed, and then keeps several GB between the linears of
-    a large model. Does nothing where the C library is another.
+    a large model. Of smaller pieces it keeps 32 MiB. Does nothing where the C library is another.
     """
-    _glibc("mallopt", MMAP_THRESHOLD, AT_ONCE)
+    _glibc("mallopt", MMAP_THRESHOLD, HUGE_PAGE)
+    _glibc("mallopt", TRIM_THRESHOLD, KEPT)
 
 
 def _glibc(function: str, *values: int) -> None:
