@@ -48,7 +48,7 @@ def give_back() -> None:
 
 
 def give_back_at_once() -> None:
-    """From now on what is freed of a huge page or more goes back to the system then, which must clear it anew each time.
+    """From now on what is freed of a huge page or more goes back to the system then, which clears it anew each time.
 
     glibc itself raises that bound to 32 MiB as such pieces are freed, and then keeps several GB between the linears of
     a large model. Of smaller pieces it keeps 32 MiB. Does nothing where the C library is another.

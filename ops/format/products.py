@@ -51,8 +51,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return nn.functional.linear(x, weight, bias)
     wide, rows = x.float(), TALL if x.dtype == torch.float32 else max(1, AT_ONCE // weight.shape[1])
     biases: Sequence[Tensor | None] = [None] * len(weight) if bias is None else torch.split(bias.float(), rows)
+    narrow, kept = weight.dtype != torch.float32, torch.is_grad_enabled() and x.requires_grad  # for the way back
+    # memory that is new for each part would have to be cleared for each
+    room = (
+        weight.new_empty(min(rows, len(weight)), weight.shape[1], dtype=torch.float32) if narrow and not kept else None
+    )
     parts = [
-        nn.functional.linear(wide, part.float(), more).to(x.dtype)
+        nn.functional.linear(wide, part.float() if room is None else room[: len(part)].copy_(part), more).to(x.dtype)
         for part, more in zip(torch.split(weight, rows), biases)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
