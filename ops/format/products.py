@@ -51,11 +51,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return nn.functional.linear(x, weight, bias)
     wide, rows = x.float(), TALL if x.dtype == torch.float32 else max(1, AT_ONCE // weight.shape[1])
     biases: Sequence[Tensor | None] = [None] * len(weight) if bias is None else torch.split(bias.float(), rows)
-    narrow, kept = weight.dtype != torch.float32, torch.is_grad_enabled() and x.requires_grad  # for the way back
-    # memory that is new for each part would have to be cleared for each
-    room = (
-        weight.new_empty(min(rows, len(weight)), weight.shape[1], dtype=torch.float32) if narrow and not kept else None
-    )
+    room = None  # memory that is new for each part would have to be cleared for each; the way back needs all of them
+    if weight.dtype != torch.float32 and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        room = weight.new_empty(min(rows, len(weight)), weight.shape[1], dtype=torch.float32)
     parts = [
         nn.functional.linear(wide, part.float() if room is None else room[: len(part)].copy_(part), more).to(x.dtype)
         for part, more in zip(torch.split(weight, rows), biases)

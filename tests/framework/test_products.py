@@ -46,6 +46,22 @@ def test_sums_are_rounded_once(
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+def test_the_way_back_finds_the_weights_that_it_went_with(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "AT_ONCE", 10)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(products.FEW, 5, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(7, 5, generator=generator).to(dtype).requires_grad_()
+    with torch.enable_grad():
+        linear(x, weight).float().square().sum().backward()
+    out = x.detach().double() @ weight.detach().double().T
+    assert x.grad is not None
+    assert weight.grad is not None
+    close = {"rtol": 0.05, "atol": 0.2}
+    torch.testing.assert_close(x.grad.double(), 2 * out @ weight.detach().double(), **close)
+    torch.testing.assert_close(weight.grad.double(), 2 * out.T @ x.detach().double(), **close)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
 def test_whatever_calls_for_a_linear_meanwhile(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[torch.dtype] = []
 
