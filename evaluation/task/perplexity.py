@@ -197,8 +197,7 @@ class Perplexity:
 
 
 def _samples(documents: Sequence[str], before: Outputs, after: Outputs) -> list[dict[str, str]]:
-    """Window by window, those first that lost most: its document's number and beginning, and what either model makes of
-    it."""
+    """Window by window, those first that lost most: its document, and what either model makes of it."""
     lost = (before["log_probs"] - after["log_probs"]).mean(axis=1)
     return [
         {
