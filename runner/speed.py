@@ -25,7 +25,7 @@ from slimrun.ops.quant.base import Quantizer
 LEAST_SECONDS = 0.01  # of repeated work, so that the clock tells
 ONCE_SECONDS = 0.3  # of work that is not worth repeating
 SLICE = 2**20  # weights of which rounding and coding are measured
-MOST_ROWS, MOST_TOKENS = 256, 64  # of a linear, and of what it is given at once
+MOST_ROWS, MOST_TOKENS = 1024, 64  # of a linear, and of what it is given at once
 READ_BYTES, BUFFER_BYTES, WRITTEN_BYTES = 2**27, 2**20, 2**24
 LONG = 1024, 2048  # rows, and columns of a long product
 
@@ -50,7 +50,7 @@ def _product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type
     if quant_type == FLOAT:
         weight = torch.full(shape, 0.02, dtype=dtype)
         return _seconds(lambda: products.linear(x, weight))
-    values = torch.randint(-8, 9, shape, generator=generator, dtype=torch.int8)
+    values = torch.randint(-8, 9, (1, shape[1]), generator=generator, dtype=torch.int8).repeat(shape[0], 1)
     quantized = QuantizedWeight(values, torch.full((shape[0], 1), 0.01))
     linear: Any = quantized_linear(quant_type, quantized, None, dtype)
     if isinstance(linear, Int8Linear):
