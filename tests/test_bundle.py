@@ -51,27 +51,25 @@ def artifact(tmp_path: Path, tiny_model: TorchModel) -> Path:
     return tmp_path / "artifact"
 
 
-METHODS: list[Quantizer] = [
-    NoQuantization(),
-    W8A8(),
-    W8A8Dynamic(),
-    W8A16(per_channel=False),
-    W8A8S(per_channel=False),
-    W8A8S(fallback_level=3),
-    Lowbit(do_smooth=True, fallback_level=2),
-]
-DTYPES = ("float32", "float16", "bfloat16")
-CODECS: list[tuple[Codec, bool]] = [(NoCompression(), True), (Native(), False), (NZ(), True)]  # and whether tied
-PAIRS = [  # each two of method, type and codec meet
-    pytest.param(quantizer, dtype, *CODECS[(row + column) % 3], id=f"{quantizer}-{dtype}")
-    for row, quantizer in enumerate(METHODS)
-    for column, dtype in enumerate(DTYPES)
-]
-
-
-@pytest.mark.parametrize(("quantizer", "dtype", "codec", "tied"), PAIRS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        NoQuantization(),
+        W8A8(),
+        W8A8Dynamic(),
+        W8A16(per_channel=False),
+        W8A8S(per_channel=False),
+        W8A8S(fallback_level=3),
+        Lowbit(do_smooth=True, fallback_level=2),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    ("codec", "tied"), [(NoCompression(), True), (Native(), False), (NZ(), True)], ids=["none", "native", "nz"]
+)
 def test_the_reloaded_model_computes_the_same(
-    tmp_path: Path, quantizer: Quantizer, dtype: str, codec: Codec, tied: bool
+    tmp_path: Path, dtype: str, quantizer: Quantizer, codec: Codec, tied: bool
 ) -> None:
     model = tiny(dtype, tie_word_embeddings=tied, attention_bias=True)
     tensors = write(tmp_path / "artifact", model, quantizer, codec)

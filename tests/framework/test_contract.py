@@ -157,9 +157,10 @@ def test_nothing_asked_is_nothing_answered_and_what_is_no_token_is_refused(frame
         model.hidden(np.array([[1, 300]]))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("quantizer", [*METHODS, SMOOTHED], ids=lambda quantizer: type(quantizer).__name__)
-def test_quantize_write_and_read_back(framework: Framework, quantizer: Quantizer, tmp_path: Path) -> None:
-    model = framework.load(described("float16").open(tmp_path), CPU)  # float32: where frameworks agree
+def test_quantize_write_and_read_back(framework: Framework, quantizer: Quantizer, dtype: str, tmp_path: Path) -> None:
+    model = framework.load(described(dtype).open(tmp_path), CPU)
     tensors = write(framework, model, quantizer, tmp_path / "artifact")
     assert len(model.quantized()) == sum(tensor.dtype == torch.int8 for tensor in tensors.values())
     again = framework.restore(tmp_path / "artifact", CPU)

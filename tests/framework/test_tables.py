@@ -26,7 +26,6 @@ from slimrun.ops.model.pretrained import Pretrained
 from slimrun.ops.quant.base import Quantizer
 from slimrun.ops.quant.none import NoQuantization
 from slimrun.ops.quant.rdoq import RDOQ
-from slimrun.ops.quant.w8a8_dynamic import W8A8Dynamic
 from slimrun.ops.quant.w8a8s import W8A8S
 from slimrun.ops.quant.w8a16 import W8A16
 
@@ -48,28 +47,21 @@ def written(folder: Path, framework: Framework, model: LoadedModel, quantizer: Q
     return tensors
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("quantizer", EVERY, ids=repr)
-def test_every_method_reads_back(tmp_path: Path, framework: Framework, quantizer: Quantizer) -> None:
+def test_every_method_reads_back_and_generates(
+    tmp_path: Path, framework: Framework, quantizer: Quantizer, tied: bool
+) -> None:
     if quantizer.needs_gradients and not framework.gives_gradients:
         pytest.skip("needs gradients")
-    model: Any = framework.load(described().open(tmp_path), CPU)
+    model: Any = framework.load(described(tie_word_embeddings=tied).open(tmp_path), CPU)
     tensors = written(tmp_path / "b", framework, model, quantizer)
     assert tensors["model.embed_tokens.weight"].dtype == torch.int8
+    assert tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]).dtype == torch.int8
+    assert ("lm_head.weight" in tensors) is not tied
     restored: Any = framework.restore(tmp_path / "b", CPU)
     assert restored.logits_checksum() == model.logits_checksum()
     assert restored.tensors().keys() == tensors.keys()
-
-
-@pytest.mark.parametrize(("product", "tied"), [(W8A8S, True), (W8A8Dynamic, False), (W8A16, True)])
-def test_what_is_read_back_generates(
-    tmp_path: Path, framework: Framework, product: type[Quantizer], tied: bool
-) -> None:
-    model: Any = framework.load(described(tie_word_embeddings=tied).open(tmp_path), CPU)
-    tensors = written(tmp_path / "b", framework, model, product(embeddings="int8"))
-    assert ("lm_head.weight" in tensors) is not tied
-    assert tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]).dtype == torch.int8
-    restored: Any = framework.restore(tmp_path / "b", CPU)
-    assert restored.logits_checksum() == model.logits_checksum()
     prompt = model.encode_prompt("Hello")
     assert restored.generate([prompt], 5) == model.generate([prompt], 5)
 

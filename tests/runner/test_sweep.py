@@ -160,8 +160,7 @@ def test_a_command_is_the_same_wherever_it_runs() -> None:
     assert command_of(["hydra.sweeper.n_trials=3"]) == ["hydra.sweeper.n_trials=3"]
 
 
-@pytest.mark.usefixtures("database")  # a fresh one: test_run.py
-def test_parallel_jobs_are_children_of_one_parent(tmp_path: Path) -> None:
+def test_parallel_jobs_on_a_fresh_database_are_children_of_one_parent(tmp_path: Path) -> None:
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     process = start(tmp_path, "-m", *FAST, "quant.fraction=0.02,0.03", *parallel)  # its workers end with it
     _, err = process.communicate(timeout=300)
