@@ -100,4 +100,5 @@ def factored(
         elif quantizer.steps != SLOPE:  # waterfilling leaves a tensor its step beside the scales that its rows took
             weights = rows if quantizer.columns == WATERFILLED else torch.ones_like(rows)
             factors.slopes[name] = spread_slope(weight, weights.to(weight.device))
+        release([weight])
     return factors

@@ -27,7 +27,7 @@ from slimrun.ops.calibration.wiring import (
     folds_of_norm,
     others_may_read,
 )
-from slimrun.ops.memory import Room
+from slimrun.ops.memory import Room, release
 from slimrun.ops.quant.feedback import TENSOR_BALANCE, column_costs
 from slimrun.ops.quant.rdoq import GAUSSIAN_NOISE, RDOQ, WATERFILLED
 from slimrun.ops.quant.smooth import smoothing_scale
@@ -88,6 +88,7 @@ def smooth_inputs(
     results, reached = Results(journal or Journal(), "scales"), [one for one in folds if rows.keys() >= {*one.readers}]
     for done, one in enumerate(reached):
         found = results.get(one.readers[0], partial(_scale, network, one, statistics, quantizer))
+        release(network.affine(name)[0] for name in one.readers)  # all are read before the first is folded
         scale = storable(network, one, found["scale"])
         progress(done + 1, 2 * len(reached))
         scales.append((one, scale))

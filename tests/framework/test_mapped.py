@@ -1,0 +1,65 @@
+"""A model that memory has no room for stays in its file: no stage of any method has more of it at hand than it must."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+
+from slimrun.ops.calibration.base import call
+from slimrun.ops.framework.base import Device
+from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.model.pretrained import Pretrained
+from slimrun.runner.config import composed
+
+from ..conftest import TEXTS, tiny
+from ..test_memory import LINUX
+
+CHOICES = [  # each way of going through a model
+    "w8a8s",
+    "w8a8 quant.fallback_level=1",
+    "lowbit quant.do_smooth=true",
+    "rdoq_data_free",
+    "rdoq",
+    "gptq quant.steps=row",
+    "watersic",
+]
+AT_MOST = 0.6  # of the file; two layers are a quarter, and the system maps 64 KiB around each page that is read
+
+
+@LINUX
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_model_stays_in_its_file(choice: str, tmp_path: Path) -> None:
+    model = tiny("float16", hidden_size=256, intermediate_size=1024, num_hidden_layers=8, tie_word_embeddings=False)
+    model.module.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    method, *overrides = choice.split()
+    quantizer = instantiate(composed([f"quant={method}", *overrides]).quant)
+    device = Device("cpu", "cpu", max_memory={"cpu": "8KiB"})
+    bounded = PyTorch().load(Pretrained("tiny", str(tmp_path)).open(tmp_path), device)
+    seen = []
+
+    def look(*_: int) -> None:
+        seen.append(at_hand(file))
+
+    calibrator = PyTorch().calibrator(bounded, quantizer, TEXTS, 64)
+    look()
+    calibrator.quantize(call, look)
+    look()
+    calibrator.calibrate(look)
+    look()
+    assert max(seen) < AT_MOST * file.stat().st_size
+
+
+def at_hand(file: Path) -> int:
+    """Bytes that this process has in memory of a file that is mapped."""
+    size, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *rest = line.split()
+        if not key.endswith(":"):  # a mapping: its addresses, four flags, an offset, a device, an inode, a name
+            here = line.endswith(f" {file}")
+        elif key == "Rss:" and here:
+            size += 1024 * int(rest[0])
+    return size
