@@ -4,32 +4,50 @@
 #include "int8.hpp"
 #include "int8_product.hpp"
 #include "int8_tiles.hpp"
+#include "threads.hpp"
 
 namespace py = pybind11;
 
 namespace slimrun {
 namespace {
 
-void quantize_into(const Array<float>& x, float scale, int32_t offset, Array<int8_t> out) {
+constexpr size_t kElements = size_t{1} << 16;  // of a part; to start a thread takes as long as half of one
+
+/// Calls work(first, count) for parts of so many items, each of so many elements, on up to `threads` threads.
+template <class Work>
+void in_parts(size_t items, size_t elements, unsigned threads, const Work& work) {
+    const size_t part = std::max<size_t>(1, kElements / std::max<size_t>(1, elements));
+    const uint64_t parts = (items + part - 1) / part;
+    run_tasks(parts, worker_count(threads, parts / 2), [&](size_t, uint64_t task) -> const char* {
+        const size_t first = static_cast<size_t>(task) * part;
+        work(first, std::min(part, items - first));
+        return nullptr;
+    });
+}
+
+void quantize_into(const Array<float>& x, float scale, int32_t offset, Array<int8_t> out, unsigned threads) {
     require(x.size() == out.size(), "out: must have as many elements as x");
     int8_t* const to = out.mutable_data();
     const float* const from = x.data();
-    const size_t count = static_cast<size_t>(x.size());
+    const size_t size = static_cast<size_t>(x.size());
     py::gil_scoped_release release;
-    quantize(from, count, scale, offset, to);
+    in_parts(size, 1, threads,
+             [&](size_t first, size_t count) { quantize(from + first, count, scale, offset, to + first); });
 }
 
 void dequantize_into(const Array<int32_t>& acc, const Array<int32_t>& bias, const Array<float>& scale,
-                     Array<float> out) {
+                     Array<float> out, unsigned threads) {
     require(acc.ndim() == 2 && acc.size() == out.size(), "out: must have the shape of acc, a matrix");
-    const py::ssize_t columns = acc.shape(1);
-    require(bias.size() == columns, "bias: must have one element a column of acc");
-    require(scale.size() == columns || scale.size() == 1,
+    const size_t rows = static_cast<size_t>(acc.shape(0)), columns = static_cast<size_t>(acc.shape(1));
+    require(bias.size() == acc.shape(1), "bias: must have one element a column of acc");
+    require(scale.size() == acc.shape(1) || scale.size() == 1,
             "scale: must have one element, or one a column of acc");
     float* const to = out.mutable_data();
     py::gil_scoped_release release;
-    dequantize(acc.data(), static_cast<size_t>(acc.shape(0)), static_cast<size_t>(columns), bias.data(),
-               scale.data(), scale.size() == 1, to);
+    in_parts(rows, columns, threads, [&](size_t first, size_t count) {
+        dequantize(acc.data() + first * columns, count, columns, bias.data(), scale.data(), scale.size() == 1,
+                   to + first * columns);
+    });
 }
 
 void multiply_into(const Array<int8_t>& x, const Array<int8_t>& w, Array<int32_t> out, unsigned threads,
@@ -94,9 +112,10 @@ void histogram_errors(const Array<double>& centers, const Array<double>& counts,
 void bind_int8(py::module_& m) {
     using py::arg;
     m.def("quantize_into", &quantize_into, arg("x").noconvert(), arg("scale"), arg("offset"),
-          arg("out").noconvert(), "Static int8 quantization of float32 values; see int8.hpp.");
+          arg("out").noconvert(), arg("threads"),
+          "Static int8 quantization of float32 values; see int8.hpp.");
     m.def("dequantize_into", &dequantize_into, arg("acc").noconvert(), arg("bias").noconvert(),
-          arg("scale").noconvert(), arg("out").noconvert(),
+          arg("scale").noconvert(), arg("out").noconvert(), arg("threads"),
           "float(acc + bias) * scale by column; see int8.hpp.");
     m.def("multiply_into", &multiply_into, arg("x").noconvert(), arg("w").noconvert(), arg("out").noconvert(),
           arg("threads"), arg("portable") = false,

@@ -143,7 +143,7 @@ def quantize_activation(x: Tensor, grid: ActivationGrid) -> Tensor:
     x = x.detach().to(torch.float32)
     if x.device.type == "cpu":
         out = torch.empty(x.shape, dtype=torch.int8)
-        _native.quantize_into(numpy(x), grid.scale, grid.offset, out.numpy())
+        _native.quantize_into(numpy(x), grid.scale, grid.offset, out.numpy(), torch.get_num_threads())
         return out
     return (x / grid.scale).round_().add_(grid.offset).clamp_(-128, 127).to(torch.int8)
 
@@ -152,7 +152,8 @@ def dequantize(total: Tensor, quant_bias: Tensor, deq_scale: Tensor) -> Tensor:
     """float32 [m, n] of int32 sums [m, n]: (total + quant_bias [n]) * deq_scale [n] or [1]."""
     if total.device.type == "cpu":
         out = torch.empty(total.shape, dtype=torch.float32)
-        _native.dequantize_into(total.numpy(), quant_bias.numpy(), deq_scale.numpy(), out.numpy())
+        operands = total.numpy(), quant_bias.numpy(), deq_scale.numpy(), out.numpy()
+        _native.dequantize_into(*operands, torch.get_num_threads())
         return out
     return total.add(quant_bias).to(torch.float32).mul_(deq_scale)
 

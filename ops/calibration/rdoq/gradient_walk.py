@@ -17,6 +17,8 @@ from slimrun.ops.calibration.journal import Noted, Tensors
 from slimrun.ops.calibration.states import States
 from slimrun.ops.memory import Room, give_back
 
+from .gradients import forget
+
 log = logging.getLogger(__name__)
 
 GRADIENT, FOUND = "gradient/", "found/"  # before the names of what is noted on the way back
@@ -71,7 +73,7 @@ class GradientWalk:
                 self._given[part + 1].put(index, state)
                 yield index
             self._given[part].leave()
-            self.network.leave_part(part)
+            self._leave(part)
             self._through = part + 1
             self._note_given()
 
@@ -90,7 +92,7 @@ class GradientWalk:
                 self._gradients.put(index, state.grad)
             del state, out, gradient  # before the next sample's come
             yield index
-        self.network.leave_part(part)
+        self._leave(part)
         self.left = part
 
     def both_ways(self) -> Iterator[int]:
@@ -144,6 +146,10 @@ class GradientWalk:
         if self.done:
             way = f"back at part {self.left}" if state else f"after part {self._through}"
             log.info("%s: goes on %s of %d, where it was stopped", self.noted.kind, way, self.parts)
+
+    def _leave(self, part: int) -> None:
+        self.network.leave_part(part)
+        forget(self.network.model)
 
     def _run(self, part: int, index: int, state: Tensor | None) -> Tensor:
         self._runs += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from slimrun.ops.format.products import for_products
 from slimrun.ops.memory import give_back
 
 GIVE_BACK = 6  # blocks between two returns of memory
+KEPT = "_for_products"  # of a module that keeps its weights in the dtype of products: those that it has, by name
 
 
 @contextmanager
@@ -26,25 +27,29 @@ def gradients(
     """Meanwhile graphs are recorded, and of the model's parameters only those of `of` get gradients; gives the blocks.
 
     Blocks run `again` when their gradients are due, and hooks on what is in them fire again: for a model that runs as a
-    whole. Without, or in a model that names no blocks, everything is kept until then.
+    whole. Without, or in a model that names no blocks, everything is kept until then; and weights, once they are in the
+    dtype of products, until `forget`, for the samples that come through the same part.
     """
     blocks = blocks_of(model) if again else []
-    within = {id(module) for block in blocks_of(model) for module in block.modules()}
+    within = {id(module) for block in blocks for module in block.modules()}
     forwards: dict[nn.Module, Callable[..., Any]] = {
         block: partial(
             checkpoint, partial(_block, block.forward, number), use_reentrant=False, preserve_rng_state=False
         )
         for number, block in enumerate(blocks)
     }
+    chosen = {id(parameter) for parameter in of}
     for module in model.modules():
-        if type(module) is nn.Linear:
-            hooked = hasattr(module, "_hf_hook")  # its weight may come when it runs
-            once = id(module) not in within and converted(module.weight) and not hooked  # the head runs often a sample
-            forwards[module] = partial(_forward, module, cache(partial(for_products, module.weight)) if once else None)
+        plain = type(module) is nn.Linear
+        if plain:
+            forwards[module] = partial(_forward, module)
+        comes = hasattr(module, "_hf_hook")  # its weight, when it runs
+        fixed = plain and converted(module.weight) and id(module.weight) not in chosen
+        if (fixed or isinstance(module, RoundedLinear)) and not comes and id(module) not in within:
+            vars(module)[KEPT] = {}
     # hooks of accelerate call what they wrap by another name; a block as a whole stands before them
     places = {one: "_old_forward" if hasattr(one, "_hf_hook") and one not in blocks else "forward" for one in forwards}
     own = {module: vars(module)[place] for module, place in places.items() if place in vars(module)}
-    chosen = {id(parameter) for parameter in of}
     frozen = [one for one in model.parameters() if one.requires_grad and id(one) not in chosen]
     for module, forward in forwards.items():
         vars(module)[places[module]] = forward
@@ -60,6 +65,8 @@ def gradients(
             del vars(module)[place]
         for module, forward in own.items():
             vars(module)[places[module]] = forward
+        for module in model.modules():
+            vars(module).pop(KEPT, None)
         give_back()
 
 
@@ -77,9 +84,11 @@ class RoundedLinear(nn.Module):
     def product(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """x [..., k] -> [..., n], rows times a factor [n]; the integers are exact in bfloat16."""
         scale = self.scale if factor is None else self.scale * factor
+        if converted(x):
+            return (nn.functional.linear(for_products(x), kept(self, "values")) * scale).to(x.dtype)
         if x.dtype == torch.float16:  # sums of products with integers would overflow
-            return multiply(x, (self.values * scale.t()).to(x.dtype))
-        return (multiply(x, self.values) * scale).to(x.dtype)
+            return nn.functional.linear(x, (self.values * scale.t()).to(x.dtype))
+        return (nn.functional.linear(x, self.values.to(x.dtype)) * scale).to(x.dtype)
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
@@ -87,6 +96,22 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
     if converted(x):
         return nn.functional.linear(for_products(x), for_products(weight)).to(x.dtype)
     return nn.functional.linear(x, weight.to(x.dtype))
+
+
+def kept(module: nn.Module, name: str) -> Tensor:
+    """A weight of the module in the dtype of products; one that it keeps is converted once."""
+    weights: dict[str, Tensor] | None = vars(module).get(KEPT)
+    if weights is None:
+        return for_products(getattr(module, name))
+    if name not in weights:
+        weights[name] = for_products(getattr(module, name))
+    return weights[name]
+
+
+def forget(model: nn.Module) -> None:
+    """Let go of what is `kept`, since all samples have come through."""
+    for module in model.modules():
+        vars(module).get(KEPT, {}).clear()
 
 
 def converted(tensor: Tensor) -> bool:
@@ -103,6 +128,6 @@ def _block(forward: Callable[..., Any], number: int, *given: Any, **named: Any) 
     return forward(*given, **named)
 
 
-def _forward(linear: nn.Linear, weight: Callable[[], Tensor] | None, x: Tensor) -> Tensor:
-    out = multiply(x, weight() if weight else linear.weight)
+def _forward(linear: nn.Linear, x: Tensor) -> Tensor:
+    out = multiply(x, kept(linear, "weight") if converted(x) else linear.weight)
     return out if linear.bias is None else out + linear.bias
