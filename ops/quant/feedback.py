@@ -126,12 +126,14 @@ def row_steps(slope: Tensor, weight: Tensor, level: float) -> Tensor:
 
 def guarded(steps: Tensor, weight: Tensor) -> Tensor:
     """Steps [n, 1] large enough for the largest weight of each row: beyond 127 the error would have no bound."""
-    return torch.maximum(steps, weight.abs().amax(dim=1, keepdim=True) / GUARD).clamp_min(1e-30)
+    low, high = torch.aminmax(weight, dim=1, keepdim=True)
+    return torch.maximum(steps, torch.maximum(high, -low) / GUARD).clamp_min(1e-30)
 
 
 def code_lengths(values: Tensor) -> Tensor:
     """Bits [256] of the levels -128..127 by their counts in int8 values, each counted once more than it occurs."""
-    counts = torch.bincount(values.reshape(-1).to(torch.int64) + 128, minlength=256).to(torch.float64) + 1
+    unsigned = values.contiguous().view(torch.uint8).reshape(-1)  # -128 is 128, and -1 255
+    counts = torch.bincount(unsigned, minlength=256).roll(128).to(torch.float64) + 1
     return (-torch.log2(counts / counts.sum())).to(torch.float32)
 
 
