@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from slimrun.ops.calibration.base import Arrays, Sample, call, silent
 from slimrun.ops.calibration.blocks import PassedBy
 from slimrun.ops.calibration.rdoq import calibrator as rdoq
+from slimrun.ops.calibration.rdoq import gradients
 from slimrun.ops.calibration.rdoq.factors import Factors
 from slimrun.ops.calibration.rdoq.fisher import FisherStatistics, measure
 from slimrun.ops.calibration.rdoq.head import head_gradient, surprise
@@ -54,6 +56,24 @@ def test_tokens_and_rows_may_count_alike(monkeypatch: pytest.MonkeyPatch) -> Non
     handle.remove()
     torch.testing.assert_close(statistics.moment(name), inputs[0].t() @ inputs[0] / 40, rtol=1e-4, atol=1e-6)
     assert set(arrays(statistics)[f"{name}.rows"].tolist()) == {1.0}
+
+
+def test_weights_are_converted_once_for_all_samples_of_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    times: Counter[int] = Counter()
+    convert = gradients.for_products
+
+    def counted(tensor: Tensor) -> Tensor:
+        times[tensor.data_ptr()] += 1
+        return convert(tensor)
+
+    monkeypatch.setattr(gradients, "for_products", counted)
+    model = tiny(num_hidden_layers=3)
+    measured(model, 40, 30, 20, in_parts=True)
+    layers = [
+        {times[linear.weight.data_ptr()] for linear in layer.modules() if isinstance(linear, torch.nn.Linear)}
+        for layer in model.module.model.layers
+    ]
+    assert layers == [{2}, {2}, {1}]  # forward and back; the last one has no way forward of its own
 
 
 def arrays(statistics: Statistics) -> dict[str, Tensor]:

@@ -183,6 +183,18 @@ def test_dequantization_in_one_pass_equals_the_formula(rows: int, columns: int, 
     assert torch.equal(dequantize(total, bias, scale), (total + bias).float() * scale)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 200_003), (701, 577), (3, 131_071)])
+def test_large_ones_are_made_in_parts(rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, grid = torch.randn(rows, columns, generator=generator), ActivationGrid(0.02, 3)
+    expected = (x / grid.scale).round().add(grid.offset).clamp(-128, 127).to(torch.int8)
+    assert torch.equal(quantize_activation(x, grid), expected)
+    total = torch.randint(-(2**30), 2**30, (rows, columns), dtype=torch.int32, generator=generator)
+    bias = torch.randint(-(2**30), 2**30, (columns,), dtype=torch.int32, generator=generator)
+    scale = torch.rand(columns, generator=generator)
+    assert torch.equal(dequantize(total, bias, scale), (total + bias).float() * scale)
+
+
 def test_kernels_refuse_shapes_that_do_not_fit() -> None:
     total, bias, scale = torch.zeros(2, 3, dtype=torch.int32), torch.zeros(3, dtype=torch.int32), torch.ones(3)
     for arguments, message in (((total, bias[:2], scale), "bias"), ((total, bias, scale[:2]), "scale")):

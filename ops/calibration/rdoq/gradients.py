@@ -40,12 +40,12 @@ def gradients(
     }
     chosen = {id(parameter) for parameter in of}
     for module in model.modules():
-        plain = type(module) is nn.Linear
-        if plain:
+        fixed = isinstance(module, RoundedLinear)
+        if type(module) is nn.Linear:
             forwards[module] = partial(_forward, module)
+            fixed = converted(module.weight) and id(module.weight) not in chosen
         comes = hasattr(module, "_hf_hook")  # its weight, when it runs
-        fixed = plain and converted(module.weight) and id(module.weight) not in chosen
-        if (fixed or isinstance(module, RoundedLinear)) and not comes and id(module) not in within:
+        if fixed and not comes and id(module) not in within:
             vars(module)[KEPT] = {}
     # hooks of accelerate call what they wrap by another name; a block as a whole stands before them
     places = {one: "_old_forward" if hasattr(one, "_hf_hook") and one not in blocks else "forward" for one in forwards}
