@@ -23,7 +23,7 @@ from slimrun.runner.experiment import Experiment
 from slimrun.runner.workload import Guess, work_of
 
 AROUND = 1.25  # what attention, norms and activations take beside the products
-PRODUCTS = 3.6  # times what its products alone take: measured on a layer of LLaMA2-7B's shape
+CHAIN = 13  # products number by number that a pass of rdoq takes beside the products, for each number of a linear
 TOLD = 2  # passes of a first text in which a model's blocks are told: as a whole, and part by part
 LOOKED_THROUGH = 2  # times that loading reads what a file holds
 PROMPTS, STEPS = "calibration prompts", "steps of "  # no names of tasks
@@ -97,10 +97,12 @@ class Forecast:
         return seconds + TOLD * self._passes(work[tasks[0]][:1], kind) + walks * weights * read
 
     def _rate_distortion(self, quantizer: RDOQ, tokens: npt.NDArray[Any]) -> float:
-        """Statistics, factors, roundings, corrections and tuning: by their products."""
+        """Statistics, factors, roundings, corrections and tuning: by their products, and the numbers beside."""
         work = rdoq.work_of(quantizer, self.covered, tokens.tolist())
         fast = for_products(torch.zeros(1)).dtype
-        return PRODUCTS * (work.products / speed.operations(fast) + work.factors / speed.operations(torch.float32))
+        seconds = work.products / speed.operations(fast) + work.factors / speed.operations(torch.float32)
+        seconds += work.conversions * speed.converting() + CHAIN * work.states * speed.elementwise()
+        return seconds + work.moments * speed.factoring() + work.roundings * work.weights * speed.feeding_back()
 
     def _work(self) -> Arrays:
         """Tokens of each pass, by task and of calibration, and steps by task: counted once, since it takes seconds."""

@@ -20,6 +20,7 @@ from slimrun.ops.compress.native import Native
 from slimrun.ops.format import products
 from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
 from slimrun.ops.format.linear import FLOAT, Int8Linear, quantized_linear
+from slimrun.ops.quant import feedback
 from slimrun.ops.quant.base import Quantizer
 
 LEAST_SECONDS = 0.01  # of repeated work, so that the clock tells
@@ -28,6 +29,7 @@ SLICE = 2**20  # weights of which rounding and coding are measured
 MOST_ROWS, MOST_TOKENS = 1024, 64  # of a linear, and of what it is given at once
 READ_BYTES, BUFFER_BYTES, WRITTEN_BYTES = 2**27, 2**20, 2**24
 LONG = 1024, 2048  # rows, and columns of a long product
+DAMPING = 0.2
 
 
 def product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type: str) -> float:
@@ -64,6 +66,45 @@ def operations(dtype: torch.dtype) -> float:
     rows, columns = LONG
     x, weight = torch.ones(rows, columns, dtype=dtype), torch.ones(columns, columns, dtype=dtype)
     return 2 * rows * columns * columns / _seconds(lambda: nn.functional.linear(x, weight))
+
+
+@cache
+def elementwise() -> float:
+    """Seconds a number of a product of two large arrays, number by number."""
+    x, y, out = (torch.ones(2, SLICE) for _ in range(3))
+    return _seconds(lambda: torch.mul(x, y, out=out)) / x.numel()
+
+
+@cache
+def converting() -> float:
+    """Seconds a weight to bring int8 ones into the dtype of products."""
+    values = torch.ones(2, SLICE, dtype=torch.int8)
+    return _seconds(lambda: products.for_products(values)) / values.numel()
+
+
+@cache
+def factoring() -> float:
+    """Seconds a number of a second moment to make its factor, beside the operations that go by their speed."""
+    columns, _ = LONG
+    moment = torch.eye(columns).add_(0.1)
+    seconds = _seconds(lambda: feedback.importance(moment, torch.ones(1), DAMPING))
+    return max(0.0, seconds - columns**3 / operations(torch.float32)) / columns**2
+
+
+@cache
+def feeding_back() -> float:
+    """Seconds a weight to round it with error feedback, beside the products that go by their speed."""
+    columns, _ = LONG
+    known = feedback.importance(torch.eye(columns).add_(0.1), torch.ones(SLICE // columns), DAMPING)
+    weight = _rows(columns)
+
+    def rounded() -> Tensor:
+        steps = feedback.guarded(torch.full((len(weight), 1), 0.02), weight)
+        values = feedback.feedback(weight, steps, known, torch.full((256,), 8.0), 0.3)
+        return feedback.code_lengths(values)
+
+    carried = 2 * len(weight) * columns**2 / operations(products.for_products(torch.zeros(1)).dtype)
+    return max(0.0, _seconds(rounded) - carried) / weight.numel()
 
 
 def rounding(quantizer: Quantizer, columns: int) -> float:

@@ -29,6 +29,7 @@ INT8_LEVELS = 127
 INT32_MAX = 2**31 - 1
 LEAST_ROOM = 2**24  # of a bias in int32, however long the sums are
 EXACT_FLOAT32_DEPTH = 1024  # 1024 * 128 * 127 < 2**24: a float32 sum of that many products is exact
+FEWEST = 2  # rows of x for which calling torch's product takes longer than our own
 FEW = 8  # rows of x for which making floats of the weight takes longer than the product
 GROWTH = 1.05  # of an input scale, for a reciprocal that its dtype holds
 RECIPROCALS = 128  # scales that are looked at: in float16 the 5 % are 51 to 102 numbers
@@ -240,7 +241,8 @@ def int8_linear(x: Tensor, weight: Tensor, grid: ActivationGrid, quant_bias: Ten
 
 def one_pass(rows: Tensor) -> bool:
     """Whether the linears of ops/csrc/int8_product.hpp are the fastest for x [m, k]."""
-    return rows.device.type == "cpu" and own_product(len(rows)) and not has_int8_product("cpu")
+    fastest = len(rows) <= FEWEST or not has_int8_product("cpu")
+    return rows.device.type == "cpu" and own_product(len(rows)) and fastest
 
 
 def numpy(tensor: Tensor) -> Any:

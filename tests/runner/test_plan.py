@@ -233,10 +233,12 @@ def test_a_counting_model_reads_what_the_tasks_give(tmp_path: Path) -> None:
     assert work.written == [2] * 10  # a batch of one is filled up
 
 
-def test_rdoq_is_forecast_by_its_products(tmp_path: Path) -> None:
-    work = Work({"a.q": (4, 2), "a.k": (4, 2), "a.down": (2, 8)}, tokens=10, measured_tokens=5)
+def test_rdoq_is_forecast_by_what_it_does(tmp_path: Path) -> None:
+    work = Work({"a.q": (4, 2), "a.k": (4, 2), "a.down": (2, 8)}, tokens=10, measured_tokens=5, samples=3)
     assert work.products == 2 * 32 * 3 * 25 + 3 * 2 * (16 + 16 + 128)
-    assert (work.factors, work.inputs) == (8 + 512, [2, 8])
+    assert (work.factors, work.moments, work.inputs) == (8 + 512, 4 + 64, [2, 8])
+    assert (work.passes, work.states, work.roundings) == (75, 75 * (6 + 6 + 10), 3)
+    assert work.conversions == 2 * 32 * (1 + 2 + 3)  # statistics, a rounding beside the exact weights, three samples
     forecast = planned(tmp_path / "cache", "quant=rdoq").forecast
     assert (
         forecast["quantize"] > planned(tmp_path / "cache", "quant=rdoq", "quant.tune_rate=0").forecast["quantize"] > 0

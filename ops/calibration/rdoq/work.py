@@ -1,4 +1,4 @@
-"""What rdoq computes and keeps, counted from the shapes of the linears: for whoever wants to know before it runs."""
+"""What rdoq does and keeps, counted from the shapes of the linears: for whoever wants to know before it runs."""
 
 from __future__ import annotations
 
@@ -8,35 +8,65 @@ from dataclasses import dataclass
 from slimrun.ops.quant.rdoq import RDOQ
 
 MEASURED = 3  # passes of a sample to measure or to tune: forward, forward again, and back
+CONVERTED = 2  # times that a part's weights are brought into the dtype of products: forward, and back
 FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of rdoq on linears of these shapes [n, k]: those of its matrix products alone.
+    """What rdoq does on linears of these shapes [n, k]: operations of its matrix products, and numbers passed beside.
 
-    `tokens` are those of all samples, `measured_tokens` of those on which a first rounding is measured. That one, and
+    `tokens` are those of all `samples`, `measured_tokens` of those on which a first rounding is measured. That one, and
     two by which the bits are met, are the roundings; each carries the errors of a linear on twice, with feedback and
-    without. The moment of an input is factored once.
+    without. The moment of an input is factored once. Tuning takes a sample after the other through all parts.
     """
 
     linears: Mapping[str, tuple[int, int]]
     tokens: int
     measured_tokens: int = 0
     tuned: bool = True
+    samples: int = 1
 
     @property
     def products(self) -> float:
-        """Of samples with weights, and of errors with factors: in bfloat16 where that is faster."""
-        weights = sum(rows * columns for rows, columns in self.linears.values())
-        passes = MEASURED * (self.tokens * (1 + self.tuned) + self.measured_tokens)
-        roundings = 2 + bool(self.measured_tokens)
-        return 2 * weights * passes + roundings * sum(2 * n * k * k for n, k in self.linears.values())
+        """Floating-point operations of samples with weights, and of errors with factors: in the dtype of products."""
+        return 2 * self.weights * self.passes + self.roundings * sum(2 * n * k * k for n, k in self.linears.values())
 
     @property
     def factors(self) -> float:
-        """Of moments into factors, in float32."""
+        """Floating-point operations that make factors of moments, in float32."""
         return float(sum(columns**3 for columns in self.inputs))
+
+    @property
+    def weights(self) -> int:
+        """Those of all linears."""
+        return sum(rows * columns for rows, columns in self.linears.values())
+
+    @property
+    def passes(self) -> int:
+        """Tokens that come through the model, one way or the other."""
+        return MEASURED * (self.tokens * (1 + self.tuned) + self.measured_tokens)
+
+    @property
+    def roundings(self) -> int:
+        """Times that each weight is rounded."""
+        return 2 + bool(self.measured_tokens)
+
+    @property
+    def states(self) -> int:
+        """Numbers that linears are given and give."""
+        return self.passes * sum(rows + columns for rows, columns in self.linears.values())
+
+    @property
+    def conversions(self) -> int:
+        """Weights that are brought into the dtype of products; rounded ones are measured beside the exact ones."""
+        times = 1 + 2 * bool(self.measured_tokens) + self.samples * self.tuned
+        return CONVERTED * times * self.weights
+
+    @property
+    def moments(self) -> int:
+        """Numbers of all moments."""
+        return sum(columns**2 for columns in self.inputs)
 
     @property
     def inputs(self) -> list[int]:
@@ -56,4 +86,4 @@ def work_of(quantizer: RDOQ, linears: Mapping[str, tuple[int, int]], tokens: lis
     if quantizer.target_kl is not None:
         raise ValueError(f"quant.target_kl={quantizer.target_kl} takes as many roundings as its search needs")
     measured = sum(tokens[:: -(-len(tokens) // quantizer.measured_prompts)]) if quantizer.measured_prompts else 0
-    return Work(linears, sum(tokens), 0 if quantizer.grid else measured, quantizer.tune_rate > 0)
+    return Work(linears, sum(tokens), 0 if quantizer.grid else measured, quantizer.tune_rate > 0, len(tokens))
