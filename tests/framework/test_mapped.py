@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.utils import instantiate
 
 from slimrun.ops.calibration.base import call
 from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch
+from slimrun.ops.memory import IN_FILE, MAPPINGS, PAGE, PAGES, PRESENT
 from slimrun.ops.model.pretrained import Pretrained
 from slimrun.runner.config import composed
 
@@ -55,11 +57,12 @@ def test_the_model_stays_in_its_file(choice: str, tmp_path: Path) -> None:
 
 def at_hand(file: Path) -> int:
     """Bytes that this process has in memory of a file that is mapped."""
-    size, here = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        key, *rest = line.split()
-        if not key.endswith(":"):  # a mapping: its addresses, four flags, an offset, a device, an inode, a name
-            here = line.endswith(f" {file}")
-        elif key == "Rss:" and here:
-            size += 1024 * int(rest[0])
-    return size
+    lines = [line for line in MAPPINGS.read_text().splitlines() if line.endswith(f" {file}")]
+    spans = [[int(address, 16) // PAGE for address in line.split()[0].split("-")] for line in lines]
+    count = 0
+    with PAGES.open("rb", buffering=0) as words:
+        for first, last in spans:
+            words.seek(8 * first)
+            pages = np.frombuffer(words.read(8 * (last - first)), np.uint64)
+            count += int((pages >> np.uint64(PRESENT) & pages >> np.uint64(IN_FILE) & np.uint64(1)).sum())
+    return PAGE * count
