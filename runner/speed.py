@@ -22,6 +22,7 @@ from slimrun.ops.format.arithmetic import QuantizedWeight, activation_grid
 from slimrun.ops.format.linear import FLOAT, Int8Linear, quantized_linear
 from slimrun.ops.quant import feedback
 from slimrun.ops.quant.base import Quantizer
+from slimrun.ops.quant.rdoq import RDOQ
 
 LEAST_SECONDS = 0.01  # of repeated work, so that the clock tells
 ONCE_SECONDS = 0.3  # of work that is not worth repeating
@@ -29,7 +30,6 @@ SLICE = 2**20  # weights of which rounding and coding are measured
 MOST_ROWS, MOST_TOKENS = 1024, 64  # of a linear, and of what it is given at once
 READ_BYTES, BUFFER_BYTES, WRITTEN_BYTES = 2**27, 2**20, 2**24
 LONG = 1024, 2048  # rows, and columns of a long product
-DAMPING = 0.2
 
 
 def product(shape: tuple[int, int], tokens: int, dtype: torch.dtype, quant_type: str) -> float:
@@ -87,7 +87,7 @@ def factoring() -> float:
     """Seconds a number of a second moment to make its factor, beside the operations that go by their speed."""
     columns, _ = LONG
     moment = torch.eye(columns).add_(0.1)
-    seconds = _seconds(lambda: feedback.importance(moment, torch.ones(1), DAMPING))
+    seconds = _seconds(lambda: feedback.importance(moment, torch.ones(1), RDOQ.damping))
     return max(0.0, seconds - columns**3 / operations(torch.float32)) / columns**2
 
 
@@ -95,12 +95,12 @@ def factoring() -> float:
 def feeding_back() -> float:
     """Seconds a weight to round it with error feedback, beside the products that go by their speed."""
     columns, _ = LONG
-    known = feedback.importance(torch.eye(columns).add_(0.1), torch.ones(SLICE // columns), DAMPING)
+    known = feedback.importance(torch.eye(columns).add_(0.1), torch.ones(SLICE // columns), RDOQ.damping)
     weight = _rows(columns)
 
     def rounded() -> Tensor:
         steps = feedback.guarded(torch.full((len(weight), 1), 0.02), weight)
-        values = feedback.feedback(weight, steps, known, torch.full((256,), 8.0), 0.3)
+        values = feedback.feedback(weight, steps, known, torch.full((256,), 8.0), RDOQ.price)
         return feedback.code_lengths(values)
 
     carried = 2 * len(weight) * columns**2 / operations(products.for_products(torch.zeros(1)).dtype)

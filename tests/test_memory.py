@@ -144,6 +144,11 @@ def in_memory(tensor: Tensor) -> int:
     """Bytes of the tensor's pages, and of the first and last one whole, that are in memory."""
     first = tensor.data_ptr() // PAGE
     last = -(-(tensor.data_ptr() + tensor.nbytes) // PAGE)
+    return pages_in_memory(first, last)
+
+
+def pages_in_memory(first: int, last: int) -> int:
+    """Bytes of the pages from the first to before the last that are in memory."""
     with PAGES.open("rb", buffering=0) as words:
         words.seek(8 * first)
         return PAGE * int((np.frombuffer(words.read(8 * (last - first)), np.int64) < 0).sum())

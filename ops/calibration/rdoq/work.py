@@ -78,7 +78,7 @@ class Work:
     def disk(self) -> int:
         """Bytes of files at most: half of each moment in the cache, each factor, and the integers of two roundings."""
         kept = sum(FLOAT32 * columns * (columns + 1) // 2 + FLOAT32 * columns**2 for columns in self.inputs)
-        return kept + 2 * sum(rows * columns for rows, columns in self.linears.values())
+        return kept + 2 * self.weights
 
 
 def work_of(quantizer: RDOQ, linears: Mapping[str, tuple[int, int]], tokens: list[int]) -> Work:
