@@ -57,13 +57,15 @@ def inputs(seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("quantizer", [W8A8(), W8A8Dynamic(), W8A16()], ids=lambda quantizer: type(quantizer).__name__)
 def test_every_linear_is_found_and_a_graph_computes_the_same(quantizer: Quantizer) -> None:
+    # What is compared is also calibrated on: static ranges clip what they have not seen, up to a tenth of so small a layer.
+    ms.set_seed(0)
     network = Mixed().set_train(False)
     assert list(linear_names(network)) == ["first", "blocks.0", "blocks.1", "last"]
     expected = network(inputs(9)).asnumpy()
-    SequentialCalibrator(MindSporeNetwork(network), quantizer, [[inputs(seed)] for seed in range(4)]).run()
+    SequentialCalibrator(MindSporeNetwork(network), quantizer, [[inputs(seed)] for seed in range(6, 10)]).run()
     assert list(linear_names(network)) == ["last"]
     outputs = network(inputs(9)).asnumpy()
-    assert 0 < np.linalg.norm(outputs - expected) < 0.05 * np.linalg.norm(expected)
+    assert 0 < np.linalg.norm(outputs - expected) < 0.02 * np.linalg.norm(expected)
 
     @ms.jit
     def compiled(x: Any) -> Any:
