@@ -7,24 +7,27 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Event, Thread
 
 import psutil
 from rich.cells import cell_len
 from rich.columns import Columns
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
+
+from slimrun.ops.calibration.base import Progress
 
 WIDE = 200  # characters of a line
 WIDEST = 10_000  # that a table may ask for
 READABLE = 14  # characters of a column that is folded
 QUIET_SECONDS = 60.0  # between two lines about one stage
-Tick = Callable[[int, int], None]  # (done, total)
 log = logging.getLogger("slimrun")
 
 
@@ -46,7 +49,7 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self._begun = time.perf_counter()
         console = Console(stderr=True)
-        self._bars = Progress(
+        self._bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),  # a folder may be called [bold]
             BarColumn(),
@@ -67,29 +70,28 @@ class Stages:
         log.info("stages:\n%s", "\n".join(rows))
 
     @contextmanager
-    def __call__(self, stage: str, detail: str = "") -> Iterator[Tick]:
+    def __call__(self, stage: str, detail: str = "") -> Iterator[Progress]:
         """One stage; its seconds add up under its name. Yields the callback that says how much of it is done."""
         name = f"{stage} {detail}".strip()
         bar = self._bars.add_task(name, total=None)
-        start = said = begun = time.perf_counter()
-        first = last = whole = 0  # of the part of the stage that counts up to `whole` and `begun` then
+        so_far, start, ended = SoFar(name), time.perf_counter(), Event()
         self._say(name)
 
-        def tick(done: int, total: int) -> None:
-            nonlocal said, begun, first, last, whole
-            self._bars.update(bar, completed=done, total=total)
-            now = time.perf_counter()
-            if total != whole or done < last:
-                begun, first, whole = now, done, total
-            last = done
-            if now - said >= QUIET_SECONDS:
-                said = now
-                left = (now - begun) * (total - done) / (done - first) if done > first else None
-                self._say(f"{name}: {done} of {total}" + ("" if left is None else f", {_duration(left)} left"))
+        def tick(done: int, total: int, part: str = "") -> None:
+            so_far.told(done, total, part)
+            self._bars.update(bar, completed=done, total=total, description=so_far.name)
 
+        def keep_saying() -> None:
+            while not ended.wait(QUIET_SECONDS):
+                self._say(str(so_far))
+
+        teller = Thread(target=keep_saying, name="progress", daemon=True)
+        teller.start()
         try:
             yield tick
         finally:
+            ended.set()
+            teller.join()
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
             if self._bars.tasks[bar].total is None:
                 self._bars.update(bar, total=1, completed=1)
@@ -101,6 +103,30 @@ class Stages:
         log.info(line)
         if self._bars.disable:
             print(line, file=sys.stderr, flush=True)
+
+
+class SoFar:
+    """How far a stage is, as a line says it; how long what is left takes goes by the part that is under way."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = self.name = stage
+        self._done = self._first = self._total = 0
+        self._begun = time.perf_counter()
+
+    def told(self, done: int, total: int, part: str = "") -> None:
+        """So many of so many are done of the part that has this name."""
+        name = f"{self.stage}, {part}" if part else self.stage
+        if (name, total) != (self.name, self._total) or done < self._done:
+            self.name, self._first, self._total, self._begun = name, done, total, time.perf_counter()
+        self._done = done
+
+    def __str__(self) -> str:
+        if not self._total:
+            return self.name
+        line, made = f"{self.name}: {self._done} of {self._total}", self._done - self._first
+        if made <= 0:
+            return line
+        return f"{line}, {_duration((time.perf_counter() - self._begun) * (self._total - self._done) / made)} left"
 
 
 def _duration(seconds: float) -> str:

@@ -24,7 +24,6 @@ from slimrun.ops.model.tables import Table
 from .journal import Journal
 from .wiring import Fold, Observations
 
-Progress = Callable[[int, int], None]  # (done, total)
 Arrays = Mapping[str, npt.NDArray[Any]]
 Sample = Sequence[Any] | Mapping[str, Any]  # model(*sample) or model(**sample)
 Watcher = Callable[[Tensor], None]
@@ -33,6 +32,13 @@ FLOAT_SAMPLES = 5  # how many samples the float statistics look at, as msModelSl
 WEIGHT_READ = "the model reads the weight itself"
 OTHER_INPUTS = "the model gives it more than an input"
 OTHER_PRODUCT = "it computes something else than weight times input plus bias"
+
+
+class Progress(Protocol):
+    """Is told how much of what is done: of the part of a stage that has this name, or of all of it."""
+
+    def __call__(self, done: int, total: int, part: str = "") -> None:
+        """So many of so many."""
 
 
 class Remember(Protocol):
@@ -47,7 +53,7 @@ def call(compute: Callable[[], Arrays], part: str = "") -> Arrays:
     return compute()
 
 
-def silent(done: int, total: int) -> None:
+def silent(done: int, total: int, part: str = "") -> None:
     """A `Progress` that shows nothing."""
 
 

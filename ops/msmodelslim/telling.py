@@ -61,6 +61,11 @@ def _say(line: str) -> None:
 @contextmanager
 def _bar(bars: Bars, stage: str) -> Iterator[Progress]:
     task = bars.add_task(stage, total=None)
-    yield lambda done, total: bars.update(task, completed=done, total=total)
+
+    def progress(done: int, total: int, part: str = "") -> None:
+        name = f"{stage}, {part}" if part else stage
+        bars.update(task, completed=done, total=total, description=name)
+
+    yield progress
     if bars.tasks[task].total is None:
         bars.update(task, total=1, completed=1)

@@ -42,7 +42,7 @@ def test_the_model_stays_in_its_file(choice: str, tmp_path: Path) -> None:
     bounded = PyTorch().load(Pretrained("tiny", str(tmp_path)).open(tmp_path), device)
     seen = []
 
-    def look(*_: int) -> None:
+    def look(*_: object) -> None:
         seen.append(at_hand(file))
 
     calibrator = PyTorch().calibrator(bounded, quantizer, TEXTS, 64)

@@ -57,7 +57,7 @@ def inputs(seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("quantizer", [W8A8(), W8A8Dynamic(), W8A16()], ids=lambda quantizer: type(quantizer).__name__)
 def test_every_linear_is_found_and_a_graph_computes_the_same(quantizer: Quantizer) -> None:
-    # What is compared is also calibrated on: static ranges clip what they have not seen, up to a tenth of so small a layer.
+    # what is compared is calibrated on too: static ranges clip what they have not seen, up to a tenth of such layers
     ms.set_seed(0)
     network = Mixed().set_train(False)
     assert list(linear_names(network)) == ["first", "blocks.0", "blocks.1", "last"]

@@ -37,7 +37,7 @@ class Steps:
         self.done = 0
         self.last = last
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, part: str = "") -> None:
         self.done += 1
         if self.done == self.last:
             raise Killed

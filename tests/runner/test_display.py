@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from slimrun.runner.display import Stages, print_anything, print_table
+from slimrun.runner import display
+from slimrun.runner.display import SoFar, Stages, print_anything, print_table
 from slimrun.runner.folder import read_json, write_json
 
 
@@ -62,29 +64,42 @@ def test_a_narrow_terminal_loses_nothing(
     assert (max(ROW, key=len) in out.splitlines()[0]) == (width == 60)  # a paragraph a row
 
 
-def test_where_nobody_looks_a_stage_says_a_line_a_minute(
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_left_goes_by_the_part_that_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    so_far = SoFar("quantize")
+    assert str(so_far) == "quantize"
+    for done in range(1, 121):
+        clock[0] += 0.5
+        so_far.told(done, 1200)
+    assert str(so_far) == "quantize: 120 of 1200, 0:09:00 left"
+    clock[0] += 60
+    so_far.told(1, 10, "rounding")  # of which nothing is known yet
+    assert str(so_far) == "quantize, rounding: 1 of 10"
+    clock[0] += 60
+    so_far.told(3, 10, "rounding")
+    assert str(so_far) == "quantize, rounding: 3 of 10, 0:03:30 left"
+    so_far.told(1, 10, "rounding")  # once more
+    assert str(so_far) == "quantize, rounding: 1 of 10"
+
+
+def test_where_nobody_looks_a_stage_says_again_and_again_how_far_it_is(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "QUIET_SECONDS", 0.001)
+
+    def often(line: str) -> bool:
+        return [message.partition("] ")[2] for message in caplog.messages].count(line) > 2
+
+    def wait_for(line: str) -> None:
+        assert any(often(line) or time.sleep(0.002) for _ in range(5000))
+
     with caplog.at_level("INFO", "slimrun"), Stages() as stages, stages("calibrate") as tick:
-        for done in range(1, 601):
-            clock[0] += 0.5
-            tick(done, 1200)
-        clock[0] += 60
-        tick(1, 10)  # another part of the stage, of which nothing is known yet
-        clock[0] += 60
-        tick(3, 10)
-    said = [line.partition("] ")[2] for line in capfd.readouterr().err.splitlines()]
-    assert said == [
-        "calibrate",
-        "calibrate: 120 of 1200, 0:09:00 left",
-        "calibrate: 240 of 1200, 0:08:00 left",
-        "calibrate: 360 of 1200, 0:07:00 left",
-        "calibrate: 480 of 1200, 0:06:00 left",
-        "calibrate: 600 of 1200, 0:05:00 left",
-        "calibrate: 1 of 10",
-        "calibrate: 3 of 10, 0:03:30 left",
-    ]
-    assert [message.partition("] ")[2] for message in caplog.messages[:-1]] == said
-    assert caplog.messages[-1].splitlines() == ["stages:", "calibrate        420.0 s", "together         420.0 s"]
+        wait_for("calibrate")  # though nothing has told how far it is
+        tick(1, 10, "ranges")
+        wait_for("calibrate, ranges: 1 of 10")
+    *said, table = caplog.messages
+    assert said == capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"stages:\ncalibrate +\d+\.\d s\ntogether +\d+\.\d s", table)
+    time.sleep(0.01)
+    assert caplog.messages == [*said, table]

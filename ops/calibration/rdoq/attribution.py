@@ -69,7 +69,7 @@ def measured_shares(
     walk = divergence_walk(network, teacher, parts, room, Noted(journal or Journal(), SHARES, take, give))
     with gradients(network.model, [linear.more for linear in linears.values()], again=parts == 1):
         for done, _ in enumerate(walk.both_ways(), start=walk.done + 1):
-            progress(done, walk.steps)
+            progress(done, walk.steps, "losses")
     for name, module in exact.items():
         network.replace(name, module)
     slopes = {name: 0.0 if linear.more.grad is None else float(linear.more.grad) for name, linear in linears.items()}

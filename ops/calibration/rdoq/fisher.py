@@ -196,7 +196,7 @@ class FisherStatistics:
 
     def _step(self) -> None:
         self._done += 1
-        self._progress(self._done, self._walk.steps)
+        self._progress(self._done, self._walk.steps, "statistics")
 
 
 def _importance(squared: Tensor, *, alike: bool) -> tuple[Tensor, Tensor]:

@@ -90,14 +90,14 @@ def smooth_inputs(
         found = results.get(one.readers[0], partial(_scale, network, one, statistics, quantizer))
         release(network.affine(name)[0] for name in one.readers)  # all are read before the first is folded
         scale = storable(network, one, found["scale"])
-        progress(done + 1, 2 * len(reached))
+        progress(done + 1, 2 * len(reached), "smoothing")
         scales.append((one, scale))
         statistics.scales[statistics.first[one.readers[0]]] = scale
         if one.producer in rows:  # its outputs are divided, so their gradients grow
             rows[one.producer] *= one.by_row(scale.square(), len(rows[one.producer]))
     for done, (one, scale) in enumerate(scales):
         fold(network, one, scale, statistics.room)
-        progress(len(scales) + done + 1, 2 * len(scales))
+        progress(len(scales) + done + 1, 2 * len(scales), "smoothing")
 
 
 def storable(network: GradientNetwork, one: Fold, scale: Tensor) -> Tensor:

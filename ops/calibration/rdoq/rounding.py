@@ -105,7 +105,7 @@ class Rounding:
             if "lengths" in rounded:
                 self._lengths[name] = rounded["lengths"]
             self.factors.room.release([weight])
-            self.progress(done + 1, len(self.weights))
+            self.progress(done + 1, len(self.weights), "rounding")
             if done % GIVE_BACK == 0:  # the integers that stay lie between what is freed
                 give_back()
         if self.journal.begun:  # the last of them rest on code lengths that will be forgotten
@@ -159,7 +159,7 @@ class Rounding:
                 slope = self.factors.slope(name).clamp_min(1e-30)
                 bits += float((spread * slope.sqrt()).log2().sum()) * weight.shape[1]
                 self.factors.room.release([weight])
-            self.progress(done + 1, len(self.weights))
+            self.progress(done + 1, len(self.weights), "factors")
         gaussian = 0.5 * math.log2(2 * math.pi * math.e)
         return float(2 ** (bits / self.count + gaussian - (target - self.overhead) + self._excess))
 

@@ -68,7 +68,7 @@ def tuned(
             optimizer.zero_grad()
             walk = divergence_walk(network, teacher.of([step]), parts, room)
             for done, _ in enumerate(walk.both_ways()):
-                progress(step * walk.steps + done + 1, steps * walk.steps)
+                progress(step * walk.steps + done + 1, steps * walk.steps, "steps")
             optimizer.step()
             if journal.due or (step + 1 == steps and journal.begun):
                 journal.keep_state(TUNED, {**_state(optimizer, linears), "steps": torch.tensor(step + 1)})

@@ -66,7 +66,7 @@ def go_on(model: Model, device: Device, quantizer: Quantizer, folder: Path, last
     """The tensors of a run that is stopped at a step, and then gone on with."""
     folder.mkdir()
 
-    def stop(done: int, total: int) -> None:
+    def stop(done: int, total: int, part: str = "") -> None:
         if next(steps) == last:
             raise KeyboardInterrupt
 
