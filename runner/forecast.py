@@ -73,7 +73,7 @@ class Forecast:
             seconds["calibrate"] = self._passes(work[PROMPTS], kind)
         encoded, decoded = speed.coding(self.experiment.compress, quantizer, columns)
         numbers, again_numbers = speed.coding_numbers(self.experiment.compress, self._dtype)
-        write = speed.writing(self.experiment.cache.path)
+        write, _ = speed.disk(self.experiment.cache.path)
         seconds["quantize"] += self.overflow * write
         seconds |= {"compress": weights * encoded, "write": self.kept * numbers + self.written * write}
         return seconds | {"decode": weights * decoded + self.kept * again_numbers, "reload": weights * decoded}
@@ -142,7 +142,7 @@ class Forecast:
         return AROUND * seconds
 
     def _read(self) -> float:
-        """Seconds a byte of the weight files."""
+        """Seconds a byte of the weight files; where there are none yet, of a file that has just been written."""
         folder = self.experiment.model.folder()
         files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")) if folder else []
-        return speed.reading(files[0]) if files else 0.0
+        return speed.reading(files[0]) if files else speed.disk(self.experiment.cache.path)[1]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from io import RawIOBase
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -132,24 +133,31 @@ def coding_numbers(codec: Codec, dtype: torch.dtype) -> tuple[float, float]:
 
 def reading(file: Path) -> float:
     """Seconds a byte to read a file, from the disk or from what the system keeps of it."""
-    buffer, size = bytearray(BUFFER_BYTES), 0  # a small one: memory that is new has to be cleared first
     with file.open("rb", buffering=0) as stream:
-        begin = time.perf_counter()
-        while size < READ_BYTES and (more := stream.readinto(buffer)):
-            size += more
-        return (time.perf_counter() - begin) / max(1, size)
+        return _read(stream)
 
 
-def writing(folder: Path) -> float:
-    """Seconds a byte until what is written to this folder's disk is there; 0 where nobody may write."""
+@cache
+def disk(folder: Path) -> tuple[float, float]:
+    """Seconds a byte until what is written to this folder's disk is there, and to read it; 0 where nobody may write."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
     block = os.urandom(WRITTEN_BYTES)
     with suppress(OSError), TemporaryFile(dir=existing, buffering=0) as stream:
         begin = time.perf_counter()
         stream.write(block)
         os.fsync(stream.fileno())
-        return (time.perf_counter() - begin) / len(block)
-    return 0.0
+        written = (time.perf_counter() - begin) / len(block)
+        stream.seek(0)
+        return written, _read(stream)
+    return 0.0, 0.0
+
+
+def _read(stream: RawIOBase) -> float:
+    buffer, size = bytearray(BUFFER_BYTES), 0  # a small one: memory that is new has to be cleared first
+    begin = time.perf_counter()
+    while size < READ_BYTES and (more := stream.readinto(buffer)):
+        size += more
+    return (time.perf_counter() - begin) / max(1, size)
 
 
 def _rows(columns: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.calibration import search
 from slimrun.ops.calibration.base import Sample, silent
+from slimrun.ops.calibration.rdoq import rounding
 from slimrun.ops.calibration.rdoq.attribution import AttributedLinear, corrections, measured_shares
 from slimrun.ops.calibration.rdoq.calibrator import RateDistortionCalibrator
 from slimrun.ops.calibration.rdoq.factors import Factors
@@ -137,8 +138,8 @@ def test_steps_of_another_method_do_not_clip_what_smoothing_made_large() -> None
     factors["a"] = importance(torch.eye(200), torch.ones(8), 0.1)
     factors.rows["a"] = ("a", torch.ones(8))
     assert float(Lowbit().quantize_weight(weight).scale.max()) * 127 < 2  # its own steps would
-    rounding = Rounding(RDOQ(grid=Lowbit(), price=0.0), {"a": weight}, factors, Room(), silent)
-    rounded = rounding.at(None)["a"]
+    method = Rounding(RDOQ(grid=Lowbit(), price=0.0), {"a": weight}, factors, Room(), silent)
+    rounded = method.at(None)["a"]
     assert float((rounded.values * rounded.scale - weight)[:, 3].abs().max()) <= 0.51 * float(rounded.scale.max())
 
 
@@ -146,15 +147,30 @@ def test_steps_of_another_method_do_not_clip_what_smoothing_made_large() -> None
 def test_a_target_that_is_missed_by_leaps_is_nearly_met(
     nearest: float, met: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounding = Rounding(RDOQ(), {"a": torch.ones(4, 64)}, Factors(Room()), Room(), silent)
+    method = Rounding(RDOQ(), {"a": torch.ones(4, 64)}, Factors(Room()), Room(), silent)
     sizes = iter([3.6, nearest] * (PASSES // 2))
-    monkeypatch.setattr(rounding, "bits", lambda weights: next(sizes))
+    monkeypatch.setattr(method, "bits", lambda weights: next(sizes))
     if met:
-        assert rounding.at_bits(3.5).keys() == {"a"}
+        assert method.at_bits(3.5).keys() == {"a"}
     else:
         with pytest.raises(ValueError, match=r"target_bits=3\.5 is out of reach: 10 roundings end at 3\.4"):
-            rounding.at_bits(3.5)
+            method.at_bits(3.5)
     assert next(sizes, None) is None
+
+
+def test_some_rows_tell_the_level_that_all_need(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rounding, "MANY", 0)
+    with caplog.at_level("INFO"):
+        calibrator(tiny(hidden_size=256, intermediate_size=512), RDOQ(target_bits=3.55)).run()
+    said = [message.split() for message in caplog.messages if message.startswith("rounding")]
+    assert [" ".join(words[: words.index("level")]) for words in said[:3]] == [
+        "rounding to measure:",
+        "rounding of some rows:",
+        "rounding 1:",
+    ]
+    assert float(said[2][-4]) == pytest.approx(3.55, rel=0.003)
 
 
 def test_weights_alone() -> None:

@@ -216,7 +216,7 @@ def test_what_memory_has_no_room_for_is_read_again(tmp_path: Path, monkeypatch: 
 
 def test_coding_what_stays_float_takes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "coding_numbers", lambda codec, dtype: (1.0 if codec.floats else 0.0, 0.5))
-    monkeypatch.setattr(speed, "writing", lambda _: 0.0)
+    monkeypatch.setattr(speed, "disk", lambda _: (0.0, 0.0))
     job = planned(tmp_path / "cache")
     floats = 4 * (job.outline.parameters - job.weights)
     assert job.forecast["write"] == pytest.approx(floats)
@@ -239,6 +239,7 @@ def test_rdoq_is_forecast_by_what_it_does(tmp_path: Path) -> None:
     assert (work.factors, work.moments, work.inputs) == (8 + 512, 4 + 64, [2, 8])
     assert (work.passes, work.states, work.roundings) == (75, 75 * (6 + 6 + 10), 3)
     assert work.conversions == 2 * 32 * (1 + 2 + 3)  # statistics, a rounding beside the exact weights, three samples
+    assert Work({"a": (4096, 4096)}, tokens=10).roundings == 1.125  # of some rows, and then of all
     forecast = planned(tmp_path / "cache", "quant=rdoq").forecast
     assert (
         forecast["quantize"] > planned(tmp_path / "cache", "quant=rdoq", "quant.tune_rate=0").forecast["quantize"] > 0

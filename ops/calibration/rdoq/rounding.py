@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 TOLERANCE = 0.001  # of the bits that a search may miss,
 LAST_TOLERANCE = 0.01  # its last try: small models change by leaps
 TRIED = "tried"  # the kind of notes of the rounding that is measured
+EVERY = 8  # of so many rows one is rounded to find the level, where all would take long:
+MANY = 2**24  # weights from here on
 GIVE_BACK = 8  # linears between two returns of memory
 
 
@@ -58,16 +61,17 @@ class Rounding:
         self.count = sum(weight.numel() for weight in weights.values())
         self.overhead = SCALE_BITS * sum(weight.shape[0] for weight in weights.values()) / self.count
         self._lengths: dict[str, Tensor] = {}  # code lengths of the last rounding
-        self._excess = 0.0  # bits a weight that a rounding takes beyond what gaussian rows would
+        self._excess = 0.0  # bits a weight that a rounding takes beyond what gaussian rows would,
+        self._of_some = 0.0  # and beyond what some of its rows take
 
     def learned(self) -> Tensors:
         """What roundings so far say to the next one."""
         lengths = {f"lengths/{name}": lengths for name, lengths in self._lengths.items()}
-        return {**lengths, "excess": torch.tensor(self._excess, dtype=torch.float64)}
+        return {**lengths, **_number("excess", self._excess), **_number("of some", self._of_some)}
 
     def learn(self, learned: Tensors) -> None:
         """Know what `learned` gave."""
-        self._excess = float(learned["excess"])
+        self._excess, self._of_some = float(learned["excess"]), float(learned["of some"])
         lengths = {key.removeprefix("lengths/"): one for key, one in learned.items() if key.startswith("lengths/")}
         self._lengths = {name: one.clone() for name, one in lengths.items()}
 
@@ -82,7 +86,12 @@ class Rounding:
         def tried() -> Tensors:
             level = float(self.journal.known("level", lambda: _number("level", self.first_level(target)))["level"])
             quantized = self.at(level, room, TRIED)
-            self._excess = self.bits(quantized) - target
+            reached = self.bits([weight.values for weight in quantized.values()])
+            self._excess = reached - target
+            if self.count >= MANY:
+                some = [weight.values[::EVERY].contiguous() for weight in quantized.values()]
+                self._of_some = reached - self.bits(some)
+                del some
             log.info("rounding to measure: level %.4g gives %.4f bits a weight", level, target + self._excess)
             losses = {key: torch.tensor(one, dtype=torch.float64) for key, one in lost(quantized).items()}
             return {**self.learned(), **{f"lost/{name}": one for name, one in losses.items()}}
@@ -114,20 +123,24 @@ class Rounding:
 
     def at_bits(self, target: float) -> dict[str, QuantizedWeight]:
         """Every weight rounded so that all of them, coded, take `target` bits a weight; ValueError when they cannot."""
-        known = self.journal.known(
-            "search",
-            lambda: {**self.learned(), "attempt": torch.tensor(0), **_number("level", self.first_level(target))},
-        )
+
+        def begun() -> Tensors:
+            level = self.first_level(target)
+            if self.count >= MANY:
+                level = self._nearer(level, target)
+            return {**self.learned(), "attempt": torch.tensor(0), **_number("level", level)}
+
+        known = self.journal.known("search", begun)
         self.learn(known)
         level = float(known["level"])
         for attempt in range(int(known["attempt"]), PASSES):
             quantized = self.at(level, kind=f"rounded.{attempt}")
-            reached = self.bits(quantized)
+            reached = self.bits([weight.values for weight in quantized.values()])
             log.info("rounding %d: level %.4g gives %.4f bits a weight", attempt + 1, level, reached)
             if abs(reached - target) <= (TOLERANCE if attempt < PASSES - 1 else LAST_TOLERANCE) * target:
                 return quantized
             del quantized  # before the next ones come
-            level *= 2 ** (reached - target)  # twice the step, a bit less
+            level *= 2 ** (reached - target)  # twice the step is a bit less
             if self.journal.begun:
                 next_one = {"attempt": torch.tensor(attempt + 1), **_number("level", level)}
                 self.journal.keep_state("search", {**self.learned(), **next_one})
@@ -137,8 +150,19 @@ class Rounding:
             f"{target:.3f} (every row keeps its largest weight and stores a step)"
         )
 
-    def bits(self, weights: dict[str, QuantizedWeight]) -> float:
-        """Coded bits a weight, steps included."""
+    def _nearer(self, level: float, target: float) -> float:
+        """A level nearer to the target, by what some rows of each weight take at this one."""
+        some = []
+        for done, (name, weight) in enumerate(self.weights.items()):
+            some.append(self.room.keep(self._round(name, weight, level, EVERY)["values"]))
+            self.factors.room.release([weight])
+            self.progress(done + 1, len(self.weights), "level")
+        reached = self.bits(some) + self._of_some
+        log.info("rounding of some rows: level %.4g gives about %.4f bits a weight", level, reached)
+        return float(level * 2 ** (reached - target))
+
+    def bits(self, weights: Sequence[Tensor]) -> float:
+        """Coded bits a weight of such integers, with the steps of all rows."""
         codec = Native()
 
         def coded(values: Tensor) -> int:
@@ -147,8 +171,8 @@ class Rounding:
             return size
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            size = sum(pool.map(coded, [quantized.values for quantized in weights.values()]))
-        return 8 * size / self.count + self.overhead
+            size = sum(pool.map(coded, weights))
+        return 8 * size / sum(weight.numel() for weight in weights) + self.overhead
 
     def first_level(self, target: float) -> float:
         """The level at which gaussian rows would have the target's entropy, or as a rounding that was tried says."""
@@ -163,13 +187,15 @@ class Rounding:
         gaussian = 0.5 * math.log2(2 * math.pi * math.e)
         return float(2 ** (bits / self.count + gaussian - (target - self.overhead) + self._excess))
 
-    def _round(self, name: str, weight: Tensor, level: float | None) -> Tensors:
-        """`values` and `scale` of a weight, and the code `lengths` of its values."""
-        quantizer, weight = self.quantizer, weight.detach().float()
+    def _round(self, name: str, weight: Tensor, level: float | None, every: int = 1) -> Tensors:
+        """`values` and `scale` of a weight, or of one in so many of its rows, and the code `lengths` of its values."""
+        quantizer, weight = self.quantizer, weight.detach()[::every].float()
         if name not in self.factors:  # no sample came by
             plain = quantizer.quantize_weight(weight)
             return {"values": plain.values, "scale": plain.scale}
         known: Importance = self.factors[name]
+        if every > 1:
+            known = replace(known, rows=known.rows[::every], given=known.slope[::every])
         if level is None:
             steps = quantizer.quantize_weight(weight).scale.expand(weight.shape[0], 1).contiguous()
             if quantizer.levels == INT8_LEVELS:  # smoothing may have made outliers that its steps would clip

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from slimrun.ops.quant.rdoq import RDOQ
 
+from .rounding import EVERY, MANY
+
 MEASURED = 3  # passes of a sample to measure or to tune: forward, forward again, and back
 CONVERTED = 2  # times that a part's weights are brought into the dtype of products: forward, and back
 FLOAT32 = 4  # bytes
@@ -17,8 +19,9 @@ class Work:
     """What rdoq does on linears of these shapes [n, k]: operations of its matrix products, and numbers passed beside.
 
     `tokens` are those of all `samples`, `measured_tokens` of those on which a first rounding is measured. That one, and
-    two by which the bits are met, are the roundings; each carries the errors of a linear on twice, with feedback and
-    without. The moment of an input is factored once. Tuning takes a sample after the other through all parts.
+    those by which the bits are met, are the roundings: of all rows twice, or of some and then of all; each carries the
+    errors of a linear on twice, with feedback and without. The moment of an input is factored once. Tuning takes a
+    sample after the other through all parts.
     """
 
     linears: Mapping[str, tuple[int, int]]
@@ -48,9 +51,9 @@ class Work:
         return MEASURED * (self.tokens * (1 + self.tuned) + self.measured_tokens)
 
     @property
-    def roundings(self) -> int:
+    def roundings(self) -> float:
         """Times that each weight is rounded."""
-        return 2 + bool(self.measured_tokens)
+        return 1 + bool(self.measured_tokens) + (1 / EVERY if self.weights >= MANY else 1)
 
     @property
     def states(self) -> int:
