@@ -174,7 +174,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         dtypes = {name: self.dtype or self._floats[name].dtype for name in weights}
         for name, quantized in weights.items():
             _note(self.layers[name], self._floats[name], quantized)
-            self.room.release([self._floats[name]])
+            self.room.release([self._floats[name], quantized.values])
         if self.quantizer.tune_rate:
             weights = self._tuned(weights, progress)
         for name, quantized in weights.items():
