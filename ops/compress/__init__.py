@@ -68,16 +68,18 @@ def encode(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: int = 0) ->
     the number of threads nor the host. At most 168 bytes and 12 a tile are added to the array's own size.
     Raises TypeError for another dtype, ValueError for a shape or parameter that the format does not have.
     """
+    return encode_to_array(array, tile_size=tile_size, threads=threads).tobytes()
+
+
+def encode_to_array(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: int = 0) -> NDArray[np.uint8]:
+    """Like `encode`, but the bytes as the array in which they were made: copied, large ones take twice as long."""
     name, bits = floats.bits_of(array)
-    if not name:
-        return _encode(array, tile_size, threads).tobytes()
-    planes = floats.planes_of(bits)
-    return floats.join(name, [_encode(plane, tile_size, threads).tobytes() for plane in planes])
+    return _encode(floats.planes_of(bits) if name else _int8(array)[None], tile_size, threads, name)
 
 
 def encode_sections(array: ArrayLike, *, tile_size: int = TILE_SIZE, threads: int = 0) -> Sections:
     """Like `encode`, but the three sections as views of one buffer."""
-    return split(_encode(array, tile_size, threads))
+    return split(_encode(_int8(array)[None], tile_size, threads))
 
 
 def decode(buffer: Buffer, out: Any = None, *, threads: int = 0, max_bytes: int | None = None) -> NDArray[Any]:
@@ -218,13 +220,19 @@ def _packed(buffer: Buffer) -> NDArray[np.uint8]:
     return _flat(np.asarray(buffer) if hasattr(buffer, "__array__") else np.frombuffer(buffer, np.uint8))
 
 
-def _encode(array: ArrayLike, tile_size: int, threads: int) -> NDArray[np.uint8]:
-    values = _int8(array)
+def _encode(planes: NDArray[np.int8], tile_size: int, threads: int, name: str = "") -> NDArray[np.uint8]:
+    """Containers of planes [w, *shape], one after the other; as those of a dtype of this name where they are numbers."""
     if not 0 <= tile_size <= 1 << 20:
         raise ValueError(f"tile_size = {tile_size}: must be a power of two from 4096 to 1048576")
-    packed = np.empty(_native.encode_bound(values, tile_size), np.uint8)
-    size = _native.encode_into(values, packed, tile_size, threads)
-    packed.resize(size, refcheck=False)  # gives back what packing saved; nobody else has seen the array
+    first = floats.head_size(len(planes)) if name else 0
+    bound = _native.encode_bound(planes[0, ...], tile_size)  # an array also where the shape is ()
+    packed = np.empty(first + len(planes) * bound, np.uint8)
+    end, sizes = first, []
+    for index in range(len(planes)):
+        sizes.append(_native.encode_into(planes[index, ...], packed[end : end + bound], tile_size, threads))
+        end += sizes[-1]
+    packed[:first] = np.frombuffer(floats.head(name, sizes) if name else b"", np.uint8)
+    packed.resize(end, refcheck=False)  # gives back what packing saved; nobody else has seen the array
     return packed
 
 

@@ -17,6 +17,7 @@ bits of a float32 in an int64, and biases. All little-endian:
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -57,10 +58,15 @@ def planes_of(bits: NDArray[Any]) -> Int8Array:
     return planes
 
 
-def join(name: str, containers: list[bytes]) -> bytes:
-    """The header, and the containers of all planes after it."""
-    code, sizes = DTYPES.index(name), struct.pack(f"<{len(containers)}Q", *map(len, containers))
-    return b"".join([_header(code, sizes), sizes, *containers])
+def head_size(planes: int) -> int:
+    """Bytes of `head` for so many planes."""
+    return FIXED.size + 8 * planes
+
+
+def head(name: str, sizes: Sequence[int]) -> bytes:
+    """What comes before the containers of all planes, which have these sizes."""
+    packed = struct.pack(f"<{len(sizes)}Q", *sizes)
+    return _header(DTYPES.index(name), packed) + packed
 
 
 def is_coded(packed: NDArray[np.uint8]) -> bool:
@@ -77,7 +83,7 @@ def open_planes(packed: NDArray[np.uint8]) -> tuple[str, list[NDArray[np.uint8]]
         raise ValueError("floats: no header that is known here")
     name = DTYPES[code]
     width = np.dtype(BITS[name]).itemsize
-    end = FIXED.size + 8 * width
+    end = head_size(width)
     sizes = packed[FIXED.size : end].tobytes()
     if len(sizes) != 8 * width or packed[: FIXED.size].tobytes() != _header(code, sizes):
         raise ValueError("floats: the header is damaged")

@@ -46,8 +46,8 @@ class Native:
         """Numbers wider than a byte, of any shape, coded; None where that does not make them smaller."""
         if not self.floats or str(tensor.dtype).removeprefix("torch.") not in compress.NUMBERS:
             return None
-        packed = compress.encode(tensor, tile_size=self.tile_size, threads=self.threads)
-        return np.frombuffer(packed, np.uint8) if len(packed) < tensor.nbytes else None
+        packed = compress.encode_to_array(tensor, tile_size=self.tile_size, threads=self.threads)
+        return packed if packed.nbytes < tensor.nbytes else None
 
     def decode(self, parts: Mapping[str, npt.NDArray[np.generic]], allocate: Allocate = empty) -> Int8Array:
         """The array again; every checksum is verified."""
