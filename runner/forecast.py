@@ -24,7 +24,7 @@ from slimrun.runner.workload import Guess, work_of
 
 AROUND = 1.25  # what attention, norms and activations take beside the products
 CHAIN = 13  # products number by number that a pass of rdoq takes beside the products, for each number of a linear
-SCARCE = 2  # times as long as in memory takes rounding where what is freed goes back at once, to be cleared anew
+SCARCE = 2  # times as long as in memory takes rounding or coding where what is freed goes back at once, to be cleared
 TOLD = 2  # passes of a first text in which a model's blocks are told: as a whole, and part by part
 LOOKED_THROUGH = 2  # times that loading reads what a file holds
 PROMPTS, STEPS = "calibration prompts", "steps of "  # no names of tasks
@@ -62,26 +62,35 @@ class Forecast:
         if isinstance(quantizer, RDOQ):
             seconds["quantize"] = self._rate_distortion(quantizer, work[PROMPTS])
         else:
-            seconds["quantize"] = weights * speed.rounding(quantizer, columns)
+            seconds["quantize"] = weights * speed.rounding(quantizer, columns) * self._scarce
+        walk = self.outline.float_bytes * again if self._streams else 0.0  # beside its passes
+        seconds["quantize"] += walk
         if quantizer.fallback_level or quantizer.input_observer == "auto":
-            seconds["quantize"] += self._passes(work[PROMPTS][:FLOAT_SAMPLES], FLOAT)
+            seconds["quantize"] += self._passes(work[PROMPTS][:FLOAT_SAMPLES], FLOAT) + walk
         if quantizer.smooths_norms:
-            seconds["quantize"] += self._passes(work[PROMPTS], FLOAT)
+            seconds["quantize"] += self._passes(work[PROMPTS], FLOAT) + walk
         if quantizer.fallback_level or quantizer.smooths_norms or quantizer.input_observer:
-            seconds["quantize"] += (1 + TOLD) * self._passes(work[PROMPTS][:1], FLOAT)  # one to see which linears run
+            first = self._passes(work[PROMPTS][:1], FLOAT) + walk
+            seconds["quantize"] += (1 + TOLD) * first  # one to see which linears run
         if quantizer.input_observer:
             seconds["calibrate"] = self._passes(work[PROMPTS], kind)
         encoded, decoded = speed.coding(self.experiment.compress, quantizer, columns)
         numbers, again_numbers = speed.coding_numbers(self.experiment.compress, self._dtype)
-        write, _ = speed.disk(self.experiment.cache.path)
+        write, back = speed.disk(self.experiment.cache.path)
         seconds["quantize"] += self.overflow * write
-        seconds |= {"compress": weights * encoded, "write": self.kept * numbers + self.written * write}
-        return seconds | {"decode": weights * decoded + self.kept * again_numbers, "reload": weights * decoded}
+        seconds |= {"compress": weights * encoded, "write": self._scarce * self.kept * numbers + self.written * write}
+        told = weights * decoded + self.written * back
+        return seconds | {"decode": told + self.kept * again_numbers, "reload": told}
 
     @property
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.outline.dtype)
         return dtype
+
+    @property
+    def _scarce(self) -> int:
+        """How many times as long rounding and coding take as where memory is plenty."""
+        return SCARCE if self._streams else 1
 
     @property
     def _streams(self) -> bool:
@@ -103,7 +112,7 @@ class Forecast:
         fast = for_products(torch.zeros(1)).dtype
         seconds = work.products / speed.operations(fast) + work.factors / speed.operations(torch.float32)
         seconds += work.conversions * speed.converting() + CHAIN * work.states * speed.elementwise()
-        rounded = work.roundings * work.weights * (SCARCE if self._streams else 1)
+        rounded = work.roundings * work.weights * self._scarce
         return seconds + work.moments * speed.factoring() + rounded * speed.feeding_back()
 
     def _work(self) -> Arrays:

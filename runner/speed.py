@@ -27,9 +27,9 @@ from slimrun.ops.quant.rdoq import RDOQ
 
 LEAST_SECONDS = 0.01  # of repeated work, so that the clock tells
 ONCE_SECONDS = 0.3  # of work that is not worth repeating
-SLICE = 2**20  # weights of which rounding and coding are measured
+SLICE, NUMBERS = 2**20, 2**23  # weights of which rounding and coding are measured, and numbers: more than caches hold
 MOST_ROWS, MOST_TOKENS = 1024, 64  # of a linear, and of what it is given at once
-READ_BYTES, BUFFER_BYTES, WRITTEN_BYTES = 2**27, 2**20, 2**24
+READ_BYTES, BUFFER_BYTES, WRITTEN_BYTES, BLOCK_BYTES = 2**27, 2**20, 2**26, 2**24
 LONG = 1024, 2048  # rows, and columns of a long product
 
 
@@ -124,7 +124,8 @@ def coding(codec: Codec, quantizer: Quantizer, columns: int) -> tuple[float, flo
 
 def coding_numbers(codec: Codec, dtype: torch.dtype) -> tuple[float, float]:
     """Seconds a byte to code floating-point numbers of this type, and to decode them; 0 where they stay as they are."""
-    numbers = torch.randn(SLICE, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
+    some = torch.randn(SLICE, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
+    numbers = some.repeat(NUMBERS // SLICE)
     if not isinstance(codec, Native) or (packed := codec.encode_numbers(numbers)) is None:
         return 0.0, 0.0
     encoded, decoded = _seconds(lambda: codec.encode_numbers(numbers)), _seconds(lambda: compress.decode(packed))
@@ -141,12 +142,13 @@ def reading(file: Path) -> float:
 def disk(folder: Path) -> tuple[float, float]:
     """Seconds a byte until what is written to this folder's disk is there, and to read it; 0 where nobody may write."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
-    block = os.urandom(WRITTEN_BYTES)
+    block = os.urandom(BLOCK_BYTES)
     with suppress(OSError), TemporaryFile(dir=existing, buffering=0) as stream:
         begin = time.perf_counter()
-        stream.write(block)
+        for _ in range(WRITTEN_BYTES // BLOCK_BYTES):
+            stream.write(block)
         os.fsync(stream.fileno())
-        written = (time.perf_counter() - begin) / len(block)
+        written = (time.perf_counter() - begin) / WRITTEN_BYTES
         stream.seek(0)
         return written, _read(stream)
     return 0.0, 0.0

@@ -221,7 +221,7 @@ def _packed(buffer: Buffer) -> NDArray[np.uint8]:
 
 
 def _encode(planes: NDArray[np.int8], tile_size: int, threads: int, name: str = "") -> NDArray[np.uint8]:
-    """Containers of planes [w, *shape], one after the other; as those of a dtype of this name where they are numbers."""
+    """Containers of planes [w, *shape], one after the other; of numbers, under the name of their dtype."""
     if not 0 <= tile_size <= 1 << 20:
         raise ValueError(f"tile_size = {tile_size}: must be a power of two from 4096 to 1048576")
     first = floats.head_size(len(planes)) if name else 0
