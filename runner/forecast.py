@@ -79,8 +79,9 @@ class Forecast:
         write, back = speed.disk(self.experiment.cache.path)
         seconds["quantize"] += self.overflow * write
         seconds |= {"compress": weights * encoded, "write": self._scarce * self.kept * numbers + self.written * write}
-        told = weights * decoded + self.written * back
-        return seconds | {"decode": told + self.kept * again_numbers, "reload": told}
+        told = self._scarce * weights * decoded + self.written * back
+        compared = (weights + self.kept) * back
+        return seconds | {"decode": told + self._scarce * self.kept * again_numbers + compared, "reload": told}
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrun.ops import compress
+from slimrun.ops.calibration.base import weight_error
 from slimrun.ops.compress.base import Codec
 from slimrun.ops.compress.native import Native
 from slimrun.ops.format import products
@@ -109,9 +110,9 @@ def feeding_back() -> float:
 
 
 def rounding(quantizer: Quantizer, columns: int) -> float:
-    """Seconds a weight to quantize it."""
+    """Seconds a weight to quantize it, and to see what that lost."""
     weight = _rows(columns)
-    return _seconds(lambda: quantizer.quantize_weight(weight)) / weight.numel()
+    return _seconds(lambda: weight_error(weight, quantizer.quantize_weight(weight))) / weight.numel()
 
 
 def coding(codec: Codec, quantizer: Quantizer, columns: int) -> tuple[float, float]:
