@@ -103,3 +103,12 @@ def test_where_nobody_looks_a_stage_says_again_and_again_how_far_it_is(
     assert re.fullmatch(r"stages:\ncalibrate +\d+\.\d s\ntogether +\d+\.\d s", table)
     time.sleep(0.01)
     assert caplog.messages == [*said, table]
+
+
+def test_steps_say_no_lines_of_their_own(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "slimrun"), Stages() as stages, stages("calibrate") as tick:
+        for done in range(1, 1201):
+            tick(done, 1200)
+    said = [line.partition("] ")[2] for line in capfd.readouterr().err.splitlines()]
+    assert said == ["calibrate"]
+    assert len(caplog.messages) == 2  # the table too
