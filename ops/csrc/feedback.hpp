@@ -18,6 +18,7 @@ namespace slimrun {
 
 struct FeedbackBlock {
     size_t rows, columns;
+    const float* w;          // [rows, columns]
     const float* factor;     // [columns, columns], upper triangular
     const float* step;       // [rows]
     const float* price;      // [columns]
@@ -26,8 +27,12 @@ struct FeedbackBlock {
     float limit;
 };
 
-/// w [rows, columns] is changed; q [rows, columns] and e [rows, columns] are written. The result does not
-/// depend on the number of threads.
-void feedback(const FeedbackBlock& block, float* w, int8_t* q, float* e, unsigned threads);
+/// q and e [rows, columns] are written. The result depends neither on the number of threads nor on the
+/// processor.
+void feedback(const FeedbackBlock& block, int8_t* q, float* e, unsigned threads);
+
+/// sums [rows] of bits[q + 128] of q [rows, columns]; bits [256].
+void code_bits(const int8_t* q, size_t rows, size_t columns, const float* bits, float* sums,
+               unsigned threads);
 
 }  // namespace slimrun

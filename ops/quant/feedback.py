@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from slimrun.ops import _native
@@ -17,8 +19,7 @@ from slimrun.ops.format.arithmetic import INT8_LEVELS
 from slimrun.ops.format.products import for_products
 from slimrun.ops.format.weights import extremes, round_to_grid
 
-BLOCK = 128  # columns that are rounded before the others of theirs hear of their errors,
-WIDE = 512  # before all that follow do: long products, which bfloat16 takes in a third of the time
+WIDE = 512  # columns that are rounded before all that follow hear of their errors: long products are fast
 ROWS = 2048  # that are rounded at once: what lies beside the weight is of so many
 GUARD = 126.5  # steps that the largest weight of a row may take
 PLAIN_PRICE = math.log(2) / 6  # -dD/dR of a uniform quantizer with entropy coding, in squared steps a bit
@@ -211,32 +212,35 @@ def _fed_rows(
         solved = left @ _inverse(own)
         missed_cost += solved.square().sum(dim=1)
         errors[n:, start:end] = solved
-        for first in range(0, end - start, BLOCK):
-            last = min(first + BLOCK, end - start)
-            inner = own[first:last, first:last].contiguous()
-            price = prices.column_price[start + first : start + last]
-            q, missing = _feedback_block(wide[:, first:last].contiguous(), inner, price, prices)
-            values[:, start + first : start + last] = q
-            errors[:n, start + first : start + last] = missing
-            cost += missing.square().sum(dim=1)
-            if last < end - start:
-                wide[:, last:].addmm_(missing, own[first:last, last:], alpha=-1)
+        price = prices.column_price[start:end]
+        values[:, start:end], missing = _feedback_block(wide, own, price, prices)
+        errors[:n, start:end] = missing
+        cost += missing.square().sum(dim=1)
     return values, cost, missed_cost
 
 
 def _feedback_block(block: Tensor, factor: Tensor, price: Tensor, prices: _RowPrices) -> tuple[Tensor, Tensor]:
     """(int8 values, errors) of a block [n, b] of columns: ops/csrc/feedback.hpp, on the CPU wherever the block is."""
-    tensors = (block, factor, prices.steps, price, prices.row_price, prices.bits)
-    rest, own, step, column, row, length = (tensor.cpu().contiguous().numpy() for tensor in tensors)
+    given = map(_array, (block, factor, prices.steps, price, prices.row_price, prices.bits))
     values, errors = torch.empty(block.shape, dtype=torch.int8), torch.empty(block.shape)
-    threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-    _native.feedback_into(rest, own, step, column, row, length, prices.limit, values.numpy(), errors.numpy(), threads)
+    _native.feedback_into(*given, prices.limit, values.numpy(), errors.numpy(), _threads())
     return values.to(block.device), errors.to(block.device)
 
 
 def _code_bits(values: Tensor, bits: Tensor) -> Tensor:
     """What the codes of int8 values [n, k] take by row, float32 [n]."""
-    return bits.index_select(0, values.reshape(-1).to(torch.int32).add_(128)).reshape(values.shape).sum(dim=1)
+    sums = torch.empty(len(values))
+    _native.code_bits_into(_array(values), _array(bits), sums.numpy(), _threads())
+    return sums.to(values.device)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().contiguous().numpy()
+    return array
+
+
+def _threads() -> int:
+    return min(torch.get_num_threads(), os.cpu_count() or 1)
 
 
 def _inverse(upper: Tensor) -> Tensor:
