@@ -168,8 +168,8 @@ def feedback(
         row = _RowPrices(step.reshape(-1), row_price[rows], column_price, bits, limit)
         fed, cost, plain_cost = _fed_rows(exact, missed, known.factor, factor, row)
         step_price = a_bit * row_price[rows] * step.reshape(-1).square()
-        plain_cost += step_price * _code_bits(plain, bits)
-        cost += step_price * _code_bits(fed, bits)
+        plain_cost += step_price * row_bits(plain, bits)
+        cost += step_price * row_bits(fed, bits)
         values[rows, known.order] = torch.where((cost <= plain_cost).unsqueeze(1), fed, plain)
     return values
 
@@ -227,7 +227,7 @@ def _feedback_block(block: Tensor, factor: Tensor, price: Tensor, prices: _RowPr
     return values.to(block.device), errors.to(block.device)
 
 
-def _code_bits(values: Tensor, bits: Tensor) -> Tensor:
+def row_bits(values: Tensor, bits: Tensor) -> Tensor:
     """What the codes of int8 values [n, k] take by row, float32 [n]."""
     sums = torch.empty(len(values))
     _native.code_bits_into(_array(values), _array(bits), sums.numpy(), _threads())

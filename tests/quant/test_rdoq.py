@@ -21,6 +21,7 @@ from slimrun.ops.quant.feedback import (
     feedback,
     guarded,
     importance,
+    row_bits,
     row_steps,
     weighted_error,
 )
@@ -92,6 +93,12 @@ def test_blocks_round_as_column_after_column(k: int) -> None:
     rows_fed = (in_blocks != plain).any(dim=1)  # where feedback costs more than plain rounding, that is kept
     assert float(rows_fed.float().mean()) > 0.9
     assert float((in_blocks == expected)[rows_fed].float().mean()) > 0.999  # sums in another order decide a few ties
+
+
+def test_codes_of_a_row_take_what_those_of_its_levels_do() -> None:
+    values = torch.arange(-128, 128, dtype=torch.int8).repeat(41)[:10000].reshape(80, 125).flip(0)
+    bits = torch.rand(256, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(row_bits(values, bits), bits[values.long() + 128].sum(dim=1))
 
 
 def test_long_products_may_be_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
