@@ -86,9 +86,7 @@ def feedback_into(
     e: NDArray[np.float32],
     threads: int,
 ) -> None: ...
-def code_bits_into(
-    q: NDArray[np.int8], bits: NDArray[np.float32], sums: NDArray[np.float32], threads: int
-) -> None: ...
+def code_bits_into(q: NDArray[np.int8], bits: NDArray[np.float32], sums: NDArray[np.float32], threads: int) -> None: ...
 def extremes_into(
     weights: NDArray[Any],
     bfloat16: bool,

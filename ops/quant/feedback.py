@@ -221,9 +221,11 @@ def _fed_rows(
 
 def _feedback_block(block: Tensor, factor: Tensor, price: Tensor, prices: _RowPrices) -> tuple[Tensor, Tensor]:
     """(int8 values, errors) of a block [n, b] of columns: ops/csrc/feedback.hpp, on the CPU wherever the block is."""
-    given = map(_array, (block, factor, prices.steps, price, prices.row_price, prices.bits))
+    given = (block, factor, prices.steps, price, prices.row_price, prices.bits)
+    rest, own, step, column, row, length = map(_array, given)
     values, errors = torch.empty(block.shape, dtype=torch.int8), torch.empty(block.shape)
-    _native.feedback_into(*given, prices.limit, values.numpy(), errors.numpy(), _threads())
+    out = values.numpy(), errors.numpy()
+    _native.feedback_into(rest, own, step, column, row, length, prices.limit, *out, _threads())
     return values.to(block.device), errors.to(block.device)
 
 

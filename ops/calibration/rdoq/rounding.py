@@ -89,7 +89,7 @@ class Rounding:
             reached = self.bits([weight.values for weight in quantized.values()])
             self._excess = reached - target
             if self.count >= MANY:
-                some = [weight.values[::EVERY].contiguous() for weight in quantized.values()]
+                some = [self._some(weight.values) for weight in quantized.values()]
                 self._of_some = reached - self.bits(some)
                 del some
             log.info("rounding to measure: level %.4g gives %.4f bits a weight", level, target + self._excess)
@@ -160,6 +160,12 @@ class Rounding:
         reached = self.bits(some) + self._of_some
         log.info("rounding of some rows: level %.4g gives about %.4f bits a weight", level, reached)
         return float(level * 2 ** (reached - target))
+
+    def _some(self, values: Tensor) -> Tensor:
+        """One in so many of the rows of these integers, which then leave memory where they lie in a file."""
+        rows = self.room.keep(values[::EVERY].contiguous())
+        self.room.release([values])
+        return rows
 
     def bits(self, weights: Sequence[Tensor]) -> float:
         """Coded bits a weight of such integers, with the steps of all rows."""
