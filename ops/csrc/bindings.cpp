@@ -12,7 +12,6 @@
 
 #include "codec.hpp"
 #include "crc32c.hpp"
-#include "feedback.hpp"
 #include "kernels.hpp"
 #include "nz.hpp"
 #include "planes.hpp"
@@ -204,42 +203,6 @@ double entropy(const py::array& values) {
     return entropy_bits(counts);
 }
 
-void feedback_into(const Array<float>& w, const Array<float>& factor, const Array<float>& step,
-                   const Array<float>& price, const Array<float>& row_price, const Array<float>& bits,
-                   int limit, Array<int8_t> q, Array<float> e, unsigned threads) {
-    require(w.ndim() == 2 && q.size() == w.size() && e.size() == w.size(),
-            "q, e: must have the shape of w, a matrix");
-    const py::ssize_t rows = w.shape(0), columns = w.shape(1);
-    require(factor.size() == columns * columns && price.size() == columns,
-            "factor, price: must have the columns of w");
-    require(step.size() == rows && row_price.size() == rows, "step, row_price: must have the rows of w");
-    require(bits.size() == 256, "bits: must have 256 elements");
-    require(limit >= 1 && limit <= 127, "limit: must be 1 to 127");
-    const FeedbackBlock block{static_cast<size_t>(rows),
-                              static_cast<size_t>(columns),
-                              w.data(),
-                              factor.data(),
-                              step.data(),
-                              price.data(),
-                              row_price.data(),
-                              bits.data(),
-                              static_cast<float>(limit)};
-    float* const errors = e.mutable_data();
-    int8_t* const levels = q.mutable_data();
-    py::gil_scoped_release release;
-    feedback(block, levels, errors, threads);
-}
-
-void code_bits_into(const Array<int8_t>& q, const Array<float>& bits, Array<float> sums, unsigned threads) {
-    require(q.ndim() == 2 && sums.size() == q.shape(0), "sums: must have the rows of q, a matrix");
-    require(bits.size() == 256, "bits: must have 256 elements");
-    const auto rows = static_cast<size_t>(q.shape(0)), columns = static_cast<size_t>(q.shape(1));
-    const int8_t* const levels = q.data();
-    float* const out = sums.mutable_data();
-    py::gil_scoped_release release;
-    code_bits(levels, rows, columns, bits.data(), out, threads);
-}
-
 }  // namespace
 }  // namespace slimrun
 
@@ -292,13 +255,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("entropy_bits", &entropy, arg("values"), "Order-0 entropy of the bytes in bits per element.");
     m.def("crc32c", &checksum, arg("data"), arg("portable") = false,
           "CRC-32C of the bytes, by the CPU's own instruction unless portable.");
-    m.def("feedback_into", &feedback_into, arg("w").noconvert(), arg("factor").noconvert(),
-          arg("step").noconvert(), arg("price").noconvert(), arg("row_price").noconvert(),
-          arg("bits").noconvert(), arg("limit"), arg("q").noconvert(), arg("e").noconvert(), arg("threads"),
-          "Rounding of a block of columns with error feedback; see feedback.hpp.");
-    m.def("code_bits_into", &code_bits_into, arg("q").noconvert(), arg("bits").noconvert(),
-          arg("sums").noconvert(), arg("threads"),
-          "What the codes of each row of int8 levels take; see feedback.hpp.");
+    bind_feedback(m);
     bind_int8(m);
     bind_weights(m);
 }

@@ -1,5 +1,5 @@
-// What the files of the Python module share: bindings.cpp and, beside it, bindings_int8.cpp and
-// bindings_weights.cpp.
+// What the files of the Python module share: bindings.cpp and, beside it, bindings_feedback.cpp,
+// bindings_int8.cpp and bindings_weights.cpp.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -15,6 +15,9 @@ using Array = pybind11::array_t<T, pybind11::array::c_style>;
 inline void require(bool ok, const char* what) {
     if (!ok) throw std::invalid_argument(what);
 }
+
+/// The functions of feedback.hpp.
+void bind_feedback(pybind11::module_& m);
 
 /// The functions of int8.hpp and int8_product.hpp.
 void bind_int8(pybind11::module_& m);

@@ -16,7 +16,9 @@ constexpr size_t kAhead = 8;   // columns, a multiple of those, that then hear o
 
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
 
-/// Rounds up to kLanes rows from `first` on. `w` and `e` [columns, kLanes] have them side by side.
+/// Rounds up to kLanes rows from `first` on. `w` and `e` [columns, kLanes] have them side by side, with room
+/// for whole groups of kAtOnce columns; `shares` has, group after group, what these hear of each column
+/// before.
 SLIMRUN_CLONES
 void feedback_rows(const FeedbackBlock& block, size_t first, const float* shares, float* __restrict w,
                    float* __restrict e, int8_t* __restrict q, float* __restrict errors) {

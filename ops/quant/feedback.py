@@ -6,16 +6,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from slimrun.ops import _native
-from slimrun.ops.format.arithmetic import INT8_LEVELS
+from slimrun.ops.format.arithmetic import INT8_LEVELS, numpy
 from slimrun.ops.format.products import for_products
 from slimrun.ops.format.weights import extremes, round_to_grid
 
@@ -222,27 +219,18 @@ def _fed_rows(
 def _feedback_block(block: Tensor, factor: Tensor, price: Tensor, prices: _RowPrices) -> tuple[Tensor, Tensor]:
     """(int8 values, errors) of a block [n, b] of columns: ops/csrc/feedback.hpp, on the CPU wherever the block is."""
     given = (block, factor, prices.steps, price, prices.row_price, prices.bits)
-    rest, own, step, column, row, length = map(_array, given)
+    rest, own, step, column, row, length = (numpy(tensor.cpu()) for tensor in given)
     values, errors = torch.empty(block.shape, dtype=torch.int8), torch.empty(block.shape)
-    out = values.numpy(), errors.numpy()
-    _native.feedback_into(rest, own, step, column, row, length, prices.limit, *out, _threads())
+    out = values.numpy(), errors.numpy(), torch.get_num_threads()
+    _native.feedback_into(rest, own, step, column, row, length, prices.limit, *out)
     return values.to(block.device), errors.to(block.device)
 
 
 def row_bits(values: Tensor, bits: Tensor) -> Tensor:
     """What the codes of int8 values [n, k] take by row, float32 [n]."""
     sums = torch.empty(len(values))
-    _native.code_bits_into(_array(values), _array(bits), sums.numpy(), _threads())
+    _native.code_bits_into(numpy(values.cpu()), numpy(bits.cpu()), sums.numpy(), torch.get_num_threads())
     return sums.to(values.device)
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.cpu().contiguous().numpy()
-    return array
-
-
-def _threads() -> int:
-    return min(torch.get_num_threads(), os.cpu_count() or 1)
 
 
 def _inverse(upper: Tensor) -> Tensor:
