@@ -73,7 +73,7 @@ class Forecast:
             first = self._passes(work[PROMPTS][:1], FLOAT) + walk
             seconds["quantize"] += (1 + TOLD) * first  # one to see which linears run
         if quantizer.input_observer:
-            seconds["calibrate"] = self._passes(work[PROMPTS], kind)
+            seconds["calibrate"] = self._passes(work[PROMPTS], kind, self._walked)
         encoded, decoded = speed.coding(self.experiment.compress, quantizer, columns)
         numbers, again_numbers = speed.coding_numbers(self.experiment.compress, self._dtype)
         write, back = speed.disk(self.experiment.cache.path)
@@ -138,13 +138,20 @@ class Forecast:
         known = (missing, calibration.texts(), calibration.length, experiment.protocols())
         return experiment.cache.arrays(what, key, *known)(counted)
 
-    def _passes(self, tokens: npt.NDArray[Any], kind: str) -> float:
-        counts: Counter[int] = Counter(tokens.tolist())
-        return sum(count * self._pass(one, kind) for one, count in counts.items())
+    @property
+    def _walked(self) -> dict[str, tuple[int, int]]:
+        """Linears that calibration walks through: those of blocks, which are numbered, or all where it needs more."""
+        walked = {name: shape for name, shape in self.outline.linears.items() if any(map(str.isdigit, name.split(".")))}
+        return walked if walked.keys() >= self.covered.keys() else self.outline.linears
 
-    def _pass(self, tokens: int, kind: str) -> float:
-        """One pass of so many tokens through the model, the method's linears in this format."""
-        shapes = Counter((shape, name in self.covered) for name, shape in self.outline.linears.items())
+    def _passes(self, tokens: npt.NDArray[Any], kind: str, linears: dict[str, tuple[int, int]] | None = None) -> float:
+        counts: Counter[int] = Counter(tokens.tolist())
+        through = self.outline.linears if linears is None else linears
+        return sum(count * self._pass(one, kind, through) for one, count in counts.items())
+
+    def _pass(self, tokens: int, kind: str, linears: dict[str, tuple[int, int]]) -> float:
+        """One pass of so many tokens through these linears, those of the method in this format."""
+        shapes = Counter((shape, name in self.covered) for name, shape in linears.items())
         seconds: float = sum(
             count * speed.product(shape, tokens, self._dtype, kind if covered else FLOAT)
             for (shape, covered), count in shapes.items()

@@ -7,7 +7,7 @@ it, so that every method serves every framework.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -169,8 +169,14 @@ class Network(Smoothable, Protocol):
         1 where blocks cannot be told. To be called on the float model, before `run_part`.
         """
 
-    def run_part(self, part: int, sample: Sample, state: Any) -> Any:
-        """One part on one sample, given what the part before gave of it; watchers see what runs in it alone."""
+    def run_part(self, part: int, sample: Sample, state: Any, *, blocks_alone: bool = False) -> Any:
+        """One part on one sample, given what the part before gave of it; watchers see what runs in it alone.
+
+        With `blocks_alone` the last part ends with its block, and so does what it gives.
+        """
+
+    def in_blocks(self, names: Iterable[str]) -> bool:
+        """Whether all linears of these names are in blocks, so that a walk may end with the last of those."""
 
 
 class GradientNetwork(Network, Protocol):

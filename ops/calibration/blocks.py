@@ -18,7 +18,7 @@ PLAIN = (bool, int, float, str)  # what a block may give beside its state on any
 
 
 class Reached(Exception):
-    """A run has come to the next block, which would be given `state`."""
+    """A run has come to the next block, or to what follows the last, which would be given `state`."""
 
     def __init__(self, state: Any) -> None:
         super().__init__()
@@ -77,15 +77,21 @@ class Blocks:
 
         return live_report
 
-    def run(self, part: int, run: Callable[[], Any], state: Any) -> Any:
-        """One part, given what the one before gave; `run` runs the model."""
+    def have(self, modules: Iterable[Any]) -> bool:
+        """Whether all of these are in blocks."""
+        inside = {id(module) for block in self.blocks for module in self.modules(block)}
+        return all(id(module) in inside for module in modules)
+
+    def run(self, part: int, run: Callable[[], Any], state: Any, *, blocks_alone: bool = False) -> Any:
+        """One part, given what the one before gave; `run` runs the model, `blocks_alone` not what follows the last."""
         if not self.blocks:
             return run()
         instead: dict[int, Callable[..., Any]] = {
             index: partial(self._pass_over, self._beside[index], state) for index in range(part - 1)
         }
         if part:
-            instead[part - 1] = partial(self._enter, self._own(self.blocks[part - 1]), state)
+            enter = partial(self._enter, self._own(self.blocks[part - 1]), state)
+            instead[part - 1] = partial(self._run_last, enter) if blocks_alone and part == len(self.blocks) else enter
         if part < len(self.blocks):
             instead[part] = self._end
         self.live = part == 0
@@ -141,6 +147,9 @@ class Blocks:
         if isinstance(place, str):
             return forward(*given, **{**named, place: state})
         return forward(*given[:place], state, *given[place + 1 :], **named)
+
+    def _run_last(self, enter: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        raise Reached(enter(*given, **named))
 
     def _end(self, *given: Any, **named: Any) -> Any:
         place = self._place(given, named)

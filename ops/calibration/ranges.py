@@ -160,7 +160,8 @@ def input_statistics(
 ) -> Arrays:
     """`InputStatistics.arrays` of these linears in the float model, which runs in so many parts, over the samples."""
     statistics = InputStatistics(names)
-    walk = Walk(network, samples, parts, Noted(journal, "statistics", statistics.seen, statistics.see_again))
+    noted = Noted(journal, "statistics", statistics.seen, statistics.see_again)
+    walk = Walk(network, samples, parts, noted, names)
 
     def watcher(name: str) -> Watcher:
         return lambda x: statistics.update(name, x, walk.sample == 0)

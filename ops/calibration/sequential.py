@@ -128,7 +128,7 @@ class SequentialCalibrator:
         if self._ranges:
             noted = Noted(self.journal, "ranges", self._ranges.seen, self._ranges.see_again)
             with self.network.watching({name: one.update for name, one in self._ranges.items()}):
-                for done, total in Walk(self.network, self.samples, self._parts, noted):
+                for done, total in Walk(self.network, self.samples, self._parts, noted, self._ranges):
                     progress(done, total)
         if self._ranges and not any(one.tokens for one in self._ranges.values()):
             raise ValueError("no calibration sample reaches a linear that was quantized; give others")

@@ -7,7 +7,7 @@ calibrated is the same; but only one part has to be at hand, and between parts a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,25 +63,35 @@ class Walk:
     """A walk of the samples through a network of so many parts; iterating takes the steps and says (done, total).
 
     `sample` is the number of the one that is under way. ValueError says which sample fails. A walk that is `noted`
-    goes on behind the last part that is.
+    goes on behind the last part that is. Where all linears that are `watched` are in blocks it ends with the last of
+    these: the output layer of a small model is much of it.
     """
 
-    def __init__(self, network: Network, samples: Sequence[Sample], parts: int, noted: Noted | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        samples: Sequence[Sample],
+        parts: int,
+        noted: Noted | None = None,
+        watched: Collection[str] = (),
+    ) -> None:
         self.network = network
         self.samples = samples
         self.parts = parts
         self.noted = noted
+        self.watched = watched
         self.sample = 0
         self._noted_parts = 0  # how many of them the journal has
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         count = len(self.samples)
         states = States(count, self.network.room)
+        alone = bool(self.watched) and self.network.in_blocks(self.watched)
         for part in range(self._behind(states), self.parts):
             for index, sample in enumerate(self.samples):
                 self.sample = index
                 with failing(index, sample):
-                    out = self.network.run_part(part, sample, states.take(index))
+                    out = self.network.run_part(part, sample, states.take(index), blocks_alone=alone)
                 if part + 1 < self.parts:
                     states.put(index, out)
                 del out

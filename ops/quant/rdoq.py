@@ -25,7 +25,7 @@ the rest off.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
@@ -158,6 +158,13 @@ class RDOQ(StaticQuantizer):
     def bits(self) -> float | None:
         """Coded bits a weight to aim at; 3.5 when nothing else is asked for."""
         return BITS if all(getattr(self, name) is None for name in SIZES) else self.target_bits
+
+    @property
+    def standard(self) -> RDOQ:
+        """The same method at the one size where folds and corrections are measured: others then find them known."""
+        if self.target_file_bits is not None:
+            return replace(self, target_file_bits=BITS)
+        return replace(self, target_bits=None, target_kl=None)
 
     @property
     def asked(self) -> str:

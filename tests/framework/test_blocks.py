@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from slimrun.ops.calibration.blocks import PassedBy
 from slimrun.ops.calibration.sequential import SequentialCalibrator
+from slimrun.ops.calibration.states import Walk
 from slimrun.ops.framework.base import Framework
 from slimrun.ops.framework.pytorch.network import TorchNetwork
 from slimrun.ops.quant.base import Quantizer
@@ -120,6 +121,23 @@ def test_every_linear_is_seen_once_a_sample_in_the_order_of_the_samples(gives: C
     assert all(map(torch.equal, states, outputs))
     assert all(len(seen[name]) == len(samples) and all(map(torch.equal, seen[name], expected[name])) for name in names)
     assert all("forward" not in vars(block) for block in model.blocks)
+
+
+@pytest.mark.parametrize("name", ["blocks.0.linear", "blocks.2.linear"])
+def test_what_follows_the_blocks_runs_only_where_it_is_watched(name: str) -> None:
+    model, samples = Model([Block() for _ in range(3)]), inputs()
+    network, seen, after = TorchNetwork(model), [], []  # type: ignore[var-annotated]
+    with torch.no_grad():
+        parts = network.tell_parts(samples[0])
+        model.last.register_forward_pre_hook(lambda _, given: after.append(given[0]))
+        for watched in ([name], [name, "last"]):
+            seen.clear()
+            with network.watching({one: seen.append for one in watched}):
+                steps = list(Walk(network, samples, parts, watched=watched))
+            assert steps[-1] == (parts * len(samples), parts * len(samples))
+            assert len(seen) == len(samples) * len(watched)
+            assert len(after) == len(samples) * (len(watched) - 1)
+    assert not network.in_blocks([name, "middle"])
 
 
 def test_blocks_that_cannot_be_told_run_as_one() -> None:

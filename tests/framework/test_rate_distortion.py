@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from slimrun.ops import bundle, load_bundle
 from slimrun.ops.calibration import search
-from slimrun.ops.calibration.base import Sample, silent
+from slimrun.ops.calibration.base import Arrays, Sample, silent
 from slimrun.ops.calibration.rdoq import rounding
 from slimrun.ops.calibration.rdoq.attribution import AttributedLinear, corrections, measured_shares
 from slimrun.ops.calibration.rdoq.calibrator import RateDistortionCalibrator
@@ -258,6 +259,37 @@ def test_a_first_rounding_corrects_and_leaves_the_model_float(monkeypatch: pytes
     changes = np.array([steps[1][name] - steps[0][name] for name in steps[0]])
     asked = np.array([seen[0][name] for name in steps[0]])
     assert np.corrcoef(changes, np.log(asked))[0, 1] < -0.9
+
+
+def test_what_is_measured_at_one_size_is_remembered_at_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "MANY", 0)  # lengths of codes are then learned of some rows
+    known: dict[str, Arrays] = {}
+    measured: list[str] = []
+
+    def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
+        if part not in known:
+            known[part] = compute()
+            measured.append(part)
+        return known[part]
+
+    def quantized(**knobs: Any) -> dict[str, torch.Tensor]:
+        model = tiny(initializer_range=0.1)
+        method = calibrator(model, RDOQ(**knobs))
+        method.quantize(remember)
+        method.calibrate()
+        return {key: tensor for key, tensor in model.tensors().items() if key.endswith((".weight", "_scale"))}
+
+    quantized()
+    assert sum(part.startswith("corrections") for part in measured) == 1
+    measured.clear()
+    at_four = quantized(target_bits=4.0)
+    quantized(target_bits=3.0, tune_rate=0.0, fallback=Fallback(0.2))
+    assert not measured
+    quantized(target_bits=4.0, price=0.0)
+    assert [part.split()[0] for part in measured] == ["corrections"]
+    known.clear()
+    anew = quantized(target_bits=4.0)
+    assert all(torch.equal(tensor, anew[key]) for key, tensor in at_four.items())
 
 
 def test_the_output_layer_can_be_quantized_too() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,7 +30,7 @@ from slimrun.ops.calibration.wiring import Fold, skipped
 from slimrun.ops.format.arithmetic import QuantizedWeight
 from slimrun.ops.format.linear import quantized_linear
 from slimrun.ops.memory import Room
-from slimrun.ops.quant.rdoq import BITS, MOMENTS, RDOQ
+from slimrun.ops.quant.rdoq import BITS, MOMENTS, RDOQ, Fallback
 
 from .attribution import SHARES, AttributedLinear, measured_shares
 from .factors import FACTORS, factored
@@ -99,7 +100,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
         self._gradient_parts = statistics.parts
         states = [self.room.keep(one) for one in statistics.states(len(self.samples))]
         self._teacher = teacher(self.network, self.samples, states, selected)
-        smooth_inputs(self.network, folds, statistics, quantizer, progress, self.journal)
+        smooth_inputs(self.network, folds, statistics, quantizer.standard, progress, self.journal)
         for name in selected:
             self._floats[name], self._biases[name] = self.network.affine(name)
         self._token_weights, self._first = statistics.token_weights(), statistics.first
@@ -114,7 +115,7 @@ class RateDistortionCalibrator(SequentialCalibrator):
             chosen = every[:: math.ceil(len(every) / quantizer.measured_prompts)]
             # rows whose tokens come in what is measured are finer than those that other texts will need
             add_costs(sorted({*every} - {*chosen}) or every)
-            self._correct(rounding, tables, bits or BITS, chosen, progress)
+            self._correct(rounding, tables, chosen, remember, progress)
         add_costs(every)
         del statistics, add_costs
         if quantizer.target_kl is not None:
@@ -141,9 +142,12 @@ class RateDistortionCalibrator(SequentialCalibrator):
         return list(self.layers.values())
 
     def _correct(
-        self, rounding: Rounding, tables: Tables, bits: float, chosen: Sequence[int], progress: Progress
+        self, rounding: Rounding, tables: Tables, chosen: Sequence[int], remember: Remember, progress: Progress
     ) -> None:
-        """Correct what errors are estimated to cost by what a first rounding loses on samples of `chosen` numbers."""
+        """Correct what errors are estimated to cost by what a first rounding loses on samples of `chosen` numbers.
+
+        Whatever the size asked for, that one has BITS, and what comes after it makes no difference to it.
+        """
 
         def lost(rounded: dict[str, QuantizedWeight]) -> dict[str, float]:
             known = {name: weight for name, weight in self._floats.items() if name in rounding.factors}
@@ -152,7 +156,8 @@ class RateDistortionCalibrator(SequentialCalibrator):
             shares = measured_shares(self.network, linears, teacher, parts, self.room, progress, self.journal)
             return shares | {name: tables.share(name, rounded[name], teacher) for name in tables.weights}
 
-        rounding.correct(bits, lost, self.room)
+        what = replace(self.quantizer.standard, tune_rate=0.0, fallback=Fallback())
+        rounding.correct(BITS, lost, self.room, partial(remember, part=f"corrections of {what}"))
         self.journal.forget(SHARES)
 
     def _meet_loss(self, rounding: Rounding, target: float, progress: Progress) -> None:
@@ -197,7 +202,8 @@ class RateDistortionCalibrator(SequentialCalibrator):
 
     def _leave_worst_inputs(self, ranges: dict[str, InputRange]) -> None:
         """Other inputs for the linears that lose most on a grid, as many as the quantizer allows."""
-        walk, tokens = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts), [*map(len, self._teacher.states)]
+        walk = Walk(self.network, self.samples[:FLOAT_SAMPLES], self._parts, watched=ranges)
+        tokens = [*map(len, self._teacher.states)]
         losses = partial(input_losses, self.network, self._token_weights, walk, tokens)
         leave_worst_inputs(self.network, ranges, self.layers, self._first, self.quantizer.fallback, losses)
 

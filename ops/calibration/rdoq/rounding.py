@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from slimrun.ops.calibration.base import Progress
+from slimrun.ops.calibration.base import Arrays, Progress, Remember, call
 from slimrun.ops.calibration.journal import Journal, Results, Tensors
 from slimrun.ops.calibration.search import PASSES
 from slimrun.ops.compress.native import Native
@@ -61,6 +61,7 @@ class Rounding:
         self.count = sum(weight.numel() for weight in weights.values())
         self.overhead = SCALE_BITS * sum(weight.shape[0] for weight in weights.values()) / self.count
         self._lengths: dict[str, Tensor] = {}  # code lengths of the last rounding
+        self._spreads: dict[str, Tensor] = {}  # of each row of a weight
         self._excess = 0.0  # bits a weight that a rounding takes beyond what gaussian rows would,
         self._of_some = 0.0  # and beyond what some of its rows take
 
@@ -69,18 +70,22 @@ class Rounding:
         lengths = {f"lengths/{name}": lengths for name, lengths in self._lengths.items()}
         return {**lengths, **_number("excess", self._excess), **_number("of some", self._of_some)}
 
-    def learn(self, learned: Tensors) -> None:
+    def learn(self, learned: Mapping[str, Tensor]) -> None:
         """Know what `learned` gave."""
         self._excess, self._of_some = float(learned["excess"]), float(learned["of some"])
         lengths = {key.removeprefix("lengths/"): one for key, one in learned.items() if key.startswith("lengths/")}
         self._lengths = {name: one.clone() for name, one in lengths.items()}
 
     def correct(
-        self, target: float, lost: Callable[[dict[str, QuantizedWeight]], Mapping[str, float]], room: Room
+        self,
+        target: float,
+        lost: Callable[[dict[str, QuantizedWeight]], Mapping[str, float]],
+        room: Room,
+        remember: Remember = call,
     ) -> None:
         """Correct what errors cost by what a first rounding, to about `target` bits, is seen to have `lost` by weight.
 
-        Its integers lie in the room, and `first_level` knows better then.
+        Its integers lie in the room, and `first_level` knows better then. What was found goes through `remember`.
         """
 
         def tried() -> Tensors:
@@ -93,13 +98,18 @@ class Rounding:
                 self._of_some = reached - self.bits(some)
                 del some
             log.info("rounding to measure: level %.4g gives %.4f bits a weight", level, target + self._excess)
-            losses = {key: torch.tensor(one, dtype=torch.float64) for key, one in lost(quantized).items()}
-            return {**self.learned(), **{f"lost/{name}": one for name, one in losses.items()}}
+            losses = lost(quantized)
+            self._lengths.clear()  # codes of another size are of other lengths
+            known = [losses.get(name, math.nan) for name in self.weights]
+            return {**self.learned(), "lost": torch.tensor(known, dtype=torch.float64)}
 
-        known = self.journal.known("corrected", tried)
+        def found() -> Arrays:
+            return {name: one.numpy() for name, one in self.journal.known("corrected", tried).items()}
+
+        known = {name: torch.as_tensor(array) for name, array in remember(found).items()}
         self.journal.forget(TRIED)
         self.learn(known)
-        losses = {name: float(known[f"lost/{name}"]) for name in self.weights if f"lost/{name}" in known}
+        losses = {name: one for name, one in zip(self.weights, known["lost"].tolist()) if not math.isnan(one)}
         self.factors.corrections = corrections(losses, {name: self.weights[name].numel() for name in losses})
 
     def at(self, level: float | None, room: Room | None = None, kind: str = "rounded") -> dict[str, QuantizedWeight]:
@@ -154,7 +164,10 @@ class Rounding:
         """A level nearer to the target, by what some rows of each weight take at this one."""
         some = []
         for done, (name, weight) in enumerate(self.weights.items()):
-            some.append(self.room.keep(self._round(name, weight, level, EVERY)["values"]))
+            rounded = self._round(name, weight, level, EVERY)
+            some.append(self.room.keep(rounded["values"]))
+            if "lengths" in rounded:
+                self._lengths[name] = rounded["lengths"]
             self.factors.room.release([weight])
             self.progress(done + 1, len(self.weights), "level")
         reached = self.bits(some) + self._of_some
@@ -185,7 +198,9 @@ class Rounding:
         bits = 0.0
         for done, (name, weight) in enumerate(self.weights.items()):
             if name in self.factors:
-                spread = weight.detach().float().std(dim=1, correction=0).clamp_min(1e-30)
+                if name not in self._spreads:
+                    self._spreads[name] = weight.detach().float().std(dim=1, correction=0).clamp_min(1e-30)
+                spread = self._spreads[name]
                 slope = self.factors.slope(name).clamp_min(1e-30)
                 bits += float((spread * slope.sqrt()).log2().sum()) * weight.shape[1]
                 self.factors.room.release([weight])
@@ -213,7 +228,8 @@ class Rounding:
                 steps = short(steps)
         bits = self._lengths.get(name)
         if bits is None:
-            bits = code_lengths(round_to_grid(weight, steps))
+            first = EVERY // every if self.count >= MANY else 1  # enough to tell lengths by
+            bits = code_lengths(round_to_grid(weight[::first], steps[::first]))
         values = feedback(weight, steps, known, bits, quantizer.price, level, quantizer.levels)
         self.factors.leave(name)
         return {"values": values, "scale": steps, "lengths": code_lengths(values)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -174,11 +174,15 @@ class MindSporeNetwork:
 
         return self._blocks.tell(blocks_of(self.network), partial(self.run, sample), same)
 
-    def run_part(self, part: int, sample: Sample, state: Any) -> Any:
+    def run_part(self, part: int, sample: Sample, state: Any, *, blocks_alone: bool = False) -> Any:
         """One part of the network on one sample, given what the part before gave of it, as a torch tensor."""
         given = from_torch(state) if isinstance(state, torch.Tensor) else state
-        out = self._blocks.run(part, partial(self.run, sample), given)
+        out = self._blocks.run(part, partial(self.run, sample), given, blocks_alone=blocks_alone)
         return to_torch(out) if isinstance(out, Tensor) else out
+
+    def in_blocks(self, names: Iterable[str]) -> bool:
+        """Whether all linears of these names are in blocks."""
+        return self._blocks.have(cell_of(self.network, name) for name in names)
 
 
 @contextmanager

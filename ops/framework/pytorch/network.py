@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -134,9 +134,13 @@ class TorchNetwork(TorchSmoothable):
     def _same(self, one: Any, other: Any) -> bool:
         return torch.equal(self.first_tensor(one), self.first_tensor(other))
 
-    def run_part(self, part: int, sample: Sample, state: Any) -> Any:
+    def run_part(self, part: int, sample: Sample, state: Any, *, blocks_alone: bool = False) -> Any:
         """One part of the model on one sample, given what the part before gave of it."""
-        return self._blocks.run(part, partial(self.run, sample), state)
+        return self._blocks.run(part, partial(self.run, sample), state, blocks_alone=blocks_alone)
+
+    def in_blocks(self, names: Iterable[str]) -> bool:
+        """Whether all linears of these names are in blocks."""
+        return self._blocks.have(map(self.model.get_submodule, names))
 
     def leave_part(self, part: int) -> None:
         """A part has run for all samples: what files have of its weights leaves memory."""
