@@ -25,6 +25,7 @@ from slimrun.runner.workload import Guess, work_of
 AROUND = 1.25  # what attention, norms and activations take beside the products
 CHAIN = 13  # products number by number that a pass of rdoq takes beside the products, for each number of a linear
 SCARCE = 2  # times as long as in memory takes rounding or coding where what is freed goes back at once, to be cleared
+WIDEST = 4096  # columns of a moment whose factor is worth the time to make it
 TOLD = 2  # passes of a first text in which a model's blocks are told: as a whole, and part by part
 LOOKED_THROUGH = 2  # times that loading reads what a file holds
 PROMPTS, STEPS = "calibration prompts", "steps of "  # no names of tasks
@@ -114,7 +115,8 @@ class Forecast:
         seconds = work.products / speed.operations(fast) + work.factors / speed.operations(torch.float32)
         seconds += work.conversions * speed.converting() + CHAIN * work.states * speed.elementwise()
         rounded = work.roundings * work.weights * self._scarce
-        return seconds + work.moments * speed.factoring() + rounded * speed.feeding_back()
+        columns = min(WIDEST, max(work.linears.values(), key=prod)[1])
+        return seconds + work.moments * speed.factoring(columns) + rounded * speed.feeding_back(columns)
 
     def _work(self) -> Arrays:
         """Tokens of each pass, by task and of calibration, and steps by task: counted once, since it takes seconds."""

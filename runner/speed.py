@@ -31,6 +31,7 @@ ONCE_SECONDS = 0.3  # of work that is not worth repeating
 SLICE, NUMBERS = 2**20, 2**23  # weights of which rounding and coding are measured, and numbers: more than caches hold
 MOST_ROWS, MOST_TOKENS = 1024, 64  # of a linear, and of what it is given at once
 READ_BYTES, BUFFER_BYTES, WRITTEN_BYTES, BLOCK_BYTES = 2**27, 2**20, 2**26, 2**24
+FED = 2**22  # weights of which rounding with feedback is measured: factor, errors and rows are more than caches hold
 LONG = 1024, 2048  # rows, and columns of a long product
 
 
@@ -85,23 +86,21 @@ def converting() -> float:
 
 
 @cache
-def factoring() -> float:
-    """Seconds a number of a second moment to make its factor, beside the operations that go by their speed."""
-    columns, _ = LONG
+def factoring(columns: int) -> float:
+    """Seconds a number of a second moment of so many columns to make its factor, beside operations at their speed."""
     moment = torch.eye(columns).add_(0.1)
     seconds = _seconds(lambda: feedback.importance(moment, torch.ones(1), RDOQ.damping))
     return max(0.0, seconds - columns**3 / operations(torch.float32)) / columns**2
 
 
 @cache
-def feeding_back() -> float:
-    """Seconds a weight to round it with error feedback, beside the products that go by their speed."""
-    columns, _ = LONG
-    known = feedback.importance(torch.eye(columns).add_(0.1), torch.ones(SLICE // columns), RDOQ.damping)
-    weight = _rows(columns)
+def feeding_back(columns: int) -> float:
+    """Seconds a weight to round rows of so many columns with error feedback, beside the products at their speed."""
+    weight = _rows(columns, FED)
+    known = feedback.importance(torch.eye(columns).add_(0.1), torch.ones(len(weight)), RDOQ.damping)
 
     def rounded() -> Tensor:
-        steps = feedback.guarded(torch.full((len(weight), 1), 0.02), weight)
+        steps = feedback.row_steps(known.slope, weight, 0.02)
         values = feedback.feedback(weight, steps, known, torch.full((256,), 8.0), RDOQ.price)
         return feedback.code_lengths(values)
 
@@ -163,8 +162,8 @@ def _read(stream: RawIOBase) -> float:
     return (time.perf_counter() - begin) / max(1, size)
 
 
-def _rows(columns: int) -> Tensor:
-    rows = max(1, SLICE // columns)
+def _rows(columns: int, weights: int = SLICE) -> Tensor:
+    rows = max(1, weights // columns)
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).mul_(0.02)
 
 

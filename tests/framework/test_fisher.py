@@ -161,7 +161,7 @@ def test_what_is_known_of_some_parts_is_not_measured_again(tmp_path: Path) -> No
     computed: list[str] = []
 
     def remember(compute: Callable[[], Arrays], part: str = "") -> Arrays:
-        file = tmp_path / f"{part}.npz"
+        file = tmp_path / f"{part[:11]}.npz"
         if not file.exists():
             computed.append(part)
             np.savez(file, **compute())
@@ -170,10 +170,10 @@ def test_what_is_known_of_some_parts_is_not_measured_again(tmp_path: Path) -> No
 
     one, other = tiny(), tiny()
     calibrator(one).quantize(remember)
-    assert computed == ["part 2 of 3", "part 1 of 3", "part 0 of 3"]
+    assert [part[:11] for part in computed] == ["part 2 of 3", "part 1 of 3", "part 0 of 3", "corrections"]
     (tmp_path / "part 1 of 3.npz").unlink()
     calibrator(other).quantize(remember)
-    assert computed[3:] == ["part 1 of 3"]
+    assert computed[4:] == ["part 1 of 3"]
     for key, tensor in one.tensors().items():
         assert torch.equal(tensor, other.tensors()[key]), key
 

@@ -62,7 +62,7 @@ def test_the_worst_inputs_climb_a_ladder(tmp_path: Path) -> None:
     formats: dict[str, dict[str, str]] = {}
     for inputs in (["dynamic"], ["dynamic", "float"], ["float"]):
         model = tiny(num_hidden_layers=4)
-        layers = calibrator(model, RDOQ(target_bits=5.0, fallback=Fallback(0.3, inputs))).run()
+        layers = calibrator(model, RDOQ(target_bits=5.0, fallback=Fallback(0.6, inputs))).run()
         formats["".join(inputs)] = {layer.name: layer.format for layer in layers if layer.format}
         stay = [layer.input_loss for layer in layers if layer.quantized and not layer.format]
         for layer in layers:

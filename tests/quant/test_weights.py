@@ -58,7 +58,7 @@ def check(weight: Tensor, threshold: float) -> None:
     values = round_to_grid(weight, steps)
     noise, signal, cut = rounding_errors(weight, values, steps)
     expected = rounding_errors(other, values, steps)
-    assert (noise, signal) == pytest.approx(expected[:2], rel=1e-5, abs=1e-35)
+    assert (noise, signal) == pytest.approx(expected[:2], rel=1e-4, abs=1e-35)  # torch adds in float32
     assert cut == expected[2]
     assert torch.equal(row_sums(values), values.sum(dim=1, dtype=torch.int32))
 
