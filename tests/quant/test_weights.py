@@ -25,7 +25,7 @@ def matrices(draw: st.DrawFn) -> Tensor:
     numbers *= generator.random(numbers.shape) < draw(st.sampled_from([0.01, 0.5, 1.0]))
     if draw(st.booleans()):
         numbers[:, generator.integers(columns)] *= 50
-    return torch.from_numpy(numbers).to(draw(st.sampled_from(DTYPES)))
+    return torch.from_numpy(numbers.clip(-6e4, 6e4)).to(draw(st.sampled_from(DTYPES)))  # float16 ends at 65504
 
 
 @pytest.fixture(params=DTYPES, ids=str)
