@@ -86,6 +86,24 @@ def feedback_into(
     e: NDArray[np.float32],
     threads: int,
 ) -> None: ...
+def in_order_into(
+    w: NDArray[np.float32],
+    order: NDArray[np.int32],
+    step: NDArray[np.float32],
+    limit: int,
+    exact: NDArray[np.float32],
+    plain: NDArray[np.int8],
+    missed: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+def out_of_order_into(
+    fed: NDArray[np.int8],
+    plain: NDArray[np.int8],
+    takes: NDArray[np.bool_],
+    order: NDArray[np.int32],
+    q: NDArray[np.int8],
+    threads: int,
+) -> None: ...
 def code_bits_into(q: NDArray[np.int8], bits: NDArray[np.float32], sums: NDArray[np.float32], threads: int) -> None: ...
 def extremes_into(
     weights: NDArray[Any],

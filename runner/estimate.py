@@ -232,7 +232,9 @@ class Estimate:
     @property
     def least_memory(self) -> int:
         """Bytes without which it cannot run: the process, and what quantizing the largest linear takes."""
-        return PROCESS_BYTES + WORK_BYTES * max(map(prod, self.covered.values()), default=0)
+        linear = WORK_BYTES * max(map(prod, self.covered.values()), default=0)
+        factored = rdoq.Work(self.covered, 0).memory if self.experiment.quant.needs_gradients else 0
+        return PROCESS_BYTES + max(linear, factored)
 
     @property
     def scratch_bytes(self) -> int:

@@ -12,7 +12,8 @@ namespace {
 
 constexpr size_t kLanes = 16;  // rows side by side: each waits for its column before, none for another
 constexpr size_t kAtOnce = 4;  // columns that hear of earlier errors as sums that stay in registers
-constexpr size_t kAhead = 8;   // columns, a multiple of those, that then hear of each other's errors
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23, as in int8.cpp
+constexpr size_t kAhead = 8;           // columns, a multiple of those, that then hear of each other's errors
 
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
 
@@ -76,6 +77,31 @@ void feedback_rows(const FeedbackBlock& block, size_t first, const float* shares
     }
 }
 
+/// A row in another order, with the integers of its numbers and what these miss.
+SLIMRUN_CLONES
+void row_in_order(const float* w, const int32_t* order, size_t columns, float step, float limit,
+                  float* __restrict exact, int8_t* __restrict plain, float* __restrict missed) {
+    for (size_t j = 0; j < columns; ++j) exact[j] = w[order[j]];
+    for (size_t j = 0; j < columns; ++j) {
+        float level = exact[j] / step;
+        level = level > -limit ? level : -limit;
+        level = level < limit ? level : limit;
+        level = (level + kRound) - kRound;
+        plain[j] = static_cast<int8_t>(static_cast<int32_t>(level));
+        missed[j] = exact[j] - level * step;
+    }
+}
+
+/// Calls work(row) for all rows, some of them a task.
+template <class Work>
+void by_rows(size_t rows, unsigned threads, const Work& work) {
+    const size_t tasks = (rows + kLanes - 1) / kLanes;
+    run_tasks(tasks, worker_count(threads, tasks / 2), [&](size_t, uint64_t task) -> const char* {
+        for (size_t row = task * kLanes; row < std::min(rows, (task + 1) * kLanes); ++row) work(row);
+        return nullptr;
+    });
+}
+
 /// The bits of each of `columns` levels, summed.
 float row_bits(const int8_t* q, size_t columns, const float* bits) {
     float sums[kAtOnce] = {};
@@ -102,15 +128,26 @@ void feedback(const FeedbackBlock& block, int8_t* q, float* e, unsigned threads)
     });
 }
 
+void in_order(const OrderedRows& of, const float* w, const float* step, float limit, float* exact,
+              int8_t* plain, float* missed, unsigned threads) {
+    by_rows(of.rows, threads, [&](size_t row) {
+        const size_t at = row * of.columns;
+        row_in_order(w + at, of.order, of.columns, step[row], limit, exact + at, plain + at, missed + at);
+    });
+}
+
+void out_of_order(const OrderedRows& of, const int8_t* fed, const int8_t* plain, const bool* takes, int8_t* q,
+                  unsigned threads) {
+    by_rows(of.rows, threads, [&](size_t row) {
+        const size_t at = row * of.columns;
+        const int8_t* const from = (takes[row] ? fed : plain) + at;
+        for (size_t j = 0; j < of.columns; ++j) q[at + of.order[j]] = from[j];
+    });
+}
+
 void code_bits(const int8_t* q, size_t rows, size_t columns, const float* bits, float* sums,
                unsigned threads) {
-    const size_t tasks = (rows + kLanes - 1) / kLanes;
-    run_tasks(tasks, worker_count(threads, tasks / 2), [&](size_t, uint64_t task) -> const char* {
-        const size_t last = std::min(rows, (task + 1) * kLanes);
-        for (size_t row = task * kLanes; row < last; ++row)
-            sums[row] = row_bits(q + row * columns, columns, bits);
-        return nullptr;
-    });
+    by_rows(rows, threads, [&](size_t row) { sums[row] = row_bits(q + row * columns, columns, bits); });
 }
 
 }  // namespace slimrun

@@ -31,6 +31,22 @@ struct FeedbackBlock {
 /// processor.
 void feedback(const FeedbackBlock& block, int8_t* q, float* e, unsigned threads);
 
+/// Rows whose columns are rounded in this order, which names each once.
+struct OrderedRows {
+    size_t rows, columns;
+    const int32_t* order;  // [columns]
+};
+
+/// w [rows, columns] in that order as exact, its integers nearest to w / step within [-limit, limit] as
+/// plain, and exact - plain * step as missed; step [rows].
+void in_order(const OrderedRows& of, const float* w, const float* step, float limit, float* exact,
+              int8_t* plain, float* missed, unsigned threads);
+
+/// q [rows, columns] in the order that columns had before: those of `fed` in the rows where `takes`, else of
+/// `plain`, both in that order.
+void out_of_order(const OrderedRows& of, const int8_t* fed, const int8_t* plain, const bool* takes, int8_t* q,
+                  unsigned threads);
+
 /// sums [rows] of bits[q + 128] of q [rows, columns]; bits [256].
 void code_bits(const int8_t* q, size_t rows, size_t columns, const float* bits, float* sums,
                unsigned threads);

@@ -14,7 +14,7 @@ from torch import Tensor
 from slimrun.ops import _native
 from slimrun.ops.format.arithmetic import INT8_LEVELS, numpy
 from slimrun.ops.format.products import for_products
-from slimrun.ops.format.weights import extremes, round_to_grid
+from slimrun.ops.format.weights import extremes
 
 WIDE = 512  # columns that are rounded before all that follow hear of their errors: long products are fast
 ROWS = 2048  # that are rounded at once: what lies beside the weight is of so many
@@ -156,18 +156,17 @@ def feedback(
     row_price = (level**2 / (known.slope * steps.reshape(-1).square()).clamp_min(1e-30)).clamp_max(1.0)
     column_price = (a_bit / columns).to(torch.float32)
     factor = for_products(known.factor) if len(columns) > WIDE else known.factor
+    order, steps = known.order.to(torch.int32), steps.reshape(-1)
     values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for start in range(0, len(weight), ROWS):
         rows = slice(start, start + ROWS)
-        step, plain = steps[rows], round_to_grid(weight[rows], steps[rows], -limit, limit)[:, known.order]
-        exact = weight[rows][:, known.order].to(torch.float32)
-        missed = exact - plain * step
-        row = _RowPrices(step.reshape(-1), row_price[rows], column_price, bits, limit)
+        exact, plain, missed = _in_order(weight[rows], order, steps[rows], limit)
+        row = _RowPrices(steps[rows], row_price[rows], column_price, bits, limit)
         fed, cost, plain_cost = _fed_rows(exact, missed, known.factor, factor, row)
-        step_price = a_bit * row_price[rows] * step.reshape(-1).square()
+        step_price = a_bit * row_price[rows] * steps[rows].square()
         plain_cost += step_price * row_bits(plain, bits)
         cost += step_price * row_bits(fed, bits)
-        values[rows, known.order] = torch.where((cost <= plain_cost).unsqueeze(1), fed, plain)
+        values[rows] = _out_of_order(fed, plain, cost <= plain_cost, order)
     return values
 
 
@@ -186,6 +185,26 @@ class _RowPrices:
     column_price: Tensor  # float32 [k], in order
     bits: Tensor  # float32 [256]
     limit: int
+
+
+def _in_order(weight: Tensor, order: Tensor, steps: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(float32, nearest int8 on steps [n], float32 that these miss) of a weight [n, k], its columns in this order."""
+    given = (weight.to(torch.float32), order, steps)
+    rows, columns, step = (numpy(tensor.cpu()) for tensor in given)
+    exact, plain, missed = (
+        torch.empty(weight.shape, dtype=kind) for kind in (torch.float32, torch.int8, torch.float32)
+    )
+    out = exact.numpy(), plain.numpy(), missed.numpy(), torch.get_num_threads()
+    _native.in_order_into(rows, columns, step, limit, *out)
+    return exact.to(weight.device), plain.to(weight.device), missed.to(weight.device)
+
+
+def _out_of_order(fed: Tensor, plain: Tensor, takes: Tensor, order: Tensor) -> Tensor:
+    """int8 [n, k] with the columns where they were: rows of `fed` where one `takes` [n] it, else of `plain`."""
+    one, other, which, columns = (numpy(tensor.cpu()) for tensor in (fed, plain, takes, order))
+    values = torch.empty(fed.shape, dtype=torch.int8)
+    _native.out_of_order_into(one, other, which, columns, values.numpy(), torch.get_num_threads())
+    return values.to(fed.device)
 
 
 def _fed_rows(

@@ -11,15 +11,22 @@ from slimrun.ops.calibration.rdoq import moments
 from slimrun.ops.format import products
 
 
-@given(k=st.integers(1, 40), strip=st.sampled_from([1, 7, 16]), seed=st.integers(0, 99))
-def test_a_packed_moment_is_the_moment(k: int, strip: int, seed: int) -> None:
+@given(
+    k=st.integers(1, 40),
+    strip=st.sampled_from([1, 7, 16]),
+    gathered=st.sampled_from([1, 6, 10, 99]),
+    seed=st.integers(0, 99),
+)
+def test_a_packed_moment_is_the_moment(k: int, strip: int, gathered: int, seed: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(moments, "STRIP", strip)
+        patched.setattr(moments, "GATHERED", gathered)
         patched.setattr(products, "fast_bfloat16", lambda device: False)
         first, second = torch.randn(2, 5, k, generator=torch.Generator().manual_seed(seed)).unbind()
-        packed = torch.zeros(moments.packed_size(k))
-        moments.add_moment(packed, first)
-        moments.add_moment(packed, second)
+        moment = moments.Moment(first)
+        moment.add(first)
+        moment.add(second)
+        packed = moment.packed()
         expected = first.t() @ first + second.t() @ second
         torch.testing.assert_close(moments.unpacked(packed, k), expected, rtol=1e-4, atol=1e-5)
     assert len(packed) <= k * (k + strip) / 2

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from slimrun.ops import _native
 from slimrun.ops.calibration.rdoq.folding import balanced_scale, centred_scale
 from slimrun.ops.format.weights import round_to_grid
 from slimrun.ops.quant import feedback as method
@@ -202,3 +203,14 @@ def test_knobs_out_of_range_are_named() -> None:
         RDOQ(steps="column")
     with pytest.raises(ValueError, match=r"observer=auto needs tails"):
         RDOQ(observer="auto")
+
+
+def test_native_orders_name_each_column_once() -> None:
+    levels, taken, out = (
+        np.zeros(shape, kind) for shape, kind in (((2, 3), np.int8), (2, np.bool_), ((2, 3), np.int8))
+    )
+    for order in ([0, 1], [0, 1, 1], [0, 1, 3], [-1, 0, 1]):
+        with pytest.raises(ValueError, match="order: must name each column"):
+            _native.out_of_order_into(levels, levels, taken, np.array(order, np.int32), out, 1)
+    with pytest.raises(ValueError, match="takes: must have the rows"):
+        _native.out_of_order_into(levels, levels, taken[:1], np.arange(3, dtype=np.int32), out, 1)

@@ -26,7 +26,7 @@ from .gradient_walk import GradientWalk
 from .gradients import gradients
 from .head import CHUNK, head_gradient, surprise
 from .lookups import Lookups
-from .moments import POWER, add_moment, packed_size
+from .moments import POWER, Moment
 from .statistics import Statistics
 
 FISHER = "fisher"  # the kind of notes in the journal
@@ -58,7 +58,7 @@ class FisherStatistics:
         self.parts = parts
         self.room = room
         self.states: list[Tensor] = []  # of each sample, float32 [T, H]: the last hidden states
-        self._moments: dict[str, Tensor] = {}  # first -> packed, tokens weighted by squared gradients
+        self._moments: dict[str, Moment] = {}  # first -> tokens weighted by squared gradients
         self._weights: dict[str, Tensor] = {}  # first -> float32 [tokens of all samples], their weights
         self._reach: dict[str, Tensor] = {}  # first -> float32 [k], max|x|
         self._rows: dict[str, Tensor] = {}  # linear -> float32 [n], squared gradients
@@ -114,7 +114,7 @@ class FisherStatistics:
         arrays = {f"{name}.rows": rows for name, rows in self._rows.items()}
         for name, weights in self._weights.items():
             total = weights.sum().clamp_min(1e-30)
-            arrays[f"{name}.moment"] = self._moments[name].div_(total)
+            arrays[f"{name}.moment"] = self._moments[name].packed().div_(total)
             arrays[f"{name}.weights"] = weights / total
             arrays[f"{name}.reach"] = self._reach[name]
         if self._part + 1 == self.parts:
@@ -177,8 +177,8 @@ class FisherStatistics:
             if (name, index) in self._tokens:
                 weights = self._tokens.pop((name, index))
                 if name not in self._moments:
-                    self._moments[name] = x.new_zeros(packed_size(x.shape[1]))
-                add_moment(self._moments[name], x * weights.sqrt().unsqueeze(1))
+                    self._moments[name] = Moment(x)
+                self._moments[name].add(x * weights.sqrt().unsqueeze(1))
                 self._weights[name] = torch.cat([self._weights.get(name, weights[:0]), weights])
                 reach = x.abs().amax(dim=0)
                 self._reach[name] = torch.maximum(self._reach.get(name, reach), reach)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from slimrun.ops.format.products import for_products
 
 STRIP = 128  # rows
+GATHERED = 1024  # inputs that are worth passing the whole moment, which takes as long as the products of hundreds
 
 POWER = 0.5  # of squared gradients: with 1 a few dozen of 8000 tokens make up the sums, and steps go astray
 
@@ -37,6 +39,30 @@ def unpacked(packed: Tensor, k: int) -> Tensor:
         moment[rows, rows.start :] = strip
         moment[rows.start :, rows] = strip.t()
     return moment
+
+
+class Moment:
+    """The sum of x^T x of inputs x [T, k], packed; GATHERED at once are added, since all of it is passed then."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._sum = x.new_zeros(packed_size(x.shape[1]), dtype=torch.float32)
+        self._waiting: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Take inputs, which nobody may change any more."""
+        self._waiting.append(for_products(x))
+        if sum(map(len, self._waiting)) >= GATHERED:
+            self._add()
+
+    def packed(self) -> Tensor:
+        """The sum of all inputs so far."""
+        self._add()
+        return self._sum
+
+    def _add(self) -> None:
+        if self._waiting:
+            add_moment(self._sum, torch.cat(self._waiting))
+            self._waiting.clear()
 
 
 def _strips(k: int) -> Iterator[tuple[slice, slice]]:

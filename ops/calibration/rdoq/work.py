@@ -12,6 +12,7 @@ from .rounding import EVERY, MANY
 MEASURED = 3  # passes of a sample to measure or to tune: forward, forward again, and back
 CONVERTED = 2  # times that a part's weights are brought into the dtype of products: forward, and back
 FLOAT32 = 4  # bytes
+FACTORED = 4  # matrices as large as a moment at once
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Work:
         """Widths of the inputs, of which linears of one module that are equally wide are taken to share one."""
         shared = {(name.rpartition(".")[0], columns): columns for name, (_, columns) in self.linears.items()}
         return list(shared.values())
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the peak of factoring the widest moment: that and what it becomes, until its factor is there."""
+        return FACTORED * FLOAT32 * max(self.inputs, default=0) ** 2
 
     @property
     def disk(self) -> int:
