@@ -24,6 +24,7 @@ from slimrun.runner.workload import Guess, work_of
 
 AROUND = 1.25  # what attention, norms and activations take beside the products
 CHAIN = 13  # products number by number that a pass of rdoq takes beside the products, for each number of a linear
+FILED = 1.6  # times as long as making factors and rounding take both where moments, factors and integers lie in files
 SCARCE = 2  # times as long as in memory takes rounding or coding where what is freed goes back at once, to be cleared
 WIDEST = 4096  # columns of a moment whose factor is worth the time to make it
 TOLD = 2  # passes of a first text in which a model's blocks are told: as a whole, and part by part
@@ -111,12 +112,12 @@ class Forecast:
     def _rate_distortion(self, quantizer: RDOQ, tokens: npt.NDArray[Any]) -> float:
         """Statistics, factors, roundings, corrections and tuning: by their products, and the numbers beside."""
         work = rdoq.work_of(quantizer, self.covered, tokens.tolist())
-        fast = for_products(torch.zeros(1)).dtype
-        seconds = work.products / speed.operations(fast) + work.factors / speed.operations(torch.float32)
+        fast, columns = for_products(torch.zeros(1)).dtype, min(WIDEST, max(work.linears.values(), key=prod)[1])
+        seconds = work.products / speed.operations(fast)
         seconds += work.conversions * speed.converting() + CHAIN * work.states * speed.elementwise()
-        rounded = work.roundings * work.weights * self._scarce
-        columns = min(WIDEST, max(work.linears.values(), key=prod)[1])
-        return seconds + work.moments * speed.factoring(columns) + rounded * speed.feeding_back(columns)
+        factors = work.factors / speed.operations(torch.float32) + work.moments * speed.factoring(columns)
+        rounded = work.roundings * work.weights * speed.feeding_back(columns)
+        return seconds + FILED * (factors + rounded)
 
     def _work(self) -> Arrays:
         """Tokens of each pass, by task and of calibration, and steps by task: counted once, since it takes seconds."""

@@ -17,6 +17,7 @@ from slimrun.ops.format.products import for_products
 from slimrun.ops.format.weights import extremes
 
 WIDE = 512  # columns that are rounded before all that follow hear of their errors: long products are fast
+STRIP = 1024  # rows or columns of a triangular matrix that are multiplied at once
 ROWS = 2048  # that are rounded at once: what lies beside the weight is of so many
 GUARD = 126.5  # steps that the largest weight of a row may take
 PLAIN_PRICE = math.log(2) / 6  # -dD/dR of a uniform quantizer with entropy coding, in squared steps a bit
@@ -74,7 +75,7 @@ def column_costs(hessian: Tensor, damping: float) -> Tensor:
 
 def _most_important_last(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """(order of columns, most important first; the moment the other way round, in the dtype to factor it in)."""
-    if not math.isfinite(float(hessian.sum(dtype=torch.float64))):  # one pass, and no mask as large
+    if not bool(torch.stack(torch.aminmax(hessian)).isfinite().all()):  # one pass, and no mask as large
         raise ValueError("the second moment of the inputs holds NaN or infinity")
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     backwards = order.flip(0)
@@ -261,5 +262,11 @@ def _inverse(upper: Tensor) -> Tensor:
         return solved
     inverse = torch.zeros_like(upper)
     inverse[:half, :half], inverse[half:, half:] = _inverse(upper[:half, :half]), _inverse(upper[half:, half:])
-    torch.mm(inverse[:half, :half] @ upper[:half, half:], inverse[half:, half:], out=inverse[:half, half:]).neg_()
+    first, last, corner = inverse[:half, :half], inverse[half:, half:], torch.empty_like(upper[:half, half:])
+    for start in range(0, half, STRIP):  # of what is zero below the diagonal nothing is multiplied
+        rows = slice(start, min(start + STRIP, half))
+        torch.mm(first[rows, start:], upper[start:half, half:], out=corner[rows])
+    for start in range(0, k - half, STRIP):
+        end = min(start + STRIP, k - half)
+        torch.mm(corner[:, :end], last[:end, start:end], out=inverse[:half, half + start : half + end]).neg_()
     return inverse

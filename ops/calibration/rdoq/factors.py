@@ -44,8 +44,13 @@ class Factors:
             log.info("%s: goes on after %d inputs, where it was stopped", FACTORS, len(self._inputs))
 
     def __setitem__(self, first: str, known: Importance) -> None:
-        factor = self.room.keep(known.factor.cpu().contiguous())
+        factor = known.factor.cpu().contiguous()
         self._inputs[first] = {"factor": factor, "columns": known.columns, "order": known.order}
+        self._new.append(first)
+        if self.journal.due:
+            self._note()  # whose file has it then
+        else:
+            self._inputs[first]["factor"] = self.room.keep(factor)
 
     def __contains__(self, name: str) -> bool:
         return name in self.rows or name in self._inputs
@@ -67,9 +72,6 @@ class Factors:
         first, rows = self.rows[name]
         if first not in self._inputs and self.factor is not None:
             self[first] = self.factor(first, rows)
-            self._new.append(first)
-            if self.journal.due:
-                self._note()
             give_back()
         return self._inputs[first]
 
