@@ -12,13 +12,15 @@ namespace slimrun {
 namespace {
 
 constexpr size_t kElements = size_t{1} << 16;  // of a part; to start a thread takes as long as half of one
+constexpr uint64_t kParts =
+    8;  // worth a thread: the core may be one on which OpenMP's waits for its next work
 
 /// Calls work(first, count) for parts of so many items, each of so many elements, on up to `threads` threads.
 template <class Work>
 void in_parts(size_t items, size_t elements, unsigned threads, const Work& work) {
     const size_t part = std::max<size_t>(1, kElements / std::max<size_t>(1, elements));
     const uint64_t parts = (items + part - 1) / part;
-    run_tasks(parts, worker_count(threads, parts / 2), [&](size_t, uint64_t task) -> const char* {
+    run_tasks(parts, worker_count(threads, parts / kParts), [&](size_t, uint64_t task) -> const char* {
         const size_t first = static_cast<size_t>(task) * part;
         work(first, std::min(part, items - first));
         return nullptr;
