@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .moments import POWER, add_moment, packed_size
+from .moments import POWER, Moment
 
 MOMENT, WEIGHTS = "embeddings.moment", "embeddings.weights"  # of `Lookups.arrays`
 
@@ -14,7 +14,7 @@ class Lookups:
     """The gradients that come back to the embeddings: their second moment, and each token's weight."""
 
     def __init__(self) -> None:
-        self._moment: Tensor | None = None  # packed [H, H], tokens weighted as inputs of linears are
+        self._moment: Moment | None = None  # [H, H], tokens weighted as inputs of linears are
         self._weights: dict[int, Tensor] = {}  # sample -> float32 [T]
 
     def add(self, sample: int, gradient: Tensor) -> None:
@@ -22,8 +22,8 @@ class Lookups:
         rows = gradient.detach().float().flatten(0, -2)
         lengths = rows.square().sum(dim=1).clamp_min(1e-30)
         if self._moment is None:
-            self._moment = rows.new_zeros(packed_size(rows.shape[1]))
-        add_moment(self._moment, rows * lengths.pow((POWER - 1) / 2).unsqueeze(1))
+            self._moment = Moment(rows)
+        self._moment.add(rows * lengths.pow((POWER - 1) / 2).unsqueeze(1))
         self._weights[sample] = lengths.pow(POWER)
 
     def arrays(self) -> dict[str, Tensor]:
@@ -31,4 +31,4 @@ class Lookups:
         if self._moment is None:
             return {}
         weights = torch.cat([self._weights[sample] for sample in sorted(self._weights)])
-        return {MOMENT: self._moment / weights.sum(), WEIGHTS: weights}
+        return {MOMENT: self._moment.packed() / weights.sum(), WEIGHTS: weights}

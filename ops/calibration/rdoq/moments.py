@@ -23,14 +23,6 @@ def packed_size(k: int) -> int:
     return sum(where.stop - where.start for _, where in _strips(k))
 
 
-def add_moment(packed: Tensor, x: Tensor) -> None:
-    """Add x^T x of x [T, k] to a packed moment."""
-    k = x.shape[1]
-    columns = for_products(x.t())
-    for rows, where in _strips(k):
-        packed[where].view(-1, k - rows.start).add_(nn.functional.linear(columns[rows], columns[rows.start :]))
-
-
 def unpacked(packed: Tensor, k: int) -> Tensor:
     """The whole moment [k, k]."""
     moment = packed.new_empty(k, k)
@@ -42,9 +34,9 @@ def unpacked(packed: Tensor, k: int) -> Tensor:
 
 
 class Moment:
-    """The sum of x^T x of inputs x [T, k], packed; GATHERED at once are added, since all of it is passed then."""
+    """The sum of x^T x of rows x [T, k], packed; GATHERED at once are added, since all of it is passed then."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor) -> None:  # of such rows, where these are
         self._sum = x.new_zeros(packed_size(x.shape[1]), dtype=torch.float32)
         self._waiting: list[Tensor] = []
 
@@ -60,9 +52,14 @@ class Moment:
         return self._sum
 
     def _add(self) -> None:
-        if self._waiting:
-            add_moment(self._sum, torch.cat(self._waiting))
-            self._waiting.clear()
+        if not self._waiting:
+            return
+        columns = torch.cat(self._waiting).t()
+        k = len(columns)
+        for rows, where in _strips(k):
+            strip = nn.functional.linear(columns[rows], columns[rows.start :])
+            self._sum[where].view(-1, k - rows.start).add_(strip)
+        self._waiting.clear()
 
 
 def _strips(k: int) -> Iterator[tuple[slice, slice]]:

@@ -23,7 +23,7 @@ from slimrun.ops.quant.feedback import importance
 from .factors import Factors
 from .head import CHUNK, Teacher, divergence
 from .lookups import MOMENT, WEIGHTS
-from .moments import POWER, add_moment, packed_size, unpacked
+from .moments import POWER, Moment, unpacked
 from .statistics import Statistics
 
 EXPECTED = 1.0  # how much what the model expects counts beside what came
@@ -110,7 +110,7 @@ class Tables:
 def head_cost(teacher: Teacher, weight: Tensor) -> tuple[Cost, Tensor]:
     """(what errors in the head [V, H] cost, how often the model expects each token [V]) on the teacher's samples."""
     count, width = weight.shape
-    packed = weight.new_zeros(packed_size(width), dtype=torch.float32)
+    moment = Moment(weight)
     rows, expected = (weight.new_zeros(count, dtype=torch.float32) for _ in range(2))
     total = squared = 0.0
     for states in teacher.states:
@@ -119,12 +119,14 @@ def head_cost(teacher: Teacher, weight: Tensor) -> tuple[Cost, Tensor]:
             variance = shares * (1 - shares)
             lengths = variance.sum(dim=1).clamp_min(1e-30)  # of the gradient at the logits, squared, in expectation
             weights = lengths.pow(POWER)
-            add_moment(packed, part.to(packed) * weights.sqrt().unsqueeze(1))
+            moment.add(part.to(weights) * weights.sqrt().unsqueeze(1))
             rows += lengths.pow(POWER - 1) @ variance
             expected += shares.sum(dim=0)
             total += float(weights.sum())
             squared += float(lengths.sum())
-    return Cost(rows, unpacked(packed / total, width), squared / total), expected / sum(map(len, teacher.states))
+    return Cost(rows, unpacked(moment.packed() / total, width), squared / total), expected / sum(
+        map(len, teacher.states)
+    )
 
 
 def lookup_cost(
